@@ -1,0 +1,88 @@
+"""Files that are whole or not there, and folders that can be written to."""
+
+import errno
+import json
+import os
+from contextlib import contextmanager
+from pathlib import Path
+
+from moco.cli import UserError
+
+TEMPORARY = ".part"  # the ending of a file that is being written
+
+
+@contextmanager
+def whole(path):
+    """Give the name of a temporary file to write, and make it path once it is written: whole, or not at all.
+
+    The data and then the folder are flushed to disk, so that not even a power cut leaves half a file under the final
+    name. The temporary name keeps the ending of path, from which many writers take the format. A disk that is full or
+    may not be written to is a UserError that names path.
+    """
+    path = Path(path)
+    part = path.with_name(f".{path.stem}.{os.getpid()}{TEMPORARY}{path.suffix}")
+    try:
+        yield part
+        with open(part, "rb+") as file:
+            os.fsync(file.fileno())
+        os.replace(part, path)
+        _flush_folder(path.parent)
+    except OSError as error:
+        part.unlink(missing_ok=True)
+        if error.errno in _DISK_ERRORS:
+            raise UserError(f"cannot write {path}: {os.strerror(error.errno)}; {_DISK_ERRORS[error.errno]}") from error
+        raise
+    except BaseException:
+        part.unlink(missing_ok=True)
+        raise
+
+
+_DISK_ERRORS = {
+    errno.ENOSPC: "free some space and start again",
+    errno.EDQUOT: "your quota is used up: free some space and start again",
+    errno.EROFS: "choose another folder",
+    errno.EACCES: "choose another folder or change its permissions",
+    errno.EPERM: "choose another folder or change its permissions",
+}
+
+
+def _flush_folder(folder):
+    if os.name == "nt":  # a folder cannot be opened there
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def clear_leftovers(folder):
+    """Remove the temporary files that a killed run left in folder."""
+    for part in Path(folder).glob(f".*{TEMPORARY}*"):
+        part.unlink(missing_ok=True)
+
+
+def write_json(path, value):
+    """Write value to path as readable JSON, whole or not at all."""
+    with whole(path) as part:
+        part.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
+
+
+def output_folder(path):
+    """The folder path as a Path, made if it is missing; UserError where that cannot be, or nothing may be written."""
+    path = Path(path)
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"cannot make the folder {path}: {error.strerror}; choose another --save-dir") from error
+    if not os.access(path, os.W_OK | os.X_OK):
+        raise UserError(f"the folder {path} may not be written to; choose another --save-dir")
+    return path
+
+
+def claim(path, overwrite):
+    """path as a Path, if it may be written: UserError where it exists and overwrite is false."""
+    path = Path(path)
+    if path.exists() and not overwrite:
+        raise UserError(f"{path} exists; give --overwrite to replace it, or another --save-dir")
+    return path

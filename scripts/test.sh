@@ -1,0 +1,9 @@
+#!/usr/bin/env bash
+# Set up, lint, and run all tests; arguments go to pytest:
+#     bash scripts/test.sh [-k reader]
+set -euo pipefail
+CDPATH='' cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.."
+
+bash scripts/setup.sh tests/requirements.txt
+.venv/bin/python -m ruff check .
+.venv/bin/python -m pytest "$@"

@@ -1,0 +1,176 @@
+"""Safe reading of any checkpoint of this family, and writing that leaves no half file."""
+
+import pickle
+import warnings
+import zipfile
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from moco import files, models
+from moco.cli import UserError
+
+# The released files hold 0-d NumPy arrays, pickled under the name that NumPy's core had in 2020.
+NUMPY_GLOBALS = [
+    (np.empty(0).__reduce__()[0], "numpy.core.multiarray._reconstruct"),
+    np.ndarray,
+    np.dtype,
+    type(np.dtype("f4")),
+]
+
+
+class CheckpointError(UserError):
+    """A checkpoint that is missing, damaged, unsafe, or does not fit; the message names the file and the reason."""
+
+
+def read(path):
+    """What the file at path holds, its tensors on the CPU; nothing in it is ever run.
+
+    CheckpointError for a file that is missing, damaged (zip files are checked byte for byte) or holds code.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise CheckpointError(f"there is no checkpoint {path}; check the path")
+    try:
+        if zipfile.is_zipfile(path):
+            with zipfile.ZipFile(path) as archive:
+                if damaged := archive.testzip():
+                    raise CheckpointError(f"the checkpoint {path} is damaged (in {damaged}); fetch or make it anew")
+        with torch.serialization.safe_globals(NUMPY_GLOBALS), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of torch's own storage classes, which the legacy format needs
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except CheckpointError:
+        raise
+    except PermissionError as error:
+        raise CheckpointError(f"the checkpoint {path} may not be read; change its permissions") from error
+    except Exception as error:  # what torch raises for damaged files ranges from struct.error to IndexError
+        if isinstance(error, pickle.UnpicklingError) and "GLOBAL " in str(error):
+            reason = str(error).split("GLOBAL ")[1].split(" ")[0]
+            raise CheckpointError(f"the checkpoint {path} is refused: it asks to run code ({reason})") from error
+        reason = str(error).strip().split("\n")[0][:100] or type(error).__name__
+        raise CheckpointError(f"{path} is damaged or no checkpoint ({reason}); fetch or make it anew") from error
+
+
+def write(path, content):
+    """Write content (a dict of plain types and tensors) to path, whole or not at all; UserError on a full disk."""
+    with files.whole(path) as part, open(part, "wb") as file:
+        try:
+            torch.save(content, file)
+        except RuntimeError as error:  # torch hides the disk's own error behind one about positions
+            raise error.__context__ if isinstance(error.__context__, OSError) else error from None
+
+
+@dataclass
+class Weights:
+    """A network's weights as a checkpoint holds them.
+
+    state: name -> tensor, without the prefixes of DataParallel and MoCo. arch: torchvision's name. n_out: outputs of
+    the head; None where the file has no classification head. classes: folder names of the outputs, if stored.
+    """
+
+    path: Path
+    state: dict
+    arch: str
+    n_out: int | None
+    classes: list | None = None
+    extra: dict = field(default_factory=dict)
+
+
+def weights(path, arch=None):
+    """The Weights in the checkpoint at path: released, ours, MoCo's query encoder, or a bare state dict.
+
+    arch: the architecture, where the user names one; else the one stored, else the one whose trunk fits exactly.
+    """
+    content = read(path)
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{path} holds no weights but a {type(content).__name__}; give a checkpoint")
+    state = content.get("model_state_dict", content.get("state_dict", content))
+    if not (isinstance(state, dict) and state and all(isinstance(value, torch.Tensor) for value in state.values())):
+        raise CheckpointError(f"{path} holds no weights (its keys: {', '.join(map(str, content))[:100]})")
+    state = {name.removeprefix("module."): value for name, value in state.items()}
+    is_moco = any(name.startswith("encoder_q.") for name in state)
+    if is_moco:
+        state = {name.removeprefix("encoder_q."): value for name, value in state.items() if "encoder_q." in name}
+    stored = content if state is not content and "arch" in content else {}
+    arch = arch or stored.get("arch") or _fitting_arch(path, state)
+    head = _head_name(arch)
+    if head == "classifier" and "classifier.1.weight" in state:  # torchvision's own files count the dropout layer
+        state = {name.replace("classifier.1.", "classifier."): value for name, value in state.items()}
+    if is_moco:
+        state = {name: value for name, value in state.items() if not name.startswith(head + ".")}
+    head_weight = state.get(f"{head}.weight")
+    n_out = None if head_weight is None else len(head_weight)
+    extra = {} if state is content else {key: content[key] for key in ("epoch", "acc1_list") if key in content}
+    return Weights(Path(path), state, arch, n_out, stored.get("classes"), extra)
+
+
+def _meta_model(arch, n_out=1):
+    """An architecture without memory for its weights: names and shapes only."""
+    with torch.device("meta"):
+        return models.build(arch, n_out)
+
+
+def _head_name(arch):
+    return models.head_name(_meta_model(arch))
+
+
+def _fitting_arch(path, state):
+    """The architecture of the family whose trunk has exactly the names and shapes of state."""
+    for arch in models.FAMILY:
+        model = _meta_model(arch)
+        head = models.head_name(model) + "."
+        trunk = {name: value.shape for name, value in model.state_dict().items() if not name.startswith(head)}
+        if trunk == {name: value.shape for name, value in state.items() if not name.startswith(head)}:
+            return arch
+    raise CheckpointError(f"{path} fits none of {', '.join(models.FAMILY)}; name its architecture with --model")
+
+
+def fill(model, found, drop_head=False):
+    """Load the Weights found into model, exactly; with drop_head its head keeps the weights it has.
+
+    CheckpointError that lists what is missing, left over or of another shape.
+    """
+    head = models.head_name(model) + "."
+    own = model.state_dict()
+    wanted = {name for name in own if not (drop_head and name.startswith(head))}
+    given = {name for name in found.state if not (drop_head and name.startswith(head))}
+    shapes = [
+        f"{name} is {tuple(found.state[name].shape)} and not {tuple(own[name].shape)}"
+        for name in sorted(wanted & given)
+        if found.state[name].shape != own[name].shape
+    ]
+    faults = [f"{name} is missing" for name in sorted(wanted - given)]
+    faults += [f"{name} is left over" for name in sorted(given - wanted)] + shapes
+    if faults:
+        more = f", and {len(faults) - 4} more" if len(faults) > 4 else ""
+        raise CheckpointError(f"{found.path} does not fit {found.arch}: {'; '.join(faults[:4])}{more}")
+    model.load_state_dict({**own, **{name: found.state[name] for name in wanted}})
+    return model
+
+
+def load(path, arch=None, n_out=None):
+    """The model in the checkpoint at path and its Weights, head included where the file has one.
+
+    n_out: what the user says the head has; CheckpointError if it is not so. A file without a head (MoCo's) gives a
+    model with a random head of n_out outputs (1000 if None).
+    """
+    found = weights(path, arch)
+    if n_out is not None and found.n_out is not None and n_out != found.n_out:
+        raise CheckpointError(f"--n_out {n_out} does not fit {path}: its head has {found.n_out} outputs")
+    model = models.build(found.arch, found.n_out or n_out or 1000)
+    return fill(model, found, drop_head=found.n_out is None), found
+
+
+def source(name, arch=None, n_out=None):
+    """The model that a user names: 'random', 'imagenet' (also ''), or the path of a checkpoint; with its Weights.
+
+    arch: MobileNetV2 as published for the first two, read from the checkpoint for the third, unless it is named.
+    n_out: outputs of the head. The Weights are None for 'random' and 'imagenet'.
+    """
+    if name == "random":
+        return models.build(arch or "mobilenet_v2", n_out), None
+    if name in ("imagenet", ""):
+        return models.build(arch or "mobilenet_v2", weights="DEFAULT"), None
+    return load(name, arch, n_out)

@@ -1,0 +1,101 @@
+"""Architectures by name: a torchvision trunk with one linear head, cut where it is wanted."""
+
+import torch
+from torch import nn
+from torchvision import models as torchvision_models
+
+from moco.cli import UserError
+
+PUBLISHED = ("resnet50", "resnext101_32x8d", "resnext50_32x4d", "mobilenet_v2")
+FAMILY = (*PUBLISHED, "resnet18", "resnet34", "resnet101", "resnet152", "wide_resnet50_2", "wide_resnet101_2")
+
+
+def known(arch):
+    """arch, if torchvision has a classification architecture of this name; UserError if not (an argparse type)."""
+    names = torchvision_models.list_models(module=torchvision_models)
+    if arch not in names:
+        raise UserError(f"no architecture is called {arch}; published: {', '.join(PUBLISHED)}; all: {', '.join(names)}")
+    return arch
+
+
+def build(arch, n_out=None, weights=None):
+    """A torchvision architecture whose head is one linear layer with n_out outputs and no dropout before it.
+
+    n_out: None keeps torchvision's own 1000 outputs. weights: None for random ones, "DEFAULT" or a torchvision weights name (downloaded once, then cached by torch).
+    """
+    options = {"aux_logits": False, "init_weights": not weights} if arch in ("googlenet", "inception_v3") else {}
+    model = torchvision_models.get_model(known(arch), weights=weights, **options)
+    if isinstance(getattr(model, "classifier", None), nn.Sequential) and _is_dropout_and_linear(model.classifier):
+        model.classifier = model.classifier[-1]
+    if n_out is not None:
+        name = head_name(model)
+        model.set_submodule(name, nn.Linear(model.get_submodule(name).in_features, n_out))
+    return model
+
+
+def _is_dropout_and_linear(layers):
+    return len(layers) == 2 and isinstance(layers[0], nn.Dropout) and isinstance(layers[1], nn.Linear)
+
+
+def head_name(model):
+    """The name of model's head, its last linear layer: 'fc' of a ResNet, 'classifier' of MobileNetV2."""
+    linear = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
+    if not linear:
+        raise UserError(f"{type(model).__name__} has no linear head; choose another architecture")
+    return linear[-1]
+
+
+def head(model):
+    """model's head, an nn.Linear."""
+    return model.get_submodule(head_name(model))
+
+
+def trunk(model):
+    """model without its head: images (N, 3, H, W) to features (N, C). Changes model in place and returns it."""
+    model.set_submodule(head_name(model), nn.Identity())
+    return model
+
+
+def spatial_trunk(model):
+    """The part of model that ends in the last spatial maps: images (N, 3, H, W) to maps (N, C, H/32, W/32).
+
+    The mean of these maps over space is what the head sees, which class activation maps rest on. UserError for an
+    architecture that has no such maps.
+    """
+    if hasattr(model, "layer4"):
+        stages = ("conv1", "bn1", "relu", "maxpool", "layer1", "layer2", "layer3", "layer4")
+        return nn.Sequential(*(getattr(model, stage) for stage in stages))
+    if isinstance(model, (torchvision_models.MobileNetV2, torchvision_models.EfficientNet)):
+        return model.features
+    raise UserError(
+        f"{type(model).__name__} has no last spatial maps that a linear head averages; "
+        "choose MobileNetV2, a ResNet or a ResNeXt"
+    )
+
+
+def freeze(module):
+    """Stop all learning in module: no gradients, batch norm and dropout as in evaluation. Returns module."""
+    return module.requires_grad_(False).eval()
+
+
+def adapt_batch_norm(model, batches):
+    """Replace model's batch-norm statistics by those of the images in batches, each batch weighted by its images.
+
+    An untrained network still has the statistics 0 and 1; with those of real images its random features are a fair
+    baseline. batches: iterable of images (N, 3, H, W). Leaves model in eval mode.
+    """
+    norms = [module for module in model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
+    momenta = [norm.momentum for norm in norms]
+    for norm in norms:
+        norm.reset_running_stats()
+    model.train()
+    seen = 0
+    with torch.no_grad():
+        for images in batches:
+            seen += len(images)
+            for norm in norms:
+                norm.momentum = len(images) / seen  # makes the running statistics the mean over all images so far
+            model(images)
+    for norm, momentum in zip(norms, momenta, strict=True):
+        norm.momentum = momentum
+    return model.eval()

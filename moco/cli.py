@@ -7,6 +7,8 @@ import time
 
 from tqdm import tqdm
 
+HIDDEN = argparse.SUPPRESS  # the help of a flag that is kept for old command lines only
+
 
 class UserError(Exception):
     """Something the user can mend: the message names the file or flag and says what to do."""
@@ -101,16 +103,22 @@ def shared_flags(parser, *names):
 
 
 class Progress:
-    """A bar on a terminal; in a batch log a plain line every so many seconds.
+    """A bar on a terminal; in a batch log a plain line every so many seconds and at the end.
 
-    total: how many units there are (None: unknown). unit: the word for one. note: text shown behind the numbers.
+    total: how many units there are (None: unknown), of which start are done already. unit: the word for one. note:
+    text shown behind the numbers. seconds: None for no lines but those that line() asks for. show: False prints
+    nothing at all.
     """
 
-    def __init__(self, total, what, unit, seconds=60):
-        self.bar = tqdm(total=total, desc=what, unit=unit, disable=None, dynamic_ncols=True, unit_scale=True)
+    def __init__(self, total, what, unit, seconds=60, start=0, show=True):
+        self.bar = tqdm(
+            total=total, initial=start, desc=what, unit=unit, unit_scale=True, dynamic_ncols=True,
+            disable=None if show else True,
+        )  # fmt: skip
+        self.log = show and self.bar.disable
         self.total, self.what, self.unit, self.seconds = total, what, unit, seconds
-        self.done, self.note, self.start = 0, "", time.monotonic()
-        self.printed = self.start
+        self.done, self.start, self.note, self.began = start, start, "", time.monotonic()
+        self.printed = self.began
 
     def update(self, n=1, note=None):
         """Count n more units as done; note replaces the text behind the numbers."""
@@ -119,33 +127,33 @@ class Progress:
             self.note = note
             self.bar.set_postfix_str(note, refresh=False)
         self.bar.update(n)
-        if self.bar.disable and time.monotonic() - self.printed >= self.seconds:
-            self._line()
+        if self.seconds is not None and time.monotonic() - self.printed >= self.seconds:
+            self.line()
+
+    def line(self):
+        """Print the present state, in a log."""
+        self.printed = time.monotonic()
+        if self.log:
+            layout = "{desc}: {n_fmt}/{total_fmt} {unit} in {elapsed}, {rate_fmt}{postfix}"
+            print(
+                tqdm.format_meter(
+                    self.done, self.total, self.printed - self.began, prefix=self.what, unit=self.unit, unit_scale=True,
+                    initial=self.start, bar_format=layout, postfix=self.note or None,
+                ),
+                flush=True,
+            )  # fmt: skip
 
     def say(self, text):
         """Print a line without breaking the bar."""
-        if self.bar.disable:
+        if self.log:
             print(text, flush=True)
         else:
             self.bar.write(text)
 
     def close(self):
         """End the bar; in a log print the last state."""
-        if self.bar.disable:
-            self._line()
+        self.line()
         self.bar.close()
-
-    def _line(self):
-        now = time.monotonic()
-        print(
-            tqdm.format_meter(
-                self.done, self.total, now - self.start, prefix=self.what, unit=self.unit, unit_scale=True,
-                bar_format="{desc}: {n_fmt}/{total_fmt}{unit} in {elapsed}, {rate_fmt}{postfix}",
-                postfix=self.note or None,
-            ),
-            flush=True,
-        )  # fmt: skip
-        self.printed = now
 
     def __enter__(self):
         return self

@@ -62,10 +62,15 @@ def clear_leftovers(folder):
         part.unlink(missing_ok=True)
 
 
+def write_text(path, text):
+    """Write text to path, whole or not at all."""
+    with whole(path) as part:
+        part.write_text(text, encoding="utf-8")
+
+
 def write_json(path, value):
     """Write value to path as readable JSON, whole or not at all."""
-    with whole(path) as part:
-        part.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
+    write_text(path, json.dumps(value, indent=1) + "\n")
 
 
 def output_folder(path):

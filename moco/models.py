@@ -21,7 +21,8 @@ def known(arch):
 def build(arch, n_out=None, weights=None):
     """A torchvision architecture whose head is one linear layer with n_out outputs and no dropout before it.
 
-    n_out: None keeps torchvision's own 1000 outputs. weights: None for random ones, "DEFAULT" or a torchvision weights name (downloaded once, then cached by torch).
+    n_out: None keeps torchvision's own 1000 outputs. weights: None for random ones, "DEFAULT" or the name of
+    torchvision weights, which are downloaded once and then cached by torch.
     """
     options = {"aux_logits": False, "init_weights": not weights} if arch in ("googlenet", "inception_v3") else {}
     model = torchvision_models.get_model(known(arch), weights=weights, **options)

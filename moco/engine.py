@@ -1,0 +1,117 @@
+"""One pass over the data: train or evaluate, on any device, in any precision."""
+
+import time
+from contextlib import nullcontext
+
+import torch
+from torch.nn import functional
+
+from moco import cli, distributed
+
+
+def precision(name, device, arch, compiled=False):
+    """The dtype that --precision stands for in training; auto is bf16 where that is faster.
+
+    On a CPU that is one with bf16 instructions, where a ResNeXt's grouped convolutions gain only when compiled.
+    """
+    if name != "auto":
+        return {"fp32": torch.float32, "bf16": torch.bfloat16}[name]
+    if device.type == "cuda":
+        faster = torch.cuda.is_bf16_supported(including_emulation=False)
+    else:
+        has_bf16 = device.type == "cpu" and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+        faster = has_bf16 and (compiled or not arch.startswith("resnext"))
+    return torch.bfloat16 if faster else torch.float32
+
+
+def autocast(device, dtype):
+    """The context in which a forward pass computes in dtype."""
+    return nullcontext() if dtype == torch.float32 else torch.autocast(device.type, dtype)
+
+
+def prepare(model, place, compiled=False):
+    """model ready to train: on its device, channels last, parallel, compiled if asked for."""
+    torch.backends.cudnn.benchmark = True  # all steps but the last have one shape
+    model = model.to(memory_format=torch.channels_last)
+    if compiled:
+        model.compile()
+    return distributed.wrap(model, place)
+
+
+def classify(model, images, targets):
+    """The forward pass of a classifier: (logits, targets)."""
+    return model(images), targets
+
+
+def train(run, model, batches, optimizer, dtype, print_freq, forward=classify):
+    """Train the run's present epoch to its end by cross-entropy; returns its record.
+
+    forward(model, images, targets) gives (logits, targets): all our learners differ in it alone. Nothing in a step
+    waits for the device; sums stay there until somebody looks at them.
+    """
+    model.train()
+    place, clock = run.place, Clock()
+    with cli.Progress(len(batches), f"epoch {run.epoch}", "steps", None, run.step, place.main) as bar:
+        for images, targets, _ in clock.watch(batches.epoch(run.epoch, run.step)):
+            run.seed_step()
+            with autocast(place.device, dtype):
+                logits, targets = forward(model, images, targets)
+            loss = functional.cross_entropy(logits.float(), targets)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            count(run.totals, loss.detach(), logits.detach(), targets, run.step)
+            clock.images += len(targets) * place.world
+            bar.update()
+            run.after_step()
+            if run.step % print_freq == 0:
+                record = {"epoch": run.epoch, "step": run.step, **run.averages(), **clock.speed()}
+                run.log(record)
+                bar.update(0, describe(record))
+                bar.line()
+        record = {"epoch": run.epoch, **run.averages(), **clock.speed()}
+        bar.update(0, describe(record))
+    if record["waiting"] > 1 / 3:
+        run.say("a third of the time went by waiting for data: give more --workers, or --augment-on device with a GPU")
+    return record
+
+
+def count(totals, loss, logits, targets, step):
+    """Add a step to totals (5,): sum of losses, correct among the first 1 and 5, images, first step not finite."""
+    hits = logits.topk(min(5, logits.shape[1])).indices == targets[:, None]
+    totals[0] += loss * len(targets)
+    totals[1] += hits[:, 0].sum()
+    totals[2] += hits.sum()
+    totals[3] += len(targets)
+    totals[4] = torch.where((totals[4] == 0) & ~loss.isfinite(), step + 1, totals[4])
+
+
+def describe(record):
+    """A record of training in a user's words."""
+    return (
+        f"loss {record['loss']:.3f}, top-1 {record['acc1']:.1f} %, top-5 {record['acc5']:.1f} %, "
+        f"{record['images_per_second']:.0f} images/s, {record['waiting']:.0%} waiting for data"
+    )
+
+
+class Clock:
+    """How fast images go by, and what share of the time is spent waiting for them."""
+
+    def __init__(self):
+        self.images, self.waited, self.start = 0, 0.0, time.monotonic()
+
+    def watch(self, batches):
+        """batches, with the time spent waiting for each one counted."""
+        batches = iter(batches)
+        while True:
+            asked = time.monotonic()
+            batch = next(batches, None)
+            self.waited += time.monotonic() - asked
+            if batch is None:
+                return
+            yield batch
+
+    def speed(self):
+        """Images a second and the share of waiting, since the start."""
+        spent = time.monotonic() - self.start
+        return {"images_per_second": self.images / spent, "waiting": self.waited / spent}

@@ -1,0 +1,287 @@
+"""One training run in its folder: flags, log, checkpoints, resume, stop signals."""
+
+import json
+import os
+import platform
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import distributed as dist
+
+from moco import checkpoint, distributed, files
+from moco.cli import UserError, number
+
+TRY_AGAIN = 75  # exit status of a run that was told to stop and saved: 'start me again with --resume'
+LOOK = 100  # steps between two looks at the loss; each look waits for the device
+MAY_DIFFER = {  # flags that do not change what is learned; data is compared by its classes and number of images
+    *("data", "save_dir", "resume", "override", "overwrite", "model_path", "start_epoch", "epochs", "save_minutes"),
+    *("print_freq", "workers", "device", "world_size", "rank", "dist_url", "dist_backend", "gpu"),
+    *("multiprocessing_distributed", "processes_per_node"),
+}
+
+
+class Run:
+    """What a training run keeps: its position, the epochs so far, and all its files. Only rank 0 prints and writes.
+
+    epoch, step: where to go on. records: one dict for every finished epoch. totals: (5,) on the device, over this
+    process's steps of this epoch: sum of losses, correct among the first 1 and first 5, images, and the number of the
+    first step whose loss was not finite, from 1.
+
+    pattern: name of an epoch's checkpoint, such as "resnet50_epoch_{}.tar". facts: what a reader of a checkpoint must
+    know (arch, n_out, classes) and what must be the same to continue (images).
+    """
+
+    @staticmethod
+    def add_flags(parser):
+        """Add the flags by which a run is saved and continued to parser."""
+        add = parser.add_argument
+        add(
+            "--resume",
+            nargs="?",
+            const="last",
+            metavar="PATH",
+            help="continue a run: from PATH, or without one from what --save-dir holds, or else start new",
+        )
+        add("--override", action="store_true", help="let --resume take flags that differ from the first start's")
+        add("--start-epoch", type=number(int, 0), default=0, help="first epoch, for a file that does not say its own")
+        add("--save-minutes", type=number(float, 0), default=30, help="minutes between two saves in mid-epoch")
+
+    def __init__(self, args, place, model, optimizer, pattern, facts):
+        self.args, self.place, self.model, self.optimizer = args, place, model, optimizer
+        self.folder, self.pattern, self.facts = Path(args.save_dir), pattern, facts
+        self.epoch, self.step, self.records = args.start_epoch, 0, []
+        self.totals = torch.zeros(5, dtype=torch.float32 if place.device.type == "mps" else torch.float64)
+        self.stopped_by = 0
+        for stop in distributed.STOP_SIGNALS:
+            signal.signal(stop, self._note_signal)
+        self.host_group = dist.new_group(backend="gloo") if place.world > 1 else None  # never waits for a GPU
+        if not (args.resume and self._resume(args.resume)):
+            self._start_new()
+        self.totals = self.totals.to(place.device)
+        self.saved = time.monotonic()
+
+    def _note_signal(self, number, frame):
+        self.stopped_by = number
+
+    def say(self, text):
+        """Print text, once among all processes."""
+        if self.place.main:
+            print(text, flush=True)
+
+    # --- the course of a run
+
+    def epochs(self):
+        """The numbers of the epochs still to do."""
+        if self.epoch >= self.args.epochs:
+            self.say(f"nothing to do: {self.folder} has all {self.args.epochs} epochs; --epochs may grow")
+        return range(self.epoch, self.args.epochs)
+
+    def seed_step(self):
+        """Seed torch for the next step, so that a resumed run draws what the undisturbed one would have drawn."""
+        position = [self.args.seed, self.epoch, self.step, self.place.rank]
+        torch.manual_seed(int(np.random.SeedSequence(position).generate_state(1, np.uint64)[0]))
+
+    def averages(self):
+        """Mean loss, top-1 % and top-5 % over the images of this epoch so far, of all processes."""
+        self.check_loss()
+        loss, top1, top5, images, _ = distributed.total(self.totals, self.place).tolist()
+        return {"loss": loss / images, "acc1": 100 * top1 / images, "acc5": 100 * top5 / images, "images": int(images)}
+
+    def check_loss(self):
+        """UserError if a loss of this epoch was not finite."""
+        if bad := int(self.totals[4]):
+            self._stop_not_finite(f"the loss is not finite from step {bad}")
+
+    def _stop_not_finite(self, what):
+        raise UserError(
+            f"{what} of epoch {self.epoch}: try a lower --lr or --precision fp32, or look at the images there; "
+            f"the last good checkpoint in {self.folder} is kept"
+        )
+
+    def after_step(self):
+        """Count a step as done; save by the clock; on a stop signal save and end the process with TRY_AGAIN."""
+        self.step += 1
+        if self.step % LOOK == 0:
+            self.check_loss()
+        stop = self._stop_signal()
+        if stop or time.monotonic() - self.saved > 60 * self.args.save_minutes:
+            self.save()
+        if stop:
+            name = signal.Signals(stop).name
+            self.say(f"stopped by {name} after step {self.step} of epoch {self.epoch}: saved, continue with --resume")
+            if self.place.world > 1:
+                dist.barrier(self.host_group)  # nobody leaves, and thereby ends the others, before rank 0 has saved
+            sys.exit(TRY_AGAIN)
+
+    def _stop_signal(self):
+        """The stop signal that any of the processes got, so that all of them stop after the same step; 0 for none."""
+        if self.place.world == 1:
+            return self.stopped_by
+        flag = torch.tensor(self.stopped_by)
+        dist.all_reduce(flag, dist.ReduceOp.MAX, self.host_group)
+        return int(flag)
+
+    def end_epoch(self, record):
+        """Write the finished epoch's record to the log and its network to a file, and go to the next."""
+        self.records.append(record)
+        self.log(record)
+        if self.place.main:
+            self._check_weights()
+            checkpoint.write(self.folder / self.pattern.format(self.epoch), self.published(self.epoch))
+        self.epoch, self.step = self.epoch + 1, 0
+        self.totals.zero_()
+        self.save()
+
+    # --- files
+
+    def log(self, record):
+        """Append a record to log.jsonl."""
+        if self.place.main:
+            with open(self.folder / "log.jsonl", "a", encoding="utf-8") as file:
+                file.write(json.dumps(record) + "\n")
+
+    def published(self, epoch):
+        """The checkpoint of an epoch: the published keys, and what its reader would want to know."""
+        network = distributed.unwrap(self.model).state_dict()
+        return {
+            "acc1_list": [record["acc1"] for record in self.records],
+            "model_state_dict": {f"module.{name}": value for name, value in network.items()},
+            "optimizer_state_dict": self.optimizer.state_dict(),
+            "epoch": epoch,
+            "args": self._flags(),
+            **self.facts,
+        }
+
+    def save(self):
+        """Write last.tar with all that a bitwise resume needs; the one before stays as last.old.tar."""
+        self.saved = time.monotonic()
+        if not self.place.main:
+            return
+        self._check_weights()
+        last, old = self.folder / "last.tar", self.folder / "last.old.tar"
+        if last.exists():
+            old.unlink(missing_ok=True)
+            os.link(last, old)
+        position = {"step": self.step, "records": self.records, "totals": self.totals.cpu()}
+        checkpoint.write(last, {**self.published(self.epoch), **position})
+
+    def _check_weights(self):
+        """UserError if a loss or weight is not finite: such a state must not replace a good one."""
+        self.check_loss()
+        norms = torch.stack(torch._foreach_norm([parameter.detach() for parameter in self.model.parameters()]))
+        if not norms.isfinite().all():
+            self._stop_not_finite(f"the weights are not finite after step {self.step}")
+
+    def _flags(self):
+        return {flag: value for flag, value in vars(self.args).items() if flag not in ("override", "overwrite")}
+
+    def _start_new(self):
+        """Refuse a folder that holds another run, and write the flags."""
+        if not self.place.main:
+            return
+        files.clear_leftovers(files.output_folder(self.folder))
+        if not self.args.overwrite:
+            for pattern in ("last*.tar", re.sub(r"\{.*?\}", "*", self.pattern)):
+                if found := sorted(self.folder.glob(pattern)):
+                    raise UserError(f"{found[0]} exists; give --resume to continue, --overwrite, or another --save-dir")
+        self._write_flags()
+        files.write_text(self.folder / "log.jsonl", "")
+
+    def _write_flags(self):
+        git = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
+        commit = subprocess.run(git, capture_output=True, text=True, check=False).stdout.strip() or None
+        versions = {"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__}
+        files.write_json(self.folder / "args.json", {**self._flags(), "versions": versions, "commit": commit})
+
+    # --- resume
+
+    def _resume(self, path):
+        """Go on from the file at path, or from the newest good one in the folder; False if there is none."""
+        content = self._newest() if path == "last" else checkpoint.read(path)
+        if content is None:
+            self.say(f"{self.folder} holds no run yet: starting new")
+            return False
+        if missing := {"model_state_dict", "optimizer_state_dict"} - set(content):
+            raise checkpoint.CheckpointError(f"{path} cannot be continued: it holds no {', no '.join(sorted(missing))}")
+        chosen = [dict(group, params=None) for group in self.optimizer.param_groups]
+        if "step" in content:
+            self._refuse_differences(content)
+        self._load(path, content)
+        if "step" in content:
+            self.epoch, self.step, self.records = content["epoch"], content["step"], content["records"]
+            self.totals = content["totals"].to(self.totals.dtype)
+        else:
+            self.epoch = max(self.args.start_epoch, content.get("epoch", -1) + 1)
+            self.records = [{"epoch": i, "acc1": float(acc1)} for i, acc1 in enumerate(content.get("acc1_list", []))]
+            self.say(f"{path} holds no position: its past losses are unknown, epoch {self.epoch} begins anew")
+        for group, wanted in zip(self.optimizer.param_groups, chosen, strict=True):
+            if self.args.override:
+                group.update({key: wanted[key] for key in ("lr", "weight_decay", "momentum") if key in group})
+        self.say(f"continuing at epoch {self.epoch}, step {self.step}, learning rate {group['lr']:g}")
+        if self.place.main:
+            files.clear_leftovers(files.output_folder(self.folder))
+            self._write_flags()
+            self._cut_log()
+        return True
+
+    def _newest(self):
+        """What last.tar holds, or the one before it if that is damaged; None where there is neither."""
+        last, old = self.folder / "last.tar", self.folder / "last.old.tar"
+        if not last.exists() and not old.exists():
+            return None
+        try:
+            return checkpoint.read(last)
+        except checkpoint.CheckpointError as error:
+            if not old.exists():
+                raise
+            self.say(f"warning: {error}; taking {old}")
+            return checkpoint.read(old)
+
+    def _load(self, path, content):
+        """Load network and optimiser, which must fit exactly."""
+        state = {name.removeprefix("module."): value for name, value in content["model_state_dict"].items()}
+        network = distributed.unwrap(self.model)
+        checkpoint.fill(network, checkpoint.Weights(Path(path), state, self.facts["arch"], self.facts["n_out"]))
+        try:
+            self.optimizer.load_state_dict(content["optimizer_state_dict"])
+        except ValueError as error:
+            raise checkpoint.CheckpointError(f"the optimiser in {path} does not fit this model: {error}") from error
+
+    def _refuse_differences(self, content):
+        """UserError if flags or data differ from the first start's in a way that changes what is learned."""
+        facts = _differences({key: content.get(key) for key in self.facts}, self.facts)
+        flags = _differences(content["args"], self._flags())
+        if facts or (flags and not self.args.override):
+            hint = "" if facts else "; give --override to take the new"
+            raise UserError(f"--resume: not the run in {self.folder}: {'; '.join(facts + flags)}{hint}")
+
+    def _cut_log(self):
+        """Drop the lines of log.jsonl that the resumed run will write again, and the one a kill cut short."""
+        log = self.folder / "log.jsonl"
+        lines = log.read_text(encoding="utf-8").splitlines(keepends=True) if log.exists() else []
+        kept = [line for line in lines if line.endswith("\n") and self._is_past(json.loads(line))]
+        files.write_text(log, "".join(kept))
+
+    def _is_past(self, record):
+        return (record["epoch"], record.get("step", float("inf"))) <= (self.epoch, self.step)
+
+
+def _differences(before, now):
+    """One line for every entry that differs in a way that matters."""
+    return [
+        f"{key} was {_short(before.get(key))} and is {_short(now.get(key))}"
+        for key in sorted(before.keys() | now.keys())
+        if key not in MAY_DIFFER and before.get(key) != now.get(key)
+    ]
+
+
+def _short(value):
+    if isinstance(value, list):
+        return f"{len(value)} ({', '.join(map(str, value[:3]))}, ...)"
+    return str(value)

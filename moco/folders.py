@@ -1,0 +1,56 @@
+"""The files in folders of videos: those that may be read, and why others may not."""
+
+import os
+import stat
+from pathlib import Path
+
+
+def video_files(folders, recursive=False, apart_from=()):
+    """([(folder number, name, size in bytes)], [(folder number, name, reason)]) of files that may be read and may not.
+
+    Names are relative to their folder, with forward slashes, and come sorted within each folder, one folder after
+    another. Hidden files are passed over. Sub-folders are entered where recursive is true, but for those in apart_from.
+    Only regular files inside the folder may be read: no pipe, no device, no link that leads out of it.
+    """
+    found, left_out = [], []
+    skipped = {os.path.realpath(folder) for folder in apart_from}
+    for number, folder in enumerate(folders):
+        root = os.path.realpath(folder)
+        for name in sorted(_names(root, "", recursive, skipped)):
+            reason, size = _verdict(root, name)
+            if reason:
+                left_out.append((number, name, reason))
+            else:
+                found.append((number, name, size))
+    return found, left_out
+
+
+def _names(root, below, recursive, skipped):
+    with os.scandir(os.path.join(root, below)) as entries:
+        for entry in entries:
+            name = f"{below}{entry.name}"
+            if entry.name.startswith("."):
+                continue
+            if not entry.is_dir():
+                yield name
+            elif recursive and not entry.is_symlink() and entry.path not in skipped:
+                yield from _names(root, name + "/", recursive, skipped)
+
+
+def _verdict(root, name):
+    """(reason not to read a file or None, its size)."""
+    path = os.path.join(root, name)
+    try:
+        os.fsencode(name).decode("utf-8")
+        if os.path.islink(path) and not Path(os.path.realpath(path)).is_relative_to(root):
+            return "it is a link out of the folder", 0
+        state = os.stat(path)
+    except UnicodeDecodeError:
+        return "its name is not UTF-8", 0
+    except OSError as error:
+        return f"it cannot be reached: {error.strerror}", 0
+    if not stat.S_ISREG(state.st_mode):
+        return "it is no regular file", 0
+    if not state.st_size:
+        return "it is empty", 0
+    return (None, state.st_size) if os.access(path, os.R_OK) else ("nobody here may read it", 0)

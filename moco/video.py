@@ -1,0 +1,157 @@
+"""One video file: what it holds, and the wanted frames out of it."""
+
+from dataclasses import dataclass
+
+import av
+import numpy as np
+from av.video.reformatter import VideoReformatter
+
+# Containers that hold their own pictures. Playlists (HLS, DASH, concat, SDP) are not here: they name files to read.
+CONTAINERS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpegts,mpeg,flv,live_flv,asf,ogg,mxf,dv,ivf,rm,y4m,nut,gif"
+RATES = (1 / 60, 1000)  # frames a second that a camera can have: from time-lapse to high speed
+
+
+class UnreadableVideo(Exception):
+    """A file that cannot be read as a video: the message is the reason, in words."""
+
+
+@dataclass(frozen=True)
+class Contents:
+    """What a video file holds, known without decoding it.
+
+    width, height: pixels as shown, after rotation. times: (frames,) int64 time stamps in ticks, rising, or None where
+    the container keeps none and frames are known by their order only. frames: their number. tick: seconds. rate: native
+    frames a second.
+    """
+
+    width: int
+    height: int
+    frames: int
+    rate: float
+    tick: float
+    times: np.ndarray | None
+
+    def is_steady(self):
+        """Whether every frame comes within one frame's time of where an even rate puts it."""
+        if self.times is None or self.frames < 3:
+            return True
+        even = np.linspace(self.times[0], self.times[-1], self.frames)
+        return bool(np.abs(self.times - even).max() <= even[1] - even[0])
+
+
+def contents(path):
+    """The Contents of the video file path, by counting its packets; UnreadableVideo says why it has none."""
+    with _opened(path) as (container, stream):
+        stamps, untimed = [], False
+        try:
+            for packet in container.demux(stream):
+                if packet.size and not packet.is_discard:
+                    stamps.append(packet.pts)
+        except av.error.FFmpegError:
+            if not stamps:
+                raise
+        header = float(stream.average_rate or stream.guessed_rate or 0)
+        width, height, tick = stream.codec_context.width, stream.codec_context.height, float(stream.time_base or 0)
+    if not stamps:
+        raise UnreadableVideo("it holds no frames")
+    if min(width, height) < 1:
+        raise UnreadableVideo("it does not say how large its pictures are")
+    untimed = None in stamps or len(set(stamps)) < len(stamps) or not tick
+    times = None if untimed else np.sort(np.array(stamps, np.int64))
+    return Contents(width, height, len(stamps), _rate(header, times, tick), tick, times)
+
+
+def _rate(header, times, tick):
+    """Native frames a second: the header's, unless the time stamps say otherwise by more than a hundredth."""
+    rate = header
+    if times is not None and len(times) > 1:
+        measured = (len(times) - 1) / ((int(times[-1]) - int(times[0])) * tick)
+        if not abs(header - measured) <= measured / 100:
+            rate = measured
+    if not RATES[0] <= rate <= RATES[1]:
+        raise UnreadableVideo(f"its frame rate of {rate:g} a second cannot be right")
+    return rate
+
+
+def frames(path, wanted, held):
+    """Yield (position, picture) for the wanted frames of a video, in order, as they can be decoded.
+
+    wanted: (n,) rising int indices of frames in order of showing. held: the Contents of path. Pictures are
+    (height, width, 3) uint8 BGR, upright. A frame that is damaged, or rests on a damaged one, is not given.
+
+    One decoding thread a file: many files are read side by side. Frames that no other frame needs are not decoded
+    unless wanted, which spares half the work and changes no pixel.
+    """
+    places = {int(index if held.times is None else held.times[index]): k for k, index in enumerate(wanted)}
+    reformatter = VideoReformatter()
+    with _opened(path) as (container, stream):
+        decoder = stream.codec_context
+        decoder.thread_count = 1
+        sound, order, skipping = True, 0, None
+        for packet in _packets(container, stream):
+            if held.times is not None:
+                skip = "DEFAULT" if packet.pts in places or not packet.size else "NONREF"
+                if skip != skipping:
+                    decoder.skip_frame = skipping = skip
+            try:
+                decoded = decoder.decode(packet if packet.size else None)
+            except av.error.EOFError:
+                return
+            except av.error.FFmpegError:
+                sound = False
+                continue
+            for frame in decoded:
+                sound = not frame.is_corrupt and (sound or frame.key_frame)
+                key = order if held.times is None else frame.pts
+                order += 1
+                if key in places and sound:
+                    yield places[key], _picture(frame, reformatter)
+
+
+def _picture(frame, reformatter):
+    picture = reformatter.reformat(frame, format="bgr24", threads=1).to_ndarray()
+    turns = round(frame.rotation / 90) % 4  # a phone notes how it was held
+    return np.ascontiguousarray(np.rot90(picture, turns)) if turns else picture
+
+
+def _packets(container, stream):
+    """The packets of a stream up to the end or to where the file breaks off, then the empty one that ends decoding."""
+    try:
+        yield from container.demux(stream)
+    except av.error.FFmpegError:
+        yield av.Packet(0)
+
+
+class _opened:
+    """A video file opened for reading: gives (container, stream of pictures); any failure is an UnreadableVideo."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __enter__(self):
+        options = {"format_whitelist": CONTAINERS, "protocol_whitelist": "file"}
+        try:
+            self.container = av.open(f"file:{self.path}", container_options=options)
+        except (av.error.FFmpegError, UnicodeError) as error:
+            raise UnreadableVideo(_reason(error)) from error
+        try:
+            streams = [s for s in self.container.streams.video if not s.disposition & s.disposition.attached_pic]
+            if not streams:
+                raise UnreadableVideo("it has no video stream")
+            return self.container, streams[0]
+        except BaseException:
+            self.container.close()
+            raise
+
+    def __exit__(self, kind, error, trace):
+        self.container.close()
+        if isinstance(error, av.error.FFmpegError):
+            raise UnreadableVideo(_reason(error)) from error
+
+
+def _reason(error):
+    if isinstance(error, av.error.InvalidDataError | av.error.ArgumentError):
+        return "it is no video in a container known here, or its index is missing"
+    if isinstance(error, UnicodeError):
+        return "its name is not UTF-8"
+    return getattr(error, "strerror", None) or str(error)

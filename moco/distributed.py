@@ -2,6 +2,7 @@
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -116,7 +117,7 @@ def _spawn(train, args):
     try:
         while not children.join():
             pass
-    except multiprocessing.ProcessException as error:
+    except (multiprocessing.ProcessRaisedException, multiprocessing.ProcessExitedException) as error:
         if not messages.empty():
             raise UserError(messages.get()) from error
         killed = [process for process in children.processes if process.exitcode == -signal.SIGKILL]
@@ -139,8 +140,8 @@ def _child(local_rank, train, args, first_rank, world, url, messages):
 
 
 def _free_port():
-    with dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False) as store:
-        return store.port
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        return server.getsockname()[1]
 
 
 def wrap(model, place):

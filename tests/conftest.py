@@ -1,0 +1,31 @@
+"""What several tests share: small folders of frames, and signal handlers put back."""
+
+import signal
+
+import cv2
+import numpy as np
+import pytest
+
+from moco.distributed import STOP_SIGNALS
+
+
+@pytest.fixture
+def frames(tmp_path):
+    """A folder of three classes of eight 40x40 frames, each class of a colour of its own."""
+    draws = np.random.default_rng(0)
+    folder = tmp_path / "frames"
+    for label, colour in enumerate([(200, 60, 60), (60, 200, 60), (60, 60, 200)]):
+        (folder / f"class_{label:04d}").mkdir(parents=True)
+        for i in range(8):
+            image = np.clip(draws.normal(colour, 30, (40, 40, 3)), 0, 255).astype(np.uint8)
+            cv2.imwrite(str(folder / f"class_{label:04d}" / f"img_{i:04d}.jpeg"), image)
+    return folder
+
+
+@pytest.fixture
+def handlers():
+    """Puts the stop signals' handlers back after a test that ran a training in this process."""
+    before = {stop: signal.getsignal(stop) for stop in STOP_SIGNALS}
+    yield
+    for stop, handler in before.items():
+        signal.signal(stop, handler)

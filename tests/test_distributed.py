@@ -1,0 +1,117 @@
+"""Several processes train one network: equal parameters, equal gradients, and a death that takes all down."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from argparse import Namespace
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional
+
+from moco import checkpoint, distributed
+from moco.cli import UserError
+from moco.distributed import Place
+
+pytestmark = pytest.mark.usefixtures("handlers")
+ROOT = Path(__file__).parent.parent
+TWO_PROCESSES = Namespace(
+    device="cpu", gpu=None, multiprocessing_distributed=True, processes_per_node=2,
+    world_size=-1, rank=-1, dist_url=None, dist_backend=None, out=None,
+)  # fmt: skip
+
+
+def network():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 36, 5)).eval()
+
+
+def gradients_of_a_step(args, place):
+    """The gradients of this process's share of eight images, and the sum of the ranks, in a file of its own."""
+    draws = torch.Generator().manual_seed(1)
+    images, targets = torch.randn(8, 3, 8, 8, generator=draws), torch.randint(5, (8,), generator=draws)
+    model = distributed.wrap(network(), place)
+    images, targets = images[place.rank :: place.world], targets[place.rank :: place.world]
+    functional.cross_entropy(model(images), targets).backward()
+    grads = [parameter.grad for parameter in distributed.unwrap(model).parameters()]
+    ranks = distributed.total(torch.tensor([place.rank, 1]), place)
+    torch.save({"grads": grads, "ranks": ranks}, Path(args.out) / f"{place.world}_{place.rank}.tar")
+
+
+def test_two_processes_give_the_gradients_of_one(tmp_path):
+    args = Namespace(**{**vars(TWO_PROCESSES), "out": str(tmp_path)})
+    assert distributed.launch(gradients_of_a_step, args) == 0
+    gradients_of_a_step(args, Place())
+    single, first, second = (torch.load(tmp_path / name) for name in ("1_0.tar", "2_0.tar", "2_1.tar"))
+    assert first["ranks"].tolist() == [1, 2] and single["ranks"].tolist() == [0, 1]
+    for one, a, b in zip(single["grads"], first["grads"], second["grads"], strict=True):
+        assert torch.equal(a, b)
+        assert torch.allclose(one, a, atol=1e-6)
+
+
+def dies(args, place):
+    """Process 1 is killed while the other waits for it."""
+    if place.rank == 1:
+        os.kill(os.getpid(), signal.SIGKILL)
+    distributed.total(torch.ones(1), place)
+
+
+def makes_a_mistake(args, place):
+    raise UserError("the folder x is empty")
+
+
+def test_a_process_that_dies_takes_the_others_down_in_seconds(capfd):
+    start = time.monotonic()
+    assert distributed.launch(dies, TWO_PROCESSES) == 1
+    assert time.monotonic() - start < 30
+    assert "process 1 was killed" in capfd.readouterr().err
+
+
+def test_a_mistake_in_a_process_is_the_users_one_line():
+    with pytest.raises(UserError, match="the folder x is empty"):
+        distributed.launch(makes_a_mistake, TWO_PROCESSES)
+
+
+@pytest.mark.parametrize("launcher", ["own", "torchrun"])
+def test_two_processes_train_one_network(frames, tmp_path, launcher):
+    """Only rank 0 prints and writes, every image counts once, and the stop signal reaches all."""
+    flags = ["--model", "shufflenet_v2_x0_5", "--image-size", "32", "--device", "cpu", "--workers", "0", "--print-freq"]
+    flags += ["1", "--batch-size", "8", "--epochs", "1", "--save-dir", str(tmp_path / "run"), str(frames)]
+    script = str(ROOT / "temporal_classification.py")
+    if launcher == "own":
+        command = [sys.executable, script, *flags, "--multiprocessing-distributed", "--processes-per-node", "2"]
+    else:
+        command = [
+            sys.executable,
+            "-m",
+            "torch.distributed.run",
+            "--standalone",
+            "--nproc-per-node",
+            "2",
+            script,
+            *flags,
+        ]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("24 frames in 3 classes") == 1
+    content = checkpoint.read(tmp_path / "run" / "last.tar")
+    assert content["records"][0]["images"] == 24
+
+
+def test_devices_that_are_not_there():
+    with pytest.raises(UserError, match="--device mps: torch sees no Apple GPU"):
+        distributed.device("mps")
+    if not torch.cuda.is_available():
+        with pytest.raises(UserError, match="--device cuda: torch sees no GPU here"):
+            distributed.device("cuda")
+
+
+def test_several_nodes_need_a_meeting_point():
+    args = Namespace(**{**vars(TWO_PROCESSES), "world_size": 2})
+    with pytest.raises(UserError, match="several nodes need --dist-url"):
+        distributed.launch(makes_a_mistake, args)

@@ -1,0 +1,281 @@
+"""The trainer, run as its user runs it, and the promises of its training core."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+import torchvision
+from torch import nn
+
+import temporal_classification
+from moco import checkpoint, engine
+from moco.cli import UserError
+from moco.run import TRY_AGAIN, Run
+
+SCRIPT = Path(temporal_classification.__file__)
+SMALL = ["--model", "shufflenet_v2_x0_5", "--image-size", "32", "--device", "cpu", "--batch-size", "8"]
+SMALL += ["--precision", "fp32", "--epochs", "2", "--workers", "0"]
+pytestmark = pytest.mark.usefixtures("handlers")
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    """The number of threads changes the last bits of a sum."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def train(frames, save_dir, *flags):
+    """Train in this process; the exit status."""
+    try:
+        return temporal_classification.main([str(frames), "--save-dir", str(save_dir), *SMALL, *map(str, flags)])
+    except SystemExit as end:
+        return end.code
+
+
+def train_elsewhere(frames, save_dir, *flags):
+    """Start training in a process of its own."""
+    command = [sys.executable, str(SCRIPT), str(frames), "--save-dir", str(save_dir), *SMALL, *map(str, flags)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def wait_for_step(save_dir, process, lines):
+    """Wait until the log has that many lines; fails when the process ends before."""
+    log = save_dir / "log.jsonl"
+    while not log.exists() or log.read_text().count("\n") < lines:
+        assert process.poll() is None, process.communicate()[1]
+        time.sleep(0.005)
+
+
+def everything(save_dir):
+    """The whole state of a run as a flat dict, times left out."""
+    flat = {}
+
+    def walk(name, value):
+        if isinstance(value, dict):
+            for key, inner in value.items():
+                walk(f"{name}.{key}", inner)
+        elif isinstance(value, list | tuple):
+            for i, inner in enumerate(value):
+                walk(f"{name}.{i}", inner)
+        elif not name.endswith(("images_per_second", "waiting")) and not name.startswith(".args"):
+            flat[name] = value
+
+    walk("", checkpoint.read(save_dir / "last.tar"))
+    return flat
+
+
+def same(a, b):
+    return a.keys() == b.keys() and all(
+        torch.equal(value, b[name]) if isinstance(value, torch.Tensor) else value == b[name]
+        for name, value in a.items()
+    )
+
+
+def test_a_run_writes_what_it_promises(frames, tmp_path):
+    assert train(frames, tmp_path / "run", "--print-freq", 2) in (None, 0)
+    names = {path.name for path in (tmp_path / "run").iterdir()}
+    assert {"args.json", "log.jsonl", "last.tar", "last.old.tar", "training_curve.pdf", "training_curve.png"} <= names
+    content = checkpoint.read(tmp_path / "run" / "shufflenet_v2_x0_5_epoch_1.tar")
+    assert len(content["acc1_list"]) == 2 and content["epoch"] == 1
+    assert content["classes"] == ["class_0000", "class_0001", "class_0002"]
+    model = torchvision.models.shufflenet_v2_x0_5()  # the published way of loading
+    model.fc = nn.Linear(1024, 3)
+    nn.DataParallel(model).load_state_dict(content["model_state_dict"])
+    records = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
+    assert [record.get("step") for record in records] == [2, None, 2, None]
+    assert records[1]["images"] == 24 and records[1]["acc1"] == content["acc1_list"][0]
+
+
+def test_it_learns(frames, tmp_path):
+    train(frames, tmp_path / "run", "--epochs", 12, "--no-augmentation", "--lr", 0.003)
+    assert checkpoint.read(tmp_path / "run" / "last.tar")["acc1_list"][-1] > 80
+
+
+def stop_after(monkeypatch, steps):
+    """Let a run die after so many steps, its last save being that of the step before the last."""
+    taken = []
+
+    def after_step(run):
+        taken.append(1)
+        if len(taken) == steps:
+            raise InterruptedError
+        original(run)
+
+    original = Run.after_step
+    monkeypatch.setattr(Run, "after_step", after_step)
+
+
+@pytest.mark.parametrize("steps", [2, 3, 5])
+def test_a_resumed_run_is_bitwise_the_undisturbed_one(frames, tmp_path, monkeypatch, steps):
+    train(frames, tmp_path / "whole", "--save-minutes", 0)
+    with monkeypatch.context() as patch:
+        stop_after(patch, steps)
+        with pytest.raises(InterruptedError):
+            train(frames, tmp_path / "cut", "--save-minutes", 0)
+    train(frames, tmp_path / "cut", "--save-minutes", 0, "--resume", "--workers", 2)
+    assert same(everything(tmp_path / "whole"), everything(tmp_path / "cut"))
+
+
+@pytest.mark.parametrize("part", ["weights", "buffers", "optimizer", "epoch", "step", "records", "totals"])
+def test_leaving_a_part_of_the_state_out_is_noticed(frames, tmp_path, monkeypatch, part):
+    """The comparison above fails for every part that a resume needs."""
+    train(frames, tmp_path / "whole", "--save-minutes", 0)
+    with monkeypatch.context() as patch:
+        stop_after(patch, 6)
+        with pytest.raises(InterruptedError):
+            train(frames, tmp_path / "cut", "--save-minutes", 0)
+    content = checkpoint.read(tmp_path / "cut" / "last.tar")
+    assert (content["epoch"], content["step"]) == (1, 2)
+    network = content["model_state_dict"]
+    if part == "weights":
+        network["module.conv1.0.weight"] += 1e-3
+    elif part == "buffers":
+        network["module.conv1.1.running_mean"] *= 0
+    elif part == "optimizer":
+        content["optimizer_state_dict"]["state"][0]["exp_avg"] *= 0
+    elif part == "epoch":
+        content["epoch"] = 0
+    elif part == "step":
+        content["step"] = 0
+    elif part == "records":
+        content["records"] = []
+    elif part == "totals":
+        content["totals"] *= 0
+    checkpoint.write(tmp_path / "cut" / "last.tar", content)
+    train(frames, tmp_path / "cut", "--save-minutes", 0, "--resume")
+    assert not same(everything(tmp_path / "whole"), everything(tmp_path / "cut"))
+
+
+def test_a_killed_process_loses_nothing(frames, tmp_path):
+    train(frames, tmp_path / "whole", "--print-freq", 1, "--save-minutes", 0)
+    process = train_elsewhere(frames, tmp_path / "cut", "--print-freq", 1, "--save-minutes", 0, "--workers", 2)
+    wait_for_step(tmp_path / "cut", process, 5)
+    process.kill()
+    process.communicate()
+    train(frames, tmp_path / "cut", "--print-freq", 1, "--save-minutes", 0, "--resume")
+    assert same(everything(tmp_path / "whole"), everything(tmp_path / "cut"))
+    losses = [
+        [json.loads(line)["loss"] for line in (tmp_path / name / "log.jsonl").read_text().splitlines()]
+        for name in ("whole", "cut")
+    ]
+    assert losses[0] == losses[1]
+    assert not list((tmp_path / "cut").glob(".*"))
+
+
+@pytest.mark.parametrize("stop", [signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2])
+def test_a_stop_signal_saves_after_the_step_and_ends_with_75(frames, tmp_path, monkeypatch, stop):
+    def forward(model, images, targets):
+        steps.append(1)
+        if len(steps) == 2:
+            os.kill(os.getpid(), stop)
+        return model(images), targets
+
+    steps = []
+    monkeypatch.setattr(engine.train, "__defaults__", (forward,))
+    assert train(frames, tmp_path / "run") == TRY_AGAIN
+    content = checkpoint.read(tmp_path / "run" / "last.tar")
+    assert (content["epoch"], content["step"], len(steps)) == (0, 2, 2)
+
+
+def test_a_finished_run_resumes_to_nothing_and_its_epochs_may_grow(frames, tmp_path, capsys):
+    train(frames, tmp_path / "run", "--epochs", 1)
+    assert train(frames, tmp_path / "run", "--epochs", 1, "--resume") in (None, 0)
+    assert "nothing to do" in capsys.readouterr().out
+    train(frames, tmp_path / "run", "--epochs", 2, "--resume")
+    train(frames, tmp_path / "whole", "--epochs", 2)
+    assert same(everything(tmp_path / "whole"), everything(tmp_path / "run"))
+
+
+def test_other_flags_are_refused_unless_overridden(frames, tmp_path):
+    train(frames, tmp_path / "run", "--epochs", 1)
+    with pytest.raises(UserError, match="lr was 0.0005 and is 0.001; give --override"):
+        train(frames, tmp_path / "run", "--resume", "--lr", 0.001)
+    train(frames, tmp_path / "run", "--resume", "--lr", 0.001, "--override")
+    content = checkpoint.read(tmp_path / "run" / "last.tar")
+    assert content["optimizer_state_dict"]["param_groups"][0]["lr"] == 0.001
+
+
+def test_other_data_is_refused_even_then(frames, tmp_path):
+    train(frames, tmp_path / "run", "--epochs", 1)
+    (frames / "class_0000").rename(frames / "class_0009")
+    with pytest.raises(UserError, match=r"classes was 3 \(class_0000, .* and is 3 \(class_0001"):
+        train(frames, tmp_path / "run", "--resume", "--override")
+
+
+def test_a_second_run_in_the_same_folder_is_refused(frames, tmp_path):
+    train(frames, tmp_path / "run", "--epochs", 1)
+    with pytest.raises(UserError, match="exists; give --resume to continue, --overwrite"):
+        train(frames, tmp_path / "run", "--epochs", 1)
+    assert train(frames, tmp_path / "run", "--epochs", 1, "--overwrite") in (None, 0)
+
+
+def test_a_damaged_newest_checkpoint_gives_way_to_the_one_before(frames, tmp_path, capsys):
+    train(frames, tmp_path / "run")
+    last = tmp_path / "run" / "last.tar"
+    data = bytearray(last.read_bytes())
+    data[len(data) // 2] ^= 1
+    last.write_bytes(data)
+    train(frames, tmp_path / "run", "--resume", "--epochs", 3)
+    assert "damaged" in capsys.readouterr().out
+    train(frames, tmp_path / "whole", "--epochs", 3)
+    assert same(everything(tmp_path / "whole"), everything(tmp_path / "run"))
+
+
+def test_a_published_file_continues_and_says_what_is_lost(frames, tmp_path, capsys):
+    train(frames, tmp_path / "run", "--epochs", 1)
+    content = checkpoint.read(tmp_path / "run" / "last.tar")
+    published = {key: content[key] for key in ("acc1_list", "model_state_dict", "optimizer_state_dict")}
+    torch.save(published, tmp_path / "TC.tar")
+    train(frames, tmp_path / "more", "--resume", tmp_path / "TC.tar", "--start-epoch", 16, "--epochs", 17)
+    assert "holds no position" in capsys.readouterr().out
+    content = checkpoint.read(tmp_path / "more" / "shufflenet_v2_x0_5_epoch_16.tar")
+    assert content["acc1_list"][0] == published["acc1_list"][0] and len(content["acc1_list"]) == 2
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_good_checkpoint(frames, tmp_path, monkeypatch):
+    def forward(model, images, targets):
+        steps.append(1)
+        return model(images) * (float("nan") if len(steps) == 5 else 1), targets
+
+    steps = []
+    monkeypatch.setattr(engine.train, "__defaults__", (forward,))
+    with pytest.raises(UserError, match="loss is not finite from step 2 of epoch 1: try a lower --lr"):
+        train(frames, tmp_path / "run")
+    content = checkpoint.read(tmp_path / "run" / "last.tar")
+    assert (content["epoch"], content["step"]) == (1, 0)
+    assert all(value.isfinite().all() for value in content["model_state_dict"].values())
+
+
+def test_wrong_input_is_one_line(frames, tmp_path):
+    with pytest.raises(UserError, match="--n_out 5 does not fit .*frames: it has 3 classes"):
+        train(frames, tmp_path / "run", "--n_out", 5)
+    with pytest.raises(UserError, match="there is no checkpoint"):
+        train(frames, tmp_path / "run", "--model-path", tmp_path / "missing.tar")
+    with pytest.raises(UserError, match="there is no checkpoint"):
+        train(frames, tmp_path / "run", "--resume", tmp_path / "missing.tar")
+    assert not (tmp_path / "run" / "last.tar").exists()
+
+
+def test_start_weights_come_without_their_head(frames, tmp_path):
+    model = temporal_classification.network("shufflenet_v2_x0_5", 7)
+    torch.save({"model_state_dict": model.state_dict(), "arch": "shufflenet_v2_x0_5"}, tmp_path / "start.tar")
+    started = temporal_classification.network("shufflenet_v2_x0_5", 3, tmp_path / "start.tar")
+    assert torch.equal(started.conv5[0].weight, model.conv5[0].weight) and started.fc.out_features == 3
+
+
+def test_published_flags_and_the_two_recipes():
+    args = temporal_classification.parse_args(["data"])
+    assert (args.model, args.epochs, args.batch_size, args.lr, args.wd) == ("resnet50", 16, 256, 5e-4, 0)
+    assert (args.print_freq, args.augmentation) == (10000, True)
+    args = temporal_classification.parse_args(["data", "--recipe", "paper", "--augmentation"])
+    assert (args.epochs, args.batch_size, args.augmentation) == (6, 732, False)

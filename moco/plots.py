@@ -60,3 +60,49 @@ def _line(axes, records, key, colour, label):
     known = [(record["epoch"], record[key]) for record in records if record.get(key) is not None]
     if known:
         axes.plot(*np.transpose(known), color=colour, label=label, marker="o", markersize=3, clip_on=False)
+
+
+def accuracy_bars(models, path):
+    """Top-1 accuracy of every model on every task, with its majority and chance lines, to path + '.pdf' and '.png'.
+
+    models: {model: {task: {'mean', 'std' (or None), 'majority', 'chance'}}}, accuracies from 0 to 1.
+    """
+    tasks = list(dict.fromkeys(task for by_task in models.values() for task in by_task))
+    width = 0.8 / len(models)
+    with _figure(path, max(4, 1.2 + len(tasks) * (0.6 + 0.45 * len(models))), 3.4) as figure:
+        axes = figure.subplots()
+        for number, (model, by_task) in enumerate(models.items()):
+            for place, task in enumerate(tasks):
+                if task not in by_task:
+                    continue
+                entry = by_task[task]
+                x = place - 0.4 + (number + 0.5) * width
+                height = 100 * entry["mean"]
+                axes.bar(x, height, width * 0.92, color=COLOURS[number % len(COLOURS)], label=model)
+                axes.errorbar(x, height, 100 * (entry["std"] or 0), color="0.25", capsize=2, linewidth=1)
+                axes.text(x, height + 100 * (entry["std"] or 0) + 1, f"{height:.1f}", ha="center", fontsize=7)
+                for key, style in (("majority", "--"), ("chance", ":")):
+                    axes.hlines(100 * entry[key], place - 0.45, place + 0.45, "0.2", style, linewidth=1, label=key)
+        shown = dict(zip(*reversed(axes.get_legend_handles_labels()), strict=True))
+        figure.legend(shown.values(), shown.keys(), loc="outside right upper")
+        axes.set_xticks(range(len(tasks)), tasks)
+        axes.tick_params(axis="x", length=0)
+        axes.set(ylabel="top-1 accuracy (%)", ylim=(0, 100))
+
+
+def confusion_matrix(counts, classes, path, title):
+    """Counts (K, K), true class by row, named class by column, as shares of a row, to path + '.pdf' and '.png'."""
+    shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
+    side = 1.6 + 0.26 * max(len(classes), 6)
+    with _figure(path, side + 0.6, side) as figure:
+        axes = figure.subplots()
+        picture = axes.imshow(shares, cmap="cividis", vmin=0, vmax=1)
+        axes.set_xticks(range(len(classes)), classes, rotation=90)
+        axes.set_yticks(range(len(classes)), classes)
+        axes.set(xlabel="named class", ylabel="true class", title=title)
+        figure.colorbar(picture, label="share of the true class", shrink=0.7)
+        if len(classes) <= 30:
+            for row, column in np.argwhere(shares >= 0.005):
+                colour = "black" if shares[row, column] > 0.6 else "white"
+                text = f"{100 * shares[row, column]:.0f}"
+                axes.text(column, row, text, ha="center", va="center", fontsize=6, color=colour)

@@ -9,9 +9,10 @@ ROOT = Path(__file__).parent.parent
 FLOORS = {
     **dict.fromkeys(["cli", "files"], 0),
     **dict.fromkeys(["distributed", "models", "video", "manifest", "augment"], 1),
-    **dict.fromkeys(["loader", "builder", "checkpoint"], 2),
+    **dict.fromkeys(["loader", "builder", "checkpoint", "splits"], 2),
     **dict.fromkeys(["engine", "run", "features", "evaluation"], 3),
     "plots": 4,
+    "report": 5,
 }
 MODULES = sorted(path for path in (ROOT / "moco").glob("*.py") if path.stem != "__init__")
 SCRIPTS = sorted(ROOT.glob("*.py"))

@@ -1,0 +1,114 @@
+"""What a network makes of images: pooled features of a frozen trunk, kept on disk, and maps of its classes."""
+
+import hashlib
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch.nn import functional
+
+from moco import augment, checkpoint, cli, distributed, files, loader, models
+from moco.cli import UserError
+
+BATCH = 64  # images a forward pass: as fast as larger ones, and small in memory
+
+
+def adapt(trunk, frames, images, size, workers, device, seed, cache):
+    """Give trunk the batch-norm statistics of some images of frames, in random batches; no label is looked at.
+
+    frames: loader.Frames. images: (N,) their indices. size: side of the squares that trunk sees, in pixels. cache:
+    folder where statistics once measured are kept.
+    """
+    path = Path(cache) / f"{_key(trunk, frames, images, size, f'statistics {seed}')}.tar"
+    if path.exists():
+        found = checkpoint.read(path)
+    else:
+        order = np.random.default_rng(seed).permutation(images)
+        batches = loader.Batches(frames, augment.Recipe("none", size), BATCH, workers, 0, device, False, order=order)
+        with cli.Progress(len(images), "batch-norm statistics", "images") as progress:
+            models.adapt_batch_norm(trunk.to(device), _images(batches, progress))
+        found = {name: buffer.cpu() for name, buffer in trunk.named_buffers()}
+        checkpoint.write(path, found)
+    for name, buffer in trunk.named_buffers():
+        buffer.copy_(found[name])
+
+
+def _images(batches, progress):
+    for images, _, indices in batches.epoch(0):
+        yield images
+        progress.update(len(indices))
+
+
+def pooled(trunk, frames, images, size, workers, device, cache):
+    """The features (N, C) of some images of frames, float32, as an array on disk; NaN for images that cannot be read.
+
+    trunk: images to features, in evaluation mode. images: (N,) rising indices. size: side of the squares that trunk
+    sees, in pixels. cache: folder where features once computed are kept, under a key of weights, images (names, sizes,
+    times of change) and transform. UserError where no image can be read, or a feature is not finite.
+    """
+    path = Path(cache) / f"{_key(trunk, frames, images, size, 'features')}.npy"
+    if path.exists():
+        return np.load(path, mmap_mode="r")
+    batches = loader.Batches(frames, augment.Recipe("none", size), BATCH, workers, 0, device, False, order=images)
+    network = distributed.wrap(trunk.eval().to(memory_format=torch.channels_last), distributed.Place(device=device))
+    rows = None
+    with files.whole(path) as part, cli.Progress(len(images), "features", "images") as progress, exact():
+        for pictures, _, indices in batches.epoch(0):
+            with torch.inference_mode():
+                found = network(pictures).cpu().numpy()
+            check_finite(found, [frames.path(i) for i in indices])
+            if rows is None:
+                rows = np.lib.format.open_memmap(part, "w+", np.float32, (len(images), found.shape[1]))
+                rows[:] = np.nan
+            rows[np.searchsorted(images, indices)] = found
+            progress.update(len(indices))
+        if rows is None:
+            raise UserError(f"none of the {len(images)} images in {frames.folder} can be read")
+        rows.flush()
+    return np.load(path, mmap_mode="r")
+
+
+def exact():
+    """The context in which a GPU's convolutions compute in float32 and not in its short form TF32."""
+    return torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=False, allow_tf32=False)
+
+
+def check_finite(features, names):
+    """UserError that names the first file whose row of features (N, C) holds NaN or infinity."""
+    faulty = np.flatnonzero(~np.isfinite(features).all(1))
+    if len(faulty):
+        raise UserError(f"the features of {names[faulty[0]]} are not finite; look at that image, and at the weights")
+
+
+def _key(trunk, frames, images, size, what):
+    """A name for what a trunk makes of images."""
+    digest = hashlib.sha256(f"{what} {size} {trunk}".encode())
+    for name, tensor in trunk.state_dict().items():
+        digest.update(name.encode())
+        digest.update(tensor.cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    for i in images:
+        path = frames.path(i)
+        state = path.stat()
+        digest.update(f"{path.relative_to(frames.folder)} {state.st_size} {state.st_mtime_ns}\n".encode())
+    return digest.hexdigest()[:32]
+
+
+# --- maps
+
+
+def class_map(maps, weights):
+    """How much each place speaks for a class (N, H, W): the last maps (N, C, H, W), summed with its weights (C,).
+
+    A class activation map (Zhou et al. 2016), of which the mean over space is the class's logit without its bias.
+    """
+    return torch.einsum("nchw,c->nhw", maps, weights)
+
+
+def upsample(maps, size):
+    """Maps (N, h, w) made (N, size, size), bicubic."""
+    return functional.interpolate(maps[:, None], size=(size, size), mode="bicubic", align_corners=False)[:, 0]
+
+
+def attention(maps):
+    """Masks (N, H, W) between 0 and 1 from maps (N, H, W): sigmoid(10 m / std(m)), std over all of them (the paper)."""
+    return torch.sigmoid(10 * maps / maps.std())

@@ -100,3 +100,49 @@ def adapt_batch_norm(model, batches):
     for norm, momentum in zip(norms, momenta, strict=True):
         norm.momentum = momentum
     return model.eval()
+
+
+class Layers(nn.Module):
+    """The inner layers of a model, several in one pass: images (N, 3, H, W) to a list of spatial means (N, C).
+
+    Layers count from the end, as in the paper's figure 7a. Layer 1 is the last maps, which the head averages. Layer
+    L > 1 is the first unit (convolution, batch norm, rectifier) of the L-th block from the end, where the last
+    convolution of MobileNetV2 and the end of a ResNet count as the first. So layers 2, 6, 10, 14 and 18 of MobileNetV2
+    are the expansion layers of its inverted residuals, and layer 18 of a ResNet-50 is the first layer of all. Nothing
+    behind the wanted layers is computed.
+
+    wanted: the layers, any of 1 to 19 for MobileNetV2, 18 for ResNet-50, 10 for ResNet-18. UserError for another layer,
+    or a model of another kind.
+    """
+
+    def __init__(self, model, wanted):
+        super().__init__()
+        blocks = _blocks(model)
+        if faulty := [layer for layer in wanted if not 1 <= layer <= len(blocks)]:
+            raise UserError(f"there is no layer {faulty[0]}: {type(model).__name__} has layers 1 to {len(blocks)}")
+        self.wanted = tuple(wanted)
+        self.blocks = nn.ModuleList(block for block, _ in blocks)
+        self.units = nn.ModuleDict({str(layer): blocks[-layer][1] for layer in wanted if layer > 1})
+
+    def forward(self, x):
+        means = {}
+        for layer, block in zip(range(len(self.blocks), 0, -1), self.blocks, strict=True):
+            if layer == 1:
+                means[1] = block(x).mean((2, 3))
+            elif layer in self.wanted:
+                means[layer] = self.units[str(layer)](x).mean((2, 3))
+            if layer == min(self.wanted):
+                return [means[layer] for layer in self.wanted]
+            x = block(x)
+
+
+def _blocks(model):
+    """[(block, its first unit)] of a model, from the images to the last maps."""
+    if isinstance(model, torchvision_models.MobileNetV2):
+        return [(block, block.conv[0] if hasattr(block, "conv") else block) for block in model.features]
+    if isinstance(model, torchvision_models.ResNet):
+        stem = nn.Sequential(model.conv1, model.bn1, model.relu)
+        inner = [block for stage in (model.layer1, model.layer2, model.layer3, model.layer4) for block in stage]
+        units = [(block, nn.Sequential(block.conv1, block.bn1, block.relu)) for block in inner]
+        return [(nn.Sequential(stem, model.maxpool), stem), *units, (nn.Identity(), nn.Identity())]
+    raise UserError(f"the inner layers of {type(model).__name__} have no numbers here; choose MobileNetV2 or a ResNet")

@@ -111,13 +111,11 @@ class Progress:
     """
 
     def __init__(self, total, what, unit, seconds=60, start=0, show=True):
-        self.bar = tqdm(
-            total=total, initial=start, desc=what, unit=unit, unit_scale=True, dynamic_ncols=True,
-            disable=None if show else True,
-        )  # fmt: skip
+        self.layout = dict(unit=f" {unit}", unit_scale=total is None or total >= 10_000, initial=start)
+        self.bar = tqdm(total=total, desc=what, dynamic_ncols=True, disable=None if show else True, **self.layout)
         self.log = show and self.bar.disable
-        self.total, self.what, self.unit, self.seconds = total, what, unit, seconds
-        self.done, self.start, self.note, self.began = start, start, "", time.monotonic()
+        self.total, self.what, self.seconds = total, what, seconds
+        self.done, self.note, self.began = start, "", time.monotonic()
         self.printed = self.began
 
     def update(self, n=1, note=None):
@@ -134,14 +132,10 @@ class Progress:
         """Print the present state, in a log."""
         self.printed = time.monotonic()
         if self.log:
-            layout = "{desc}: {n_fmt}/{total_fmt} {unit} in {elapsed}, {rate_fmt}{postfix}"
-            print(
-                tqdm.format_meter(
-                    self.done, self.total, self.printed - self.began, prefix=self.what, unit=self.unit, unit_scale=True,
-                    initial=self.start, bar_format=layout, postfix=self.note or None,
-                ),
-                flush=True,
-            )  # fmt: skip
+            spent, note = self.printed - self.began, self.note or None
+            form = "{desc}: {n_fmt}/{total_fmt}{unit} in {elapsed}, {rate_fmt}{postfix}"
+            options = dict(prefix=self.what, postfix=note, bar_format=form, **self.layout)
+            print(tqdm.format_meter(self.done, self.total, spent, **options), flush=True)
 
     def say(self, text):
         """Print a line without breaking the bar."""

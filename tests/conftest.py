@@ -12,8 +12,11 @@ from moco.distributed import STOP_SIGNALS
 @pytest.fixture
 def frames(tmp_path):
     """A folder of three classes of eight 40x40 frames, each class of a colour of its own."""
+    return make_frames(tmp_path / "frames")
+
+
+def make_frames(folder):
     draws = np.random.default_rng(0)
-    folder = tmp_path / "frames"
     for label, colour in enumerate([(200, 60, 60), (60, 200, 60), (60, 60, 200)]):
         (folder / f"class_{label:04d}").mkdir(parents=True)
         for i in range(8):

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from moco import files, models
+from moco import cli, files, models
 from moco.cli import UserError
 
 # The released files hold 0-d NumPy arrays, pickled under the name that NumPy's core had in 2020.
@@ -174,3 +174,11 @@ def source(name, arch=None, n_out=None):
     if name in ("imagenet", ""):
         return models.build(arch or "mobilenet_v2", weights="DEFAULT"), None
     return load(name, arch, n_out)
+
+
+def add_flags(parser):
+    """Add the flags of the scripts that look into a model: what source() is to be given."""
+    add = parser.add_argument
+    add("--model-path", default="", metavar="FILE", help="checkpoint to look into, 'random' or 'imagenet'; '': imagenet")
+    add("--model", type=models.known, metavar="ARCH", help="architecture where no checkpoint says it: mobilenet_v2")
+    add("--n_out", type=cli.number(int, 1), metavar="N", help="outputs of the head; read from its file, checked if given")

@@ -16,7 +16,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from moco import augment, checkpoint, cli, distributed, features, files, loader, models
+from moco import augment, checkpoint, cli, distributed, features, loader, models
 from moco.cli import UserError
 from moco.report import Report
 
@@ -45,7 +45,6 @@ def parse_args(argv=None):
         "with any seed; train: drifting as in the published code (slow). Default: eval, and adapt for random weights",
     )
     add("--epochs", type=cli.number(int, 1), default=100, help="epochs of the readout")
-    add("--features-dir", metavar="DIR", help="where computed features are kept; default: features in --save-dir")
     cli.shared_flags(parser, "--batch-size", "--lr", "--image-size", "--device", "--print-freq")
     return parser.parse_args(argv)
 
@@ -113,8 +112,7 @@ def main(argv=None):
     device, opened = distributed.device(args.device), list(wanted_models(args))
     if args.data and not opened:
         raise UserError("name at least one model with --model-name or --model-path")
-    cache = files.output_folder(args.features_dir or report.folder / "features")
-    options = dict(frames=report.frames, size=args.image_size, workers=args.workers, device=device, cache=cache)
+    options = dict(frames=report.frames, size=args.image_size, workers=args.workers, device=device, cache=report.cache)
     for (name, trunk, arch, head, mode), task in itertools.product(opened, report.tasks):
         trunk = copy.deepcopy(trunk).to(device)
         if mode == "adapt":

@@ -19,7 +19,7 @@ def adapt(trunk, frames, images, size, workers, device, seed, cache):
     frames: loader.Frames. images: (N,) their indices. size: side of the squares that trunk sees, in pixels. cache:
     folder where statistics once measured are kept.
     """
-    path = Path(cache) / f"{_key(trunk, frames, images, size, f'statistics {seed}')}.tar"
+    path = Path(cache) / f"{key(frames, images, 'statistics', seed, size, _weights(trunk))}.tar"
     if path.exists():
         found = checkpoint.read(path)
     else:
@@ -46,7 +46,7 @@ def pooled(trunk, frames, images, size, workers, device, cache):
     sees, in pixels. cache: folder where features once computed are kept, under a key of weights, images (names, sizes,
     times of change) and transform. UserError where no image can be read, or a feature is not finite.
     """
-    path = Path(cache) / f"{_key(trunk, frames, images, size, 'features')}.npy"
+    path = Path(cache) / f"{key(frames, images, 'features', size, _weights(trunk))}.npy"
     if path.exists():
         return np.load(path, mmap_mode="r")
     batches = loader.Batches(frames, augment.Recipe("none", size), BATCH, workers, 0, device, False, order=images)
@@ -58,8 +58,7 @@ def pooled(trunk, frames, images, size, workers, device, cache):
                 found = network(pictures).cpu().numpy()
             check_finite(found, [frames.path(i) for i in indices])
             if rows is None:
-                rows = np.lib.format.open_memmap(part, "w+", np.float32, (len(images), found.shape[1]))
-                rows[:] = np.nan
+                rows = empty_rows(part, len(images), found.shape[1])
             rows[np.searchsorted(images, indices)] = found
             progress.update(len(indices))
         if rows is None:
@@ -80,17 +79,30 @@ def check_finite(features, names):
         raise UserError(f"the features of {names[faulty[0]]} are not finite; look at that image, and at the weights")
 
 
-def _key(trunk, frames, images, size, what):
-    """A name for what a trunk makes of images."""
-    digest = hashlib.sha256(f"{what} {size} {trunk}".encode())
-    for name, tensor in trunk.state_dict().items():
-        digest.update(name.encode())
-        digest.update(tensor.cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+def key(frames, images, *facts):
+    """A name for what comes out of some images (by name, size and time of change) of frames and of the facts (text)."""
+    digest = hashlib.sha256(repr(facts).encode())
     for i in images:
         path = frames.path(i)
         state = path.stat()
         digest.update(f"{path.relative_to(frames.folder)} {state.st_size} {state.st_mtime_ns}\n".encode())
     return digest.hexdigest()[:32]
+
+
+def _weights(trunk):
+    """A name for a network and its weights."""
+    digest = hashlib.sha256(str(trunk).encode())
+    for name, tensor in trunk.state_dict().items():
+        digest.update(name.encode())
+        digest.update(tensor.cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+def empty_rows(path, n, width):
+    """A new array (n, width) on disk at path, float32, that is NaN everywhere."""
+    rows = np.lib.format.open_memmap(path, "w+", np.float32, (n, width))
+    rows[:] = np.nan
+    return rows
 
 
 # --- maps

@@ -1,5 +1,6 @@
 """Pictures for the eye and the page: curves, bars, confusion matrices, grids. Every figure is a PDF and a PNG."""
 
+import itertools
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -67,27 +68,31 @@ def accuracy_bars(models, path):
 
     models: {model: {task: {'mean', 'std' (or None), 'majority', 'chance'}}}, accuracies from 0 to 1.
     """
-    tasks = list(dict.fromkeys(task for by_task in models.values() for task in by_task))
-    width = 0.8 / len(models)
-    with _figure(path, max(4, 1.2 + len(tasks) * (0.6 + 0.45 * len(models))), 3.4) as figure:
+    groups = {}
+    for model, by_task in models.items():
+        for task, entry in by_task.items():
+            groups.setdefault(task, {})[model] = entry
+    colours = dict(zip(models, itertools.cycle(COLOURS)))
+    width, handles = 0.84 / len(models), {}
+    with _figure(path, 2.2 + len(groups) * (0.5 + 0.42 * len(models)), 3.4) as figure:
         axes = figure.subplots()
-        for number, (model, by_task) in enumerate(models.items()):
-            for place, task in enumerate(tasks):
-                if task not in by_task:
-                    continue
-                entry = by_task[task]
-                x = place - 0.4 + (number + 0.5) * width
-                height = 100 * entry["mean"]
-                axes.bar(x, height, width * 0.92, color=COLOURS[number % len(COLOURS)], label=model)
-                axes.errorbar(x, height, 100 * (entry["std"] or 0), color="0.25", capsize=2, linewidth=1)
-                axes.text(x, height + 100 * (entry["std"] or 0) + 1, f"{height:.1f}", ha="center", fontsize=7)
-                for key, style in (("majority", "--"), ("chance", ":")):
-                    axes.hlines(100 * entry[key], place - 0.45, place + 0.45, "0.2", style, linewidth=1, label=key)
-        shown = dict(zip(*reversed(axes.get_legend_handles_labels()), strict=True))
-        figure.legend(shown.values(), shown.keys(), loc="outside right upper")
-        axes.set_xticks(range(len(tasks)), tasks)
+        for place, (task, entries) in enumerate(groups.items()):
+            for model, entry in entries.items():
+                x, mean, std = place - 0.42 + (list(models).index(model) + 0.5) * width, *_percent(entry)
+                handles[model] = axes.bar(x, mean, width * 0.92, color=colours[model])
+                axes.errorbar(x, mean, std, color="0.25", capsize=2, linewidth=1)
+                axes.text(x, mean + std + 1, f"{mean:.1f}", ha="center", fontsize=7)
+            edges = (place - 0.46, place + 0.46)
+            for name, style in (("majority", "--"), ("chance", ":")):
+                (handles[name],) = axes.plot(edges, [100 * entry[name]] * 2, style, color="black", linewidth=1)
+        figure.legend(handles.values(), handles.keys(), loc="outside right upper")
+        axes.set_xticks(range(len(groups)), groups)
         axes.tick_params(axis="x", length=0)
-        axes.set(ylabel="top-1 accuracy (%)", ylim=(0, 100))
+        axes.set(ylabel="top-1 accuracy (%)", ylim=(0, 106), yticks=range(0, 101, 20))
+
+
+def _percent(entry):
+    return 100 * entry["mean"], 100 * (entry["std"] or 0)
 
 
 def confusion_matrix(counts, classes, path, title):

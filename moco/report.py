@@ -12,12 +12,13 @@ from moco.cli import UserError
 class Report:
     """An evaluation in its folder. frames: loader.Frames of the labelled images. tasks: the splits.Tasks on them.
 
-    results: what results.json will hold; models: {model: {task: evaluation.summary}}, those of --beside first.
+    cache: folder where computed features are kept. models: {model: {task: evaluation.summary}}, --beside's first.
     """
 
     def __init__(self, args):
         self.folder = files.output_folder(args.save_dir)
         files.claim(self.folder / "results.json", args.overwrite)
+        self.cache = files.output_folder(args.features_dir or self.folder / "features")
         self.knn, self.models, self.frames, self.tasks = args.knn, evaluation.read_results(args.beside), None, []
         self.results = {"flags": vars(args), "std": "sample standard deviation over the seeds"}
         if not args.data:
@@ -42,6 +43,7 @@ class Report:
         add("data", nargs="?", help="folder with a folder of images per class; none: draw the results of --beside")
         add("--knn", type=cli.number(int, 1), metavar="K", help="also name the class by the K nearest training images")
         add("--beside", nargs="+", default=[], metavar="JSON", help="results.json files to show beside these results")
+        add("--features-dir", metavar="DIR", help="where computed features are kept; default: features in --save-dir")
         splits.add_flags(parser)
         cli.shared_flags(parser, "--save-dir", "--seed", "--workers", "--overwrite")
 

@@ -9,7 +9,6 @@ interrupted goes on when started again.
 """
 
 import os
-from collections import Counter
 from fractions import Fraction
 from functools import partial
 from pathlib import Path
@@ -17,9 +16,11 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from moco import cli, files, folders, manifest, parallel, video
+from moco import cli, files, folders, manifest, reader, video
 
-OWN_FILES = (manifest.NAME,)  # in a save folder that is a video folder too
+# The flags that the images depend on: a run goes on only under the same ones.
+SETTINGS = ("fps", "seg-len", "class-by", "size", "quality", "shift")
+SETTINGS += ("no-rotate", "published-step", "drop-last", "recursive")
 
 
 def parse_args(argv=None):
@@ -71,7 +72,7 @@ def shard(text):
 
 
 def frame_step(native, fps, published=False):
-    """Every how many frames one is taken to get fps of native frames a second, both by the published rule or nearest."""
+    """Every how many frames one is taken, to come nearest to fps of native frames a second, or as published."""
     return int(int(native) // fps) + 1 if published else max(1, round(native / fps))
 
 
@@ -100,7 +101,13 @@ def crop(picture, size=224, shift=16, rotate=True):
     left = (width - size) // 2
     top = min(max((height - size) // 2 - round(shift * size / 224), 0), height - size)
     picture = picture[top : top + size, left : left + size]
-    return picture[::-1, ::-1] if rotate else picture
+    return cv2.flip(picture, -1) if rotate else np.ascontiguousarray(picture)
+
+
+def jpeg(picture, settings):
+    """A video frame as the bytes of its JPEG image."""
+    image = crop(picture, settings["size"], settings["shift"], not settings["no-rotate"])
+    return cv2.imencode(".jpeg", image, [cv2.IMWRITE_JPEG_QUALITY, settings["quality"]])[1].tobytes()
 
 
 def inspect(settings, path, report):
@@ -109,117 +116,76 @@ def inspect(settings, path, report):
         held = video.contents(path)
     except video.UnreadableVideo as error:
         return str(error)
-    taken = sampled_frames(held, settings["fps"], settings["published-step"])
-    step = frame_step(held.rate, settings["fps"], settings["published-step"]) if held.is_steady() else None
+    fps, published = settings["fps"], settings["published-step"]
     return {
         "width": held.width,
         "height": held.height,
         "rate": held.rate,
         "frames": held.frames,
-        "step": step,
-        "slots": len(taken),
+        "step": frame_step(held.rate, fps, published) if held.is_steady() else None,
+        "slots": len(sampled_frames(held, fps, published)),
     }
 
 
 def fill(folder, plan, task, report):
     """Write the images of one video into its slots; (runs of slots that stay empty, the reason or None)."""
     path, entry = task
-    first, end, settings = entry["first_slot"], entry["first_slot"] + entry["slots"], plan["settings"]
-    full = np.zeros(entry["slots"], bool)
-    reason, reported = None, 0
+    settings, first = plan["settings"], entry["first_slot"]
+    full, reported, reason = np.zeros(entry["slots"], bool), 0, None
     try:
         held = video.contents(path)
         taken = sampled_frames(held, settings["fps"], settings["published-step"])[: entry["slots"]]
-        if os.stat(path).st_size != entry["bytes"] or held.frames != entry["frames"] or len(taken) != entry["slots"]:
+        if (os.path.getsize(path), held.frames, len(taken)) != (entry["bytes"], entry["frames"], entry["slots"]):
             raise video.UnreadableVideo("it has changed since the plan was made")
         for place, picture in video.frames(path, taken, held):
-            image = crop(picture, settings["size"], settings["shift"], not settings["no-rotate"])
-            _, jpeg = cv2.imencode(".jpeg", image, [cv2.IMWRITE_JPEG_QUALITY, settings["quality"]])
-            write_image(folder / manifest.slot_path(plan, entry, first + place), jpeg)
+            reader.write_image(folder / manifest.slot_path(plan, entry, first + place), jpeg(picture, settings))
             full[place] = True
             if place % 32 == 31:
-                report(int(taken[place] - reported))
-                reported = taken[place]
+                report(int(taken[place]) - reported)
+                reported = int(taken[place])
     except video.UnreadableVideo as error:
         reason = str(error)
-    except OSError as error:
-        reason = f"it cannot be reached: {error.strerror}"
     if not full.all() and not reason:
-        reason = f"{np.count_nonzero(~full)} of {end - first} frames are damaged"
-    report(int(entry["frames"] - reported))
-    edges = np.flatnonzero(np.diff(full, prepend=True, append=True)) + first
-    os.sync()  # noted as done only when its images would outlive a power cut
-    return edges.reshape(-1, 2).tolist(), reason
-
-
-def write_image(path, jpeg):
-    """Write one image; UserError where the disk is full or may not be written to."""
-    try:
-        try:
-            handle = open(path, "wb", buffering=0)
-        except FileNotFoundError:
-            path.parent.mkdir(exist_ok=True)
-            handle = open(path, "wb", buffering=0)
-        with handle:
-            handle.write(jpeg)
-    except OSError as error:
-        raise cli.UserError(f"cannot write {path}: {error.strerror}; mend that and start again to go on") from error
+        reason = f"{np.count_nonzero(~full)} of {len(full)} frames are damaged"
+    missing = (np.flatnonzero(np.diff(full, prepend=True, append=True)) + first).reshape(-1, 2).tolist()
+    reader.clear(folder, plan, entry, missing)
+    os.sync()  # a video counts as done only when its images would outlive a power cut
+    report(entry["frames"] - reported)
+    return missing, reason
 
 
 def main(argv=None):
     args = parse_args(argv)
-    cv2.setNumThreads(0)
-    plan = manifest.read(args.save_dir) or make_plan(args)
-    if args.plan or args.dry_run:
-        if args.plan:
-            manifest.write(files.output_folder(args.save_dir), plan)
-        return None
-    manifest.write(files.output_folder(args.save_dir), plan)
-    save_dir = Path(args.save_dir)
-    done = manifest.filled(save_dir)
-    part, parts = args.shard or (0, 1)
-    todo = [n for n in range(len(plan["videos"])) if n % parts == part and n not in done]
-    todo.sort(key=lambda n: -plan["videos"][n]["frames"])  # the longest first, so that all end together
-    tasks = [(path_of(plan, plan["videos"][n]), plan["videos"][n]) for n in todo]
-    head = {key: plan[key] for key in ("settings", "per_class", "class_digits", "image_digits")}
-    with cli.Progress(sum(entry["frames"] for _, entry in tasks), "read", "frames") as progress:
-        for number, amount, result in parallel.run(partial(fill, save_dir, head), tasks, args.workers):
-            progress.update(amount)
-            if result is not None:
-                manifest.note(save_dir, todo[number], *result)
-    done = manifest.filled(save_dir)
-    if len(done) == len(plan["videos"]):
-        manifest.complete(save_dir, plan, done)
-    return None
+    cv2.setNumThreads(0)  # videos are read side by side: threads within one only get in each other's way
+    settings = {flag: getattr(args, flag.replace("-", "_")) for flag in SETTINGS}
+    roots, folder = [os.path.abspath(each) for each in args.data], Path(args.save_dir)
+    listing = folders.video_files(roots, args.recursive, folder)
+    plan = reader.matching_plan(folder, settings, listing)
+    if plan is None:
+        plan = reader.make_plan(roots, settings, listing, partial(inspect, settings), args.workers)
+    if args.dry_run:
+        print(reader.summary(plan))
+        print(f"expected size: {plan['slots'] * image_size(plan, roots) / 1e9:.3g} GB")
+    else:
+        files.output_folder(folder)
+        plan = reader.matching_plan(folder, settings, listing) or reader.begin(folder, plan)
+        if not args.plan:
+            plan = reader.read_videos(folder, plan, roots, fill, args.workers, args.shard or (0, 1))
+        print(reader.summary(plan), folder, sep=" -> ")
+    left_out = manifest.left_out(plan)
+    for name, reason in left_out:
+        print(f"left out: {folders.shown(name)}: {reason}")
+    return 1 if args.strict and left_out else None
 
 
-def path_of(plan, entry):
-    return os.path.join(plan["folders"][entry["folder"]], entry["name"])
-
-
-def make_plan(args):
-    """The plan for the videos there are."""
-    settings = {
-        name: getattr(args, name.replace("-", "_"))
-        for name in ("fps", "seg-len", "class-by", "size", "quality", "shift")
-        + ("no-rotate", "published-step", "drop-last", "recursive")
-    }
-    roots = [os.path.abspath(folder) for folder in args.data]
-    found, refused = folders.video_files(roots, args.recursive, [args.save_dir])
-    left_out = [{"folder": number, "name": name, "reason": reason} for number, name, reason in refused]
-    paths = [os.path.join(roots[number], name) for number, name, _ in found]
-    results = {}
-    for number, _, result in parallel.run(partial(inspect, settings), paths, args.workers):
-        results[number] = result
-    videos = []
-    for number, (folder, name, size) in enumerate(found):
-        if isinstance(results[number], dict):
-            videos.append({"folder": folder, "name": name, "bytes": size, **results[number]})
-        else:
-            left_out.append({"folder": folder, "name": name, "reason": results[number]})
-    if not videos:
-        raise cli.UserError(f"no video could be read in {', '.join(args.data)}: {Counter(map(str, left_out))}")
-    return manifest.make(settings, roots, videos, left_out)
+def image_size(plan, roots, looks=8):
+    """Bytes of an image, on average over the first ones of a few videos."""
+    settings, sizes = plan["settings"], []
+    for entry in plan["videos"][:: len(plan["videos"]) // looks + 1]:
+        path = os.path.join(roots[entry["folder"]], entry["name"])
+        for _, picture in video.frames(path, np.arange(1), video.contents(path)):
+            sizes.append(len(jpeg(picture, settings)))
+    return sum(sizes) / max(1, len(sizes))
 
 
 if __name__ == "__main__":

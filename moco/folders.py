@@ -4,19 +4,24 @@ import os
 import stat
 from pathlib import Path
 
+from moco.cli import UserError
 
-def video_files(folders, recursive=False, apart_from=()):
+
+def video_files(folders, recursive, save_dir):
     """([(folder number, name, size in bytes)], [(folder number, name, reason)]) of files that may be read and may not.
 
     Names are relative to their folder, with forward slashes, and come sorted within each folder, one folder after
-    another. Hidden files are passed over. Sub-folders are entered where recursive is true, but for those in apart_from.
+    another. Hidden files are passed over. Sub-folders are entered where recursive is true. What this program writes
+    into save_dir is passed over.
     Only regular files inside the folder may be read: no pipe, no device, no link that leads out of it.
     """
     found, left_out = [], []
-    skipped = {os.path.realpath(folder) for folder in apart_from}
+    save_dir = os.path.realpath(save_dir)
     for number, folder in enumerate(folders):
         root = os.path.realpath(folder)
-        for name in sorted(_names(root, "", recursive, skipped)):
+        if recursive and root == save_dir:
+            raise UserError(f"--recursive would take the images in {folder} for videos; give another --save-dir")
+        for name in sorted(_names(root, "", recursive, save_dir)):
             reason, size = _verdict(root, name)
             if reason:
                 left_out.append((number, name, reason))
@@ -25,16 +30,17 @@ def video_files(folders, recursive=False, apart_from=()):
     return found, left_out
 
 
-def _names(root, below, recursive, skipped):
+def _names(root, below, recursive, save_dir):
     with os.scandir(os.path.join(root, below)) as entries:
         for entry in entries:
             name = f"{below}{entry.name}"
-            if entry.name.startswith("."):
+            own = root == save_dir and entry.name.startswith(("manifest.json", "filled-"))
+            if entry.name.startswith(".") or own:
                 continue
             if not entry.is_dir():
                 yield name
-            elif recursive and not entry.is_symlink() and entry.path not in skipped:
-                yield from _names(root, name + "/", recursive, skipped)
+            elif recursive and not entry.is_symlink() and entry.path != save_dir:
+                yield from _names(root, name + "/", recursive, save_dir)
 
 
 def _verdict(root, name):
@@ -54,3 +60,8 @@ def _verdict(root, name):
     if not state.st_size:
         return "it is empty", 0
     return (None, state.st_size) if os.access(path, os.R_OK) else ("nobody here may read it", 0)
+
+
+def shown(name):
+    """A file's name that may be printed: what is no text, or would steer the terminal, is escaped."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in name)

@@ -73,13 +73,14 @@ def make(settings, folders, videos, left_out):
             stem = PurePosixPath(video["name"]).stem
             video["class"], video["prefix"] = (stem.split("_")[0] or stem, stem) if by == "name" else (stem, "img")
         _tell_apart(videos, "prefix" if by == "name" else "class")
-        videos.sort(key=lambda video: (video["class"], video["prefix"] + "_"))
+        videos, refused = _in_order(videos)
+        left_out = left_out + refused
     starts = list(accumulate((video["slots"] for video in videos), initial=0))
     for video, start in zip(videos, starts, strict=False):
         video.update(first_slot=start, missing=[])
         if not classes or video.get("class") != classes[-1]["name"]:
             classes.append({"name": video.get("class"), "first_slot": start})
-    longest = min(per_class, starts[-1]) if per_class else max((video["slots"] for video in videos), default=0)
+    longest = min(per_class, starts[-1]) if per_class else _longest(videos)
     return {
         "version": VERSION,
         "complete": False,
@@ -87,8 +88,8 @@ def make(settings, folders, videos, left_out):
         "folders": folders,
         "slots": starts[-1],
         "per_class": per_class,
-        "class_digits": max(4, len(str(starts[-1] // per_class))) if per_class else None,
-        "image_digits": max(4, len(str(longest - 1))),
+        "class_digits": _digits(-(-starts[-1] // per_class)) if per_class else None,
+        "image_digits": _digits(longest),
         "classes": None if per_class else classes,
         "videos": videos,
         "left_out": left_out,
@@ -100,6 +101,39 @@ def _cut(videos, slots):
     for video in videos:
         video["slots"] = min(video["slots"], slots)
         slots -= video["slots"]
+
+
+def _digits(count):
+    """Digits that names of count things need, at least the four of the published ones."""
+    return max(4, len(str(count - 1)))
+
+
+def _longest(videos):
+    return max((video["slots"] for video in videos), default=0)
+
+
+def _in_order(videos):
+    """(videos in the order in which their image names sort, those whose names cannot be had, as left out).
+
+    Images of a_1.mp4 and a_1_0.mp4 would mix, were there more than a thousand: a_1_0999, a_1_0_0000, a_1_1000.
+    """
+    digits = _digits(_longest(videos))
+
+    def names(video):
+        return [f"{video['class']}/{video['prefix']}_{n:0{digits}d}.jpeg" for n in (0, max(0, video["slots"] - 1))]
+
+    kept, refused = [], []
+    for video in sorted(videos, key=lambda video: (video["class"], names(video)[0])):
+        reason = None
+        if len(os.fsencode(names(video)[0].split("/")[1])) > 255:
+            reason = "its name is too long for image names"
+        elif kept and kept[-1]["class"] == video["class"] and names(kept[-1])[1] > names(video)[0]:
+            reason = f"its image names would mix with those of {kept[-1]['name']}; rename it"
+        if reason:
+            refused.append({"folder": video["folder"], "name": video["name"], "reason": reason})
+        else:
+            kept.append(video)
+    return kept, refused
 
 
 def _tell_apart(videos, key):
@@ -140,16 +174,44 @@ def filled(folder):
     return lines
 
 
-def complete(folder, plan, lines):
-    """Write the plan as filled, with what the ledger's lines say, and take the ledger away."""
-    for number, video in enumerate(plan["videos"]):
-        video["missing"] = lines[number]["missing"]
-        if lines[number]["reason"]:
-            video["reason"] = lines[number]["reason"]
+def with_notes(plan, lines):
+    """The plan with what the ledger's lines say of its videos."""
+    for number, line in lines.items():
+        plan["videos"][number]["missing"] = line["missing"]
+        if line["reason"]:
+            plan["videos"][number]["reason"] = line["reason"]
+    return plan
+
+
+def complete(folder, plan):
+    """Write the plan as filled, take the ledger away, and return the plan."""
     plan["complete"] = True
     write(folder, plan)
+    _remove_ledger(folder)
+    return plan
+
+
+def remove(folder):
+    """Take plan and ledger out of a frame folder."""
+    (Path(folder) / NAME).unlink()
+    _remove_ledger(folder)
+
+
+def _remove_ledger(folder):
     for ledger in Path(folder).glob("filled-*.jsonl"):
         ledger.unlink(missing_ok=True)
+
+
+def left_out(plan):
+    """[(name, reason)] of all files and videos of which something was left out."""
+    return [(each["name"], each["reason"]) for each in plan["left_out"] + plan["videos"] if "reason" in each]
+
+
+def class_names(plan):
+    """Names of the class folders of a plan, in order."""
+    if plan["per_class"]:
+        return [_class_name(plan, number) for number in range(-(-plan["slots"] // plan["per_class"]))]
+    return [each["name"] for each in plan["classes"]]
 
 
 class Manifest:
@@ -174,13 +236,8 @@ class Manifest:
         self._missing = [0, *accumulate(end - first for first, end in runs)]
         self._run_images = [first - before for first, before in zip(self._run_starts, self._missing, strict=False)]
 
-        per_class = plan["per_class"]
-        if per_class:
-            names = [_class_name(plan, number) for number in range(-(-slots // per_class))]
-            starts = list(range(0, slots, per_class))
-        else:
-            names = [each["name"] for each in plan["classes"]]
-            starts = [each["first_slot"] for each in plan["classes"]]
+        names, per_class = class_names(plan), plan["per_class"]
+        starts = [*range(0, slots, per_class)] if per_class else [each["first_slot"] for each in plan["classes"]]
         _rising([0, *starts, slots])
         first_images = [self._before(slot) for slot in [*starts, slots]]
         held = [c for c, (first, end) in enumerate(pairwise(first_images)) if end > first]

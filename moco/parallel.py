@@ -3,6 +3,7 @@
 import multiprocessing
 import signal
 from collections import deque
+from contextlib import suppress
 from multiprocessing.connection import wait
 
 from moco.cli import UserError
@@ -75,10 +76,8 @@ class _Worker:
 
     def take(self, number, task):
         self.number = number
-        try:
+        with suppress(BrokenPipeError):  # where it has died already, the next recv finds the pipe at its end
             self.pipe.send(task)
-        except BrokenPipeError:
-            pass  # it has died already: the next recv finds the pipe at its end
 
     def verdict(self):
         """What the end of the process says about its task."""
@@ -97,13 +96,11 @@ class _Worker:
 def _work(pipe, function):
     """A worker process: tasks come through the pipe until it closes, (amount, result) goes back."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the main process, which then ends this one
-    while True:
-        try:
+    with suppress(EOFError, ConnectionError):  # the main process is gone: so is the need to work
+        while True:
             task = pipe.recv()
-        except EOFError:
-            return
-        try:
-            result = function(task, lambda amount: pipe.send((amount, None)))
-        except UserError as error:
-            result = error
-        pipe.send((0, result))
+            try:
+                result = function(task, lambda amount: pipe.send((amount, None)))
+            except UserError as error:
+                result = error
+            pipe.send((0, result))

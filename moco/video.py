@@ -1,5 +1,7 @@
 """One video file: what it holds, and the wanted frames out of it."""
 
+from array import array
+from bisect import bisect_left
 from dataclasses import dataclass
 
 import av
@@ -35,18 +37,22 @@ class Contents:
         """Whether every frame comes within one frame's time of where an even rate puts it."""
         if self.times is None or self.frames < 3:
             return True
-        even = np.linspace(self.times[0], self.times[-1], self.frames)
-        return bool(np.abs(self.times - even).max() <= even[1] - even[0])
+        spacing = (self.times[-1] - self.times[0]) / (self.frames - 1)
+        late = np.arange(self.frames, dtype=np.float64)
+        late *= -spacing
+        late += self.times - self.times[0]
+        return bool(max(late.max(), -late.min()) <= spacing)
 
 
 def contents(path):
     """The Contents of the video file path, by counting its packets; UnreadableVideo says why it has none."""
     with _opened(path) as (container, stream):
-        stamps, untimed = [], False
+        stamps, untimed = array("q"), False  # a day of video has millions
         try:
             for packet in container.demux(stream):
                 if packet.size and not packet.is_discard:
-                    stamps.append(packet.pts)
+                    stamps.append(packet.dts or 0 if packet.pts is None else packet.pts)
+                    untimed |= packet.pts is None
         except av.error.FFmpegError:
             if not stamps:
                 raise
@@ -56,8 +62,9 @@ def contents(path):
         raise UnreadableVideo("it holds no frames")
     if min(width, height) < 1:
         raise UnreadableVideo("it does not say how large its pictures are")
-    untimed = None in stamps or len(set(stamps)) < len(stamps) or not tick
-    times = None if untimed else np.sort(np.array(stamps, np.int64))
+    times = np.sort(np.frombuffer(stamps, np.int64))
+    if untimed or not tick or not np.diff(times).all():
+        times = None
     return Contents(width, height, len(stamps), _rate(header, times, tick), tick, times)
 
 
@@ -82,7 +89,12 @@ def frames(path, wanted, held):
     One decoding thread a file: many files are read side by side. Frames that no other frame needs are not decoded
     unless wanted, which spares half the work and changes no pixel.
     """
-    places = {int(index if held.times is None else held.times[index]): k for k, index in enumerate(wanted)}
+    keys = array("q", np.asarray(wanted if held.times is None else held.times[wanted], np.int64).tobytes())
+
+    def place(key):
+        k = bisect_left(keys, key)
+        return k if k < len(keys) and keys[k] == key else None
+
     reformatter = VideoReformatter()
     with _opened(path) as (container, stream):
         decoder = stream.codec_context
@@ -90,7 +102,7 @@ def frames(path, wanted, held):
         sound, order, skipping = True, 0, None
         for packet in _packets(container, stream):
             if held.times is not None:
-                skip = "DEFAULT" if packet.pts in places or not packet.size else "NONREF"
+                skip = "DEFAULT" if not packet.size or place(packet.pts) is not None else "NONREF"
                 if skip != skipping:
                     decoder.skip_frame = skipping = skip
             try:
@@ -102,10 +114,10 @@ def frames(path, wanted, held):
                 continue
             for frame in decoded:
                 sound = not frame.is_corrupt and (sound or frame.key_frame)
-                key = order if held.times is None else frame.pts
+                k = place(order if held.times is None else frame.pts)
                 order += 1
-                if key in places and sound:
-                    yield places[key], _picture(frame, reformatter)
+                if k is not None and sound:
+                    yield k, _picture(frame, reformatter)
 
 
 def _picture(frame, reformatter):

@@ -1,0 +1,169 @@
+"""Many videos into one frame folder: plan, fill, go on after a kill, name what was left out."""
+
+import os
+import time
+from functools import partial
+from pathlib import Path
+
+from moco import cli, folders, manifest, parallel
+
+
+def make_plan(roots, settings, listing, inspect, workers):
+    """The plan for the files of a listing; UserError, which names each, where none can be read.
+
+    roots: folders of videos. listing: what folders.video_files gave for them. inspect(path, report): what the plan
+    is to say of a video, with its number of slots, or a string that says why it cannot be read.
+    """
+    found, refused = listing
+    left_out = [{"folder": number, "name": name, "reason": reason} for number, name, reason in refused]
+    paths = [os.path.join(roots[number], name) for number, name, _ in found]
+    results, videos = {}, []
+    with cli.Progress(len(paths), "plan", "videos") as progress:
+        for number, _, result in parallel.run(inspect, paths, workers):
+            results[number] = result
+            progress.update()
+    for number, (root, name, size) in enumerate(found):
+        if isinstance(results[number], dict):
+            videos.append({"folder": root, "name": name, "bytes": size, **results[number]})
+        else:
+            left_out.append({"folder": root, "name": name, "reason": results[number]})
+    plan = manifest.make(settings, roots, videos, left_out)
+    if not plan["slots"]:
+        raise _nothing_read(plan)
+    slow = sum(video["rate"] < 0.99 * settings["fps"] for video in plan["videos"])
+    if slow:
+        print(f"{slow} of {len(videos)} videos have fewer than {settings['fps']:g} frames a second: all are taken")
+    return plan
+
+
+def matching_plan(folder, settings, listing):
+    """The plan that a frame folder has already, or None; UserError where it is for other videos or settings.
+
+    A file that has changed in size since is not a matter here: its slots are known, and it will be left out.
+    """
+    plan = manifest.read(folder)
+    if plan is None:
+        return None
+    differences = [
+        f"--{flag} was {plan['settings'].get(flag)}, not {value}"
+        for flag, value in settings.items()
+        if value != plan["settings"].get(flag)
+    ]
+    videos, done = plan["videos"], manifest.filled(folder)
+    planned = {(each["folder"], each["name"]) for each in videos + plan["left_out"]}
+    there = {(root, name) for part in listing for root, name, _ in part}
+    needed = {(each["folder"], each["name"]) for n, each in enumerate(videos) if n not in done}
+    differences += [f"{folders.shown(name)} was not there" for _, name in sorted(there - planned)[:5]]
+    if not plan["complete"]:
+        differences += [f"{folders.shown(name)} was there" for _, name in sorted(needed - there)[:5]]
+    if differences:
+        where = Path(folder) / manifest.NAME
+        raise cli.UserError(f"{where} is of another run: {'; '.join(differences)}. Give another --save-dir")
+    return plan
+
+
+def begin(folder, plan):
+    """Write a new plan into a frame folder and return it; UserError where its classes are there, of unknown origin."""
+    for name in manifest.class_names(plan):
+        if (Path(folder) / name).exists():
+            raise cli.UserError(f"{folder} has a {name} already, but no {manifest.NAME}. Give another --save-dir")
+    manifest.write(folder, plan)
+    return plan
+
+
+def read_videos(folder, plan, roots, fill, workers, shard):
+    """Fill a part of the plan's videos where they are not filled yet, and return the plan as it is then.
+
+    fill(folder, head, task, report) writes the images of one video, task = (path, its part of the plan), head = what
+    the plan says of all, and gives (runs of slots that stay empty, the reason or None). shard: (part, of how many).
+    """
+    if plan["complete"]:
+        return plan
+    videos, done = plan["videos"], manifest.filled(folder)
+    part, parts = shard
+    longest_first = sorted(range(len(videos)), key=lambda number: -videos[number]["frames"])  # so that all end together
+    numbers = [number for number in longest_first[part::parts] if number not in done]
+    tasks = [(os.path.join(roots[videos[n]["folder"]], videos[n]["name"]), videos[n]) for n in numbers]
+    head = {key: plan[key] for key in ("settings", "per_class", "class_digits", "image_digits")}
+    hours, past, start = sum(_hours(video, video["frames"]) for _, video in tasks), 0.0, time.monotonic()
+    with cli.Progress(sum(video["frames"] for _, video in tasks), "read", "frames") as progress:
+        for task, amount, result in parallel.run(partial(fill, folder, head), tasks, workers):
+            video = tasks[task][1]
+            past += _hours(video, amount)
+            pace = past / (time.monotonic() - start) * 3600
+            progress.update(amount, f"{past:.2f} h of video done, {hours - past:.2f} h left, {pace:.0f} h an hour")
+            if isinstance(result, parallel.Crashed):
+                result = [[video["first_slot"], video["first_slot"] + video["slots"]]], result
+                clear(folder, plan, video, result[0])
+            if result is not None:
+                manifest.note(folder, numbers[task], *result)
+    return _finished(folder, plan)
+
+
+def _hours(video, frames):
+    return frames / video["rate"] / 3600
+
+
+def _finished(folder, plan):
+    """The plan with what is noted of its videos, written as complete where every video is."""
+    lines = manifest.filled(folder)
+    if len(lines) < len(plan["videos"]):
+        now = manifest.read(folder)  # perhaps the last of the others has just completed it and taken the ledger away
+        return now if now["complete"] else manifest.with_notes(plan, lines)
+    plan = manifest.with_notes(plan, lines)
+    images = manifest.Manifest(plan, folder)
+    for name in set(manifest.class_names(plan)) - set(images.classes):
+        if (Path(folder) / name).is_dir():
+            (Path(folder) / name).rmdir()  # ImageFolder stops at an empty class
+    if not len(images):
+        manifest.remove(folder)
+        raise _nothing_read(plan)
+    return manifest.complete(folder, plan)
+
+
+def _nothing_read(plan):
+    where = ", ".join(plan["folders"])
+    named = "; ".join(f"{folders.shown(name)}: {reason}" for name, reason in manifest.left_out(plan))
+    if named:
+        return cli.UserError(f"no video could be read in {where} ({named}). Give a folder of videos")
+    return cli.UserError(f"there is no video in {where}. Give a folder of videos, or --recursive for its sub-folders")
+
+
+def write_image(path, jpeg):
+    """Write the bytes of one image, making its class folder; UserError where the disk is full or may not be written to.
+
+    An image that is there is written over in place: an earlier run of the same plan wrote the same bytes.
+    """
+    try:
+        try:
+            handle = os.open(path, os.O_WRONLY | os.O_CREAT, 0o666)
+        except FileNotFoundError:
+            path.parent.mkdir(exist_ok=True)
+            handle = os.open(path, os.O_WRONLY | os.O_CREAT, 0o666)
+        try:
+            written = os.write(handle, jpeg)
+            if written < len(jpeg):  # the disk is full: the next write says so
+                written += os.write(handle, jpeg[written:])
+        finally:
+            os.close(handle)
+    except OSError as error:
+        path.unlink(missing_ok=True)
+        raise cli.UserError(f"cannot write {path}: {error.strerror}. Mend that and start again to go on") from error
+
+
+def clear(folder, plan, video, runs):
+    """Remove what an earlier run or a crashed process left in runs of a video's slots."""
+    for first, end in runs:
+        for slot in range(first, end):
+            (Path(folder) / manifest.slot_path(plan, video, slot)).unlink(missing_ok=True)
+
+
+def summary(plan):
+    """The size of a plan, in words."""
+    videos, slots = plan["videos"], plan["slots"]
+    missing = sum(end - first for video in videos for first, end in video["missing"])
+    hours, frames = sum(_hours(video, video["frames"]) for video in videos), sum(video["frames"] for video in videos)
+    return (
+        f"{len(videos)} videos, {hours:.2f} hours, {frames} frames; {slots - missing} images in "
+        f"{len(manifest.class_names(plan))} classes" + ("" if plan["complete"] else ", not read to the end yet")
+    )

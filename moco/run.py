@@ -164,10 +164,8 @@ class Run:
         if not self.place.main:
             return
         self._check_weights()
-        last, old = self.folder / "last.tar", self.folder / "last.old.tar"
-        if last.exists():
-            old.unlink(missing_ok=True)
-            os.link(last, old)
+        last = self.folder / "last.tar"
+        keep_previous(last)
         position = {"step": self.step, "records": self.records, "totals": self.totals.cpu()}
         checkpoint.write(last, {**self.published(self.epoch), **position})
 
@@ -270,6 +268,14 @@ class Run:
 
     def _is_past(self, record):
         return (record["epoch"], record.get("step", float("inf"))) <= (self.epoch, self.step)
+
+
+def keep_previous(last):
+    """Let the file last.tar, if there is one, be last.old.tar too, until a new last.tar takes its name."""
+    if last.exists():
+        old = last.with_name("last.old.tar")
+        old.unlink(missing_ok=True)
+        os.link(last, old)
 
 
 def _differences(before, now):

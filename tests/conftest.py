@@ -1,10 +1,12 @@
 """What several tests share: small folders of frames, and signal handlers put back."""
 
 import signal
+from contextlib import contextmanager
 
 import cv2
 import numpy as np
 import pytest
+import torch
 
 from moco.distributed import STOP_SIGNALS
 
@@ -32,3 +34,18 @@ def handlers():
     yield
     for stop, handler in before.items():
         signal.signal(stop, handler)
+
+
+@contextmanager
+def single_thread():
+    """Torch computes in one thread: the number of threads changes the last bits of a sum."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def one_thread():
+    with single_thread():
+        yield

@@ -2,8 +2,6 @@
 
 import os
 import signal
-import subprocess
-import sys
 import time
 from argparse import Namespace
 from pathlib import Path
@@ -16,9 +14,9 @@ from torch.nn import functional
 from moco import checkpoint, distributed
 from moco.cli import UserError
 from moco.distributed import Place
+from tests.training import train_elsewhere
 
 pytestmark = pytest.mark.usefixtures("handlers")
-ROOT = Path(__file__).parent.parent
 TWO_PROCESSES = Namespace(
     device="cpu", gpu=None, multiprocessing_distributed=True, processes_per_node=2,
     world_size=-1, rank=-1, dist_url=None, dist_backend=None, out=None,
@@ -76,31 +74,12 @@ def test_a_mistake_in_a_process_is_the_users_one_line():
         distributed.launch(makes_a_mistake, TWO_PROCESSES)
 
 
-@pytest.mark.parametrize("launcher", ["own", "torchrun"])
-def test_two_processes_train_one_network(frames, tmp_path, launcher):
-    """Only rank 0 prints and writes, every image counts once, and the stop signal reaches all."""
-    flags = ["--model", "shufflenet_v2_x0_5", "--image-size", "32", "--device", "cpu", "--workers", "0", "--print-freq"]
-    flags += ["1", "--batch-size", "8", "--epochs", "1", "--save-dir", str(tmp_path / "run"), str(frames)]
-    script = str(ROOT / "temporal_classification.py")
-    if launcher == "own":
-        command = [sys.executable, script, *flags, "--multiprocessing-distributed", "--processes-per-node", "2"]
-    else:
-        command = [
-            sys.executable,
-            "-m",
-            "torch.distributed.run",
-            "--standalone",
-            "--nproc-per-node",
-            "2",
-            script,
-            *flags,
-        ]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.count("24 frames in 3 classes") == 1
-    content = checkpoint.read(tmp_path / "run" / "last.tar")
-    assert content["records"][0]["images"] == 24
+def test_two_processes_train_one_network(frames, tmp_path):
+    """Only rank 0 prints and writes, and every image counts once."""
+    two = ("--multiprocessing-distributed", "--processes-per-node", 2, "--epochs", 1)
+    output, errors = train_elsewhere(frames, tmp_path / "run", *two).communicate(timeout=120)
+    assert output.count("24 frames in 3 classes") == 1, errors
+    assert checkpoint.read(tmp_path / "run" / "last.tar")["records"][0]["images"] == 24
 
 
 def test_devices_that_are_not_there():

@@ -4,10 +4,6 @@ import json
 import os
 import shutil
 import signal
-import subprocess
-import sys
-import time
-from pathlib import Path
 
 import pytest
 import torch
@@ -18,80 +14,19 @@ import temporal_classification
 from moco import checkpoint, engine
 from moco.cli import UserError
 from moco.run import TRY_AGAIN, Run
-from tests.conftest import make_frames
+from tests.conftest import make_frames, single_thread
+from tests.training import everything, same, train, train_elsewhere, wait_for_step
 
-SCRIPT = Path(temporal_classification.__file__)
-SMALL = ["--model", "shufflenet_v2_x0_5", "--image-size", "32", "--device", "cpu", "--batch-size", "8"]
-SMALL += ["--precision", "fp32", "--epochs", "2", "--workers", "0"]
-pytestmark = pytest.mark.usefixtures("handlers")
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    """The number of threads changes the last bits of a sum."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("handlers", "one_thread")
 
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
     """An undisturbed run over the frames of the fixture of that name; also its save directory's log has every step."""
     folder = tmp_path_factory.mktemp("whole")
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    train(make_frames(folder / "frames"), folder / "run", "--print-freq", 1)
-    torch.set_num_threads(threads)
+    with single_thread():
+        train(make_frames(folder / "frames"), folder / "run", "--print-freq", 1)
     return folder / "run"
-
-
-def train(frames, save_dir, *flags):
-    """Train in this process; the exit status."""
-    try:
-        return temporal_classification.main([str(frames), "--save-dir", str(save_dir), *SMALL, *map(str, flags)])
-    except SystemExit as end:
-        return end.code
-
-
-def train_elsewhere(frames, save_dir, *flags):
-    """Start training in a process of its own."""
-    command = [sys.executable, str(SCRIPT), str(frames), "--save-dir", str(save_dir), *SMALL, *map(str, flags)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-
-
-def wait_for_step(save_dir, process, lines):
-    """Wait until the log has that many lines; fails when the process ends before."""
-    log = save_dir / "log.jsonl"
-    while not log.exists() or log.read_text().count("\n") < lines:
-        assert process.poll() is None, process.communicate()[1]
-        time.sleep(0.005)
-
-
-def everything(save_dir):
-    """The whole state of a run as a flat dict, times left out."""
-    flat = {}
-
-    def walk(name, value):
-        if isinstance(value, dict):
-            for key, inner in value.items():
-                walk(f"{name}.{key}", inner)
-        elif isinstance(value, list | tuple):
-            for i, inner in enumerate(value):
-                walk(f"{name}.{i}", inner)
-        elif not name.endswith(("images_per_second", "waiting")) and not name.startswith(".args"):
-            flat[name] = value
-
-    walk("", checkpoint.read(save_dir / "last.tar"))
-    return flat
-
-
-def same(a, b):
-    return a.keys() == b.keys() and all(
-        torch.equal(value, b[name]) if isinstance(value, torch.Tensor) else value == b[name]
-        for name, value in a.items()
-    )
 
 
 def test_a_run_writes_what_it_promises(frames, tmp_path):

@@ -29,6 +29,7 @@ RECIPES = {
 }
 ASPECT = (3 / 4, 4 / 3)  # of a random crop, width over height
 SIGMA = (0.1, 2)  # of the blur, in pixels
+REACH = 5  # pixels to either side that the widest blur looks at
 BRIGHTNESS, CONTRAST, SATURATION, HUE, ORDER, GRAY, BLUR, FACTORS = 0, 1, 2, 3, 4, 8, 9, 10  # columns of the factors
 _AS_STORED = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION  # PIL does not turn an image by its EXIF tag either
 
@@ -210,7 +211,7 @@ def blur(image, sigma):
 
 
 def blur_kernel(sigma):
-    """PIL's "Gaussian" of standard deviation sigma <= 2: three extended box filters in a row, float32, up to 13 taps.
+    """PIL's "Gaussian" of standard deviation sigma <= 2: three extended box filters in a row, float32, up to 11 taps.
 
     An extended box has a fractional weight at its two ends, by which its variance is exactly sigma^2 / 3
     (Gwosdek et al., Theoretical Foundations of Gaussian Convolution by Extended Box Filtering, 2011, eq. 7-14).
@@ -220,7 +221,8 @@ def blur_kernel(sigma):
     end = (2 * whole + 1) * (whole * (whole + 1) - 3 * variance) / (6 * (variance - (whole + 1) ** 2))
     box = np.array([end] + [1] * (2 * whole + 1) + [end]) / (2 * (whole + end) + 1)
     kernel = np.convolve(np.convolve(box, box), box)
-    return kernel.astype(np.float32)
+    kernel = kernel[kernel > 1 / 512]  # what lies further out is less than half a grey level
+    return (kernel / kernel.sum()).astype(np.float32)
 
 
 def device_colour(images, factors, gray_first=False):
@@ -229,37 +231,35 @@ def device_colour(images, factors, gray_first=False):
     images: float (N, 3, height, width) from 0 to 255; factors: (N, FACTORS) on the CPU, so that who needs what is
     known without waiting for the device. Gives the same shape and range.
     """
-    there = factors.to(images.device, non_blocking=True)
-    every = torch.arange(len(images))
-    gray = factors[:, GRAY].bool()
     if gray_first:
-        images = _on(images, gray, lambda part, _: _luma(part).expand_as(part))
+        images = _where(factors[:, GRAY] > 0, images, factors, _grey)
     order = factors[:, ORDER : ORDER + 4].long()
+    amounts = torch.where(order == HUE, 1, factors.gather(1, order))  # of the three that blend the image with another
+    steps = torch.stack([amounts, order == SATURATION, order == CONTRAST]).to(images.device, non_blocking=True)
     for slot in range(4):
-        now = order[:, slot]
-        amount = there[every, now.to(images.device)]
-        amount = torch.where((now == HUE).to(images.device), 1.0, amount)[:, None, None, None]
+        amount, saturate, contrast = steps[:, :, slot, None, None, None]
         luma = _luma(images)
-        mean = (luma.mean((1, 2, 3), keepdim=True) + 0.5).floor()
-        towards = luma * _column(now == SATURATION, images) + mean * _column(now == CONTRAST, images)
-        images = (towards + amount * (images - towards)).clamp(0, 255).floor()
-        images = _on(images, (now == HUE) & (factors[:, HUE] != 0), lambda part, at: _turn(part, there[at, HUE]))
+        towards = saturate * luma + contrast * (luma.mean((1, 2, 3), keepdim=True) + 0.5).floor()
+        images = (images - towards).mul_(amount).add_(towards).clamp_(0, 255).floor_()
+        images = _where((order[:, slot] == HUE) & (factors[:, HUE] != 0), images, factors, _turn)
     if not gray_first:
-        images = _on(images, gray, lambda part, _: _luma(part).expand_as(part))
-    return _on(images, factors[:, BLUR] > 0, lambda part, at: _blur(part, factors[at.cpu(), BLUR]))
+        images = _where(factors[:, GRAY] > 0, images, factors, _grey)
+    return _where(factors[:, BLUR] > 0, images, factors, _blur)
 
 
-def _on(images, which, function):
-    """images with function(part, at) in place of those for which `which` (on the CPU) holds."""
+def _where(which, images, factors, function):
+    """images with function(images, factors) in place of those for which `which` (on the CPU) holds."""
     at = which.nonzero().squeeze(1)
-    if len(at):
-        at = at.to(images.device, non_blocking=True)
-        images = images.index_copy(0, at, function(images[at], at).contiguous(memory_format=torch.channels_last))
-    return images
+    if len(at) == 0:
+        return images
+    there = at.to(images.device, non_blocking=True)
+    changed = images.clone()  # index_copy would lose the channels-last layout
+    changed[there] = function(images[there], factors[at])
+    return changed
 
 
-def _column(which, images):
-    return which.to(images.device, images.dtype)[:, None, None, None]
+def _grey(images, _):
+    return _luma(images).expand_as(images)
 
 
 def _luma(images):
@@ -267,8 +267,9 @@ def _luma(images):
     return (torch.einsum("nchw,c->nhw", images, weights)[:, None] + 0.5).floor()
 
 
-def _turn(images, turn):
-    """Hues turned by turn (N,): each colour is the largest less a share of the chroma that follows the hue circle."""
+def _turn(images, factors):
+    """Hues turned: each colour is the largest one less a share of the chroma that follows the hue circle."""
+    turn = factors[:, HUE, None, None].to(images.device, non_blocking=True)
     red, green, blue = images.unbind(1)
     largest = images.amax(1)
     chroma = largest - images.amin(1)
@@ -277,20 +278,21 @@ def _turn(images, turn):
         (green - blue) / chroma,
         torch.where(largest == green, (blue - red) / chroma + 2, (red - green) / chroma + 4),
     )
-    sector = torch.where(chroma == 0, 0, sector) + 6 * turn[:, None, None]
+    sector = torch.where(chroma == 0, 0, sector) + 6 * turn
     ramps = [(start + sector).remainder(6) for start in (5, 3, 1)]
     return torch.stack([largest - chroma * torch.minimum(k, 4 - k).clamp(0, 1) for k in ramps], 1)
 
 
-def _blur(images, sigmas):
-    """PIL's GaussianBlur with sigmas (N,) on the CPU, along the rows and then along the columns."""
-    kernels = np.zeros((len(sigmas), 13), np.float32)
-    for row, sigma in zip(kernels, sigmas.tolist(), strict=True):
+def _blur(images, factors):
+    """PIL's GaussianBlur, along the rows and then along the columns."""
+    kernels = np.zeros((len(images), 2 * REACH + 1), np.float32)
+    for row, sigma in zip(kernels, factors[:, BLUR].tolist(), strict=True):
         kernel = blur_kernel(sigma)
-        row[6 - len(kernel) // 2 : 7 + len(kernel) // 2] = kernel
+        half = len(kernel) // 2
+        row[REACH - half : REACH + half + 1] = kernel
     kernels = torch.from_numpy(kernels).to(images.device, non_blocking=True)[:, :, None, None, None]
     height, width = images.shape[2:]
-    padded = torch.nn.functional.pad(images, (6, 6, 0, 0), mode="replicate")
-    images = sum(kernels[:, tap] * padded[:, :, :, tap : tap + width] for tap in range(13))
-    padded = torch.nn.functional.pad(images, (0, 0, 6, 6), mode="replicate")
-    return sum(kernels[:, tap] * padded[:, :, tap : tap + height] for tap in range(13))
+    padded = torch.nn.functional.pad(images, (REACH, REACH, 0, 0), mode="replicate")
+    images = sum(kernels[:, tap] * padded[:, :, :, tap : tap + width] for tap in range(2 * REACH + 1))
+    padded = torch.nn.functional.pad(images, (0, 0, REACH, REACH), mode="replicate")
+    return sum(kernels[:, tap] * padded[:, :, tap : tap + height] for tap in range(2 * REACH + 1))

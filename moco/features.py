@@ -124,3 +124,9 @@ def upsample(maps, size):
 def attention(maps):
     """Masks (N, H, W) between 0 and 1 from maps (N, H, W): sigmoid(10 m / std(m)), std over all of them (the paper)."""
     return torch.sigmoid(10 * maps / maps.std())
+
+
+def pixels(images):
+    """Normalised images (N, 3, H, W) as pictures (N, H, W, 3) from 0 to 1."""
+    mean, std = torch.tensor([loader.MEAN, loader.STD])
+    return (images.permute(0, 2, 3, 1) * std + mean).clamp(0, 1)

@@ -76,7 +76,7 @@ def accuracy_bars(models, path):
     width, handles = 0.84 / len(models), {}
     with _figure(path, 2.2 + len(groups) * (0.5 + 0.42 * len(models)), 3.4) as figure:
         axes = figure.subplots()
-        for place, (task, entries) in enumerate(groups.items()):
+        for place, entries in enumerate(groups.values()):
             for model, entry in entries.items():
                 x, mean, std = place - 0.42 + (list(models).index(model) + 0.5) * width, *_percent(entry)
                 handles[model] = axes.bar(x, mean, width * 0.92, color=colours[model])
@@ -111,3 +111,37 @@ def confusion_matrix(counts, classes, path, title):
                 colour = "black" if shares[row, column] > 0.6 else "white"
                 text = f"{100 * shares[row, column]:.0f}"
                 axes.text(column, row, text, ha="center", va="center", fontsize=6, color=colour)
+
+
+def overlay(maps, images):
+    """Maps (N, H, W) as heat over images (N, 3, H, W), uint8 (N, H, W, 3), as published.
+
+    The maps, rescaled over all of them, in jet colours are added to the rescaled images; the sum is rescaled.
+    """
+    maps, images = np.asarray(maps), np.asarray(images).transpose(0, 2, 3, 1)
+    heat = matplotlib.colormaps["jet"]((255 * _rescaled(maps)).astype(np.uint8))[..., :3]
+    return (255 * _rescaled(heat + _rescaled(images))).astype(np.uint8)
+
+
+def _rescaled(values):
+    low, high = values.min(), values.max()
+    return (values - low) / max(high - low, 1e-12)
+
+
+def image_grid(pictures, captions, path, title, columns=12):
+    """Pictures (N, H, W, 3), 12 a row, to path + '.pdf' and '.png'.
+
+    pictures: uint8, or floats from 0 to 1. captions: (true, named) class of each, written below it; a wrong one stands
+    out by its colour and arrow.
+    """
+    columns = min(columns, len(pictures))
+    rows = -(-len(pictures) // columns)
+    with _figure(path, columns * 1.0, rows * 1.28 + 0.3) as figure:
+        figure.suptitle(title, fontsize=10)
+        for axes in (cells := figure.subplots(rows, columns, squeeze=False).ravel()):
+            axes.axis("off")
+        for axes, picture, (true, named) in zip(cells, pictures, captions, strict=False):
+            axes.imshow(picture)
+            axes.text(0.5, -0.03, true, transform=axes.transAxes, ha="center", va="top", fontsize=6)
+            text, colour = (named, COLOURS[0]) if true == named else (f"→ {named}", COLOURS[5])
+            axes.text(0.5, -0.15, text, transform=axes.transAxes, ha="center", va="top", fontsize=6, color=colour)

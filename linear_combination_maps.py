@@ -1,0 +1,103 @@
+"""Where in an image a network sees a class: class activation maps, laid over the images as masks (Figure 6).
+
+    python linear_combination_maps.py toybox --model-path TC-S_labeledS_5_iid.tar --class-idx car --class-only
+
+In: a folder with a folder of images per class, and a model with a linear head, such as linear_decoding.py writes. Out,
+in --save-dir: linear_combination_maps_class_IDX.pdf and .png, a random sample of images with true and named class.
+"""
+
+import numpy as np
+import torch
+
+from moco import augment, checkpoint, cli, distributed, features, files, loader, models, plots
+from moco.cli import UserError
+
+
+def parse_args(argv=None):
+    parser = cli.parser(__doc__)
+    add = parser.add_argument
+    add("data", help="folder with a folder of images per class")
+    checkpoint.add_flags(parser)
+    add("--class-idx", default="6", metavar="CLASS", help="the class, by its number from 0 or by its name")
+    which = parser.add_mutually_exclusive_group()
+    which.add_argument("--class-only", action="store_true", help="show images of this class only")
+    which.add_argument("--others", action="store_true", help="show images of the other classes only")
+    add("--overlay", action="store_true", help="show the maps as heat over the images, not as masks")
+    cli.shared_flags(parser, "--batch-size", "--image-size", "--workers")
+    cli.shared_flags(parser, "--save-dir", "--seed", "--device", "--overwrite")
+    parser.set_defaults(batch_size=36)
+    return parser.parse_args(argv)
+
+
+def class_number(text, names, n_out):
+    """The number of the class that text names or numbers; names: those of the n_out outputs, or None."""
+    if text in (names or ()):
+        return names.index(text)
+    if text.isdecimal() and int(text) < n_out:
+        return int(text)
+    known = f" ({', '.join(names)})" if names else ""
+    raise UserError(f"--class-idx {text}: the model has {n_out} outputs, 0 to {n_out - 1}{known}")
+
+
+def choose(frames, name, which, n, seed):
+    """Sorted indices of n random images: of the class folder name, of the 'others', or of 'all'."""
+    candidates = np.arange(len(frames))
+    if which != "all":
+        if name not in frames.classes:
+            raise UserError(f"{frames.folder} has no class folder for class {name}; it has {', '.join(frames.classes)}")
+        is_class = frames.labels() == frames.classes.index(name)
+        candidates = np.flatnonzero(is_class if which == "class" else ~is_class)
+    if not len(candidates):
+        raise UserError(f"{frames.folder} holds no images of the wanted classes")
+    return np.sort(np.random.default_rng(seed).permutation(candidates)[:n])
+
+
+@torch.inference_mode()
+def look(model, batches):
+    """Images (N, 3, H, W), their last maps (N, C, h, w), the class the model names (N,), and their indices (N,)."""
+    trunk, head, seen = models.spatial_trunk(model), models.head(model), []
+    for images, _, indices in batches.epoch(0):
+        maps = trunk(images)
+        features.check_finite(maps.mean((2, 3)).cpu().numpy(), [batches.frames.path(i) for i in indices])
+        seen.append((images, maps, head(maps.mean((2, 3))).argmax(1), indices))
+    if not seen:
+        raise UserError(f"none of the chosen images in {batches.frames.folder} can be read")
+    return [torch.cat(column).cpu() for column in zip(*seen, strict=True)]
+
+
+def main(argv=None):
+    args = parse_args(argv)
+    frames, device = loader.Frames(args.data), distributed.device(args.device)
+    torch.manual_seed(args.seed)
+    model, found = checkpoint.source(args.model_path, args.model, args.n_out)
+    if found and found.n_out is None:
+        raise UserError(f"{args.model_path} has no linear head; decode it first with linear_decoding.py")
+    weight = models.head(model).weight.detach().cpu()
+    names = found and found.classes or (frames.classes if len(frames.classes) == len(weight) else None)
+    number = class_number(args.class_idx, names, len(weight))
+    which = "class" if args.class_only else "others" if args.others else "all"
+    parts = ["linear_combination_maps_class", str(number)] + ([] if which == "all" else [which])
+    path = files.output_folder(args.save_dir) / "_".join(parts + ["overlay"] * args.overlay)
+    files.claim(path.with_suffix(".pdf"), args.overwrite)
+
+    chosen = choose(frames, names[number] if names else None, which, args.batch_size, args.seed)
+    recipe = augment.Recipe("none", args.image_size)
+    batches = loader.Batches(frames, recipe, features.BATCH, args.workers, args.seed, device, False, order=chosen)
+    images, maps, named, indices = look(models.freeze(model).to(device), batches)
+    maps = features.upsample(features.class_map(maps, weight[number]), images.shape[-1])
+    if args.overlay:
+        pictures = plots.overlay(maps, images)
+    else:
+        pictures = features.pixels(features.attention(maps)[:, None] * images)
+    labels = frames.labels()
+    captions = [
+        (frames.classes[labels[i]], names[guess] if names else str(guess))
+        for i, guess in zip(indices.tolist(), named.tolist(), strict=True)
+    ]
+    title = f"what speaks for class {names[number] if names else number}; below: the class, and what the model says"
+    plots.image_grid(pictures, captions, path, title)
+    print(f"{len(pictures)} images: {path.with_suffix('.pdf')} and .png")
+
+
+if __name__ == "__main__":
+    cli.run(main)

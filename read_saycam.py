@@ -16,7 +16,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from moco import cli, files, folders, manifest, reader, video
+from moco import cli, files, folders, manifest, parallel, reader, video
 
 # The flags that the images depend on: a run goes on only under the same ones.
 SETTINGS = ("fps", "seg-len", "class-by", "size", "quality", "shift")
@@ -161,17 +161,17 @@ def main(argv=None):
     roots, folder = [os.path.abspath(each) for each in args.data], Path(args.save_dir)
     listing = folders.video_files(roots, args.recursive, folder)
     plan = reader.matching_plan(folder, settings, listing)
-    if plan is None:
-        plan = reader.make_plan(roots, settings, listing, partial(inspect, settings), args.workers)
+    with parallel.Crew(args.workers) as crew:
+        if plan is None:
+            plan = reader.make_plan(roots, settings, listing, partial(inspect, settings), crew)
+        if not args.dry_run:
+            files.output_folder(folder)
+            plan = reader.matching_plan(folder, settings, listing) or reader.begin(folder, plan)
+        if not args.dry_run and not args.plan:
+            plan = reader.read_videos(folder, plan, roots, fill, crew, args.shard or (0, 1))
+    print(reader.summary(plan))
     if args.dry_run:
-        print(reader.summary(plan))
         print(f"expected size: {plan['slots'] * image_size(plan, roots) / 1e9:.3g} GB")
-    else:
-        files.output_folder(folder)
-        plan = reader.matching_plan(folder, settings, listing) or reader.begin(folder, plan)
-        if not args.plan:
-            plan = reader.read_videos(folder, plan, roots, fill, args.workers, args.shard or (0, 1))
-        print(reader.summary(plan), folder, sep=" -> ")
     left_out = manifest.left_out(plan)
     for name, reason in left_out:
         print(f"left out: {folders.shown(name)}: {reason}")

@@ -16,68 +16,75 @@ class Crashed(str):
     """Stands for the result of a task on which its process crashed: the reason in words."""
 
 
-def run(function, tasks, workers):
-    """Work on the tasks, several at once; yield (task number, amount, result), result None for news from within one.
+class Crew:
+    """Worker processes, started when first needed and kept from one set of tasks to the next; for a with statement.
 
-    function(task, report) returns the task's result, never None, and may call report(amount) meanwhile. tasks: a
-    sequence, started in its order. workers: processes; 0 works in this one. The result is a Crashed where the process
-    crashed. A UserError in a task, or a process killed from outside, ends the whole in a UserError.
+    workers: how many at most; 0 works in this process.
     """
-    if not workers:
-        for number, task in enumerate(tasks):
-            news = []
-            result = function(task, news.append)
-            yield number, sum(news), result
-        return
-    waiting, crew = deque(enumerate(tasks)), {}
-    try:
-        for _ in range(min(workers, len(tasks))):
-            _hire(crew, function, waiting)
-        while crew:
-            for pipe in wait(list(crew)):
-                worker = crew[pipe]
-                try:
-                    amount, result = pipe.recv()
-                except (EOFError, OSError):
-                    amount, result = 0, worker.verdict()
-                    del crew[pipe]
-                    if waiting:
-                        _hire(crew, function, waiting)
-                if isinstance(result, UserError):
-                    raise result
-                number = worker.number
-                if result is not None and pipe in crew:
-                    if waiting:
-                        worker.take(*waiting.popleft())
+
+    def __init__(self, workers):
+        self.workers, self.idle = workers, []
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *error):
+        for worker in self.idle:
+            worker.end()
+
+    def run(self, function, tasks):
+        """Work on the tasks, several at once; yield (task number, amount, result or None for mere news of it).
+
+        function(task, report) returns the task's result, never None, and may call report(amount) meanwhile. tasks: a
+        sequence, started in its order. The result is a Crashed where the process crashed. A UserError in a task, or a
+        process killed from outside, ends the whole in a UserError.
+        """
+        if not self.workers:
+            for number, task in enumerate(tasks):
+                news = []
+                result = function(task, news.append)
+                yield number, sum(news), result
+            return
+        waiting, busy = deque(enumerate(tasks)), {}
+        try:
+            while waiting or busy:
+                while waiting and len(busy) < self.workers:
+                    worker = self.idle.pop() if self.idle else _Worker()
+                    worker.take(function, *waiting.popleft())
+                    busy[worker.pipe] = worker
+                for pipe in wait(list(busy)):
+                    worker = busy[pipe]
+                    try:
+                        amount, result = pipe.recv()
+                    except (EOFError, OSError):
+                        amount, result = 0, worker.verdict()
+                        del busy[pipe]
                     else:
-                        crew.pop(pipe).dismiss()
-                yield number, amount, result
-    finally:
-        for worker in crew.values():
-            worker.process.terminate()
-            worker.dismiss()
-
-
-def _hire(crew, function, waiting):
-    worker = _Worker(function)
-    crew[worker.pipe] = worker
-    worker.take(*waiting.popleft())
+                        if result is not None:
+                            self.idle.append(busy.pop(pipe))
+                    if isinstance(result, UserError):
+                        raise result
+                    yield worker.number, amount, result
+        finally:
+            for worker in busy.values():
+                worker.process.terminate()
+                worker.end()
 
 
 class _Worker:
     """One process and the task it is at."""
 
-    def __init__(self, function):
+    def __init__(self):
         context = multiprocessing.get_context("spawn")
         self.pipe, far_end = context.Pipe()
-        self.process = context.Process(target=_work, args=(far_end, function), daemon=True)
+        self.process = context.Process(target=_work, args=(far_end,), daemon=True)
         self.process.start()
         far_end.close()  # so that the pipe ends with the process
 
-    def take(self, number, task):
+    def take(self, function, number, task):
         self.number = number
         with suppress(BrokenPipeError):  # where it has died already, the next recv finds the pipe at its end
-            self.pipe.send(task)
+            self.pipe.send((function, task))
 
     def verdict(self):
         """What the end of the process says about its task."""
@@ -88,17 +95,17 @@ class _Worker:
         cause = f"killed by signal {-status} (was memory short?)" if status < 0 else f"ended with status {status}"
         return UserError(f"a worker process was {cause}. Start again to go on, perhaps with fewer --workers")
 
-    def dismiss(self):
+    def end(self):
         self.pipe.close()
         self.process.join()
 
 
-def _work(pipe, function):
+def _work(pipe):
     """A worker process: tasks come through the pipe until it closes, (amount, result) goes back."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the main process, which then ends this one
     with suppress(EOFError, ConnectionError):  # the main process is gone: so is the need to work
         while True:
-            task = pipe.recv()
+            function, task = pipe.recv()
             try:
                 result = function(task, lambda amount: pipe.send((amount, None)))
             except UserError as error:

@@ -8,18 +8,18 @@ from pathlib import Path
 from moco import cli, folders, manifest, parallel
 
 
-def make_plan(roots, settings, listing, inspect, workers):
+def make_plan(roots, settings, listing, inspect, crew):
     """The plan for the files of a listing; UserError, which names each, where none can be read.
 
     roots: folders of videos. listing: what folders.video_files gave for them. inspect(path, report): what the plan
-    is to say of a video, with its number of slots, or a string that says why it cannot be read.
+    is to say of a video, with its number of slots, or a string that says why it cannot be read. crew: a parallel.Crew.
     """
     found, refused = listing
     left_out = [{"folder": number, "name": name, "reason": reason} for number, name, reason in refused]
     paths = [os.path.join(roots[number], name) for number, name, _ in found]
     results, videos = {}, []
     with cli.Progress(len(paths), "plan", "videos") as progress:
-        for number, _, result in parallel.run(inspect, paths, workers):
+        for number, _, result in crew.run(inspect, paths):
             results[number] = result
             progress.update()
     for number, (root, name, size) in enumerate(found):
@@ -28,6 +28,8 @@ def make_plan(roots, settings, listing, inspect, workers):
         else:
             left_out.append({"folder": root, "name": name, "reason": results[number]})
     plan = manifest.make(settings, roots, videos, left_out)
+    if not plan["slots"] and plan["videos"]:
+        raise cli.UserError("--drop-last leaves nothing: the videos are shorter than one episode of --seg-len seconds")
     if not plan["slots"]:
         raise _nothing_read(plan)
     slow = sum(video["rate"] < 0.99 * settings["fps"] for video in plan["videos"])
@@ -71,7 +73,7 @@ def begin(folder, plan):
     return plan
 
 
-def read_videos(folder, plan, roots, fill, workers, shard):
+def read_videos(folder, plan, roots, fill, crew, shard):
     """Fill a part of the plan's videos where they are not filled yet, and return the plan as it is then.
 
     fill(folder, head, task, report) writes the images of one video, task = (path, its part of the plan), head = what
@@ -87,7 +89,7 @@ def read_videos(folder, plan, roots, fill, workers, shard):
     head = {key: plan[key] for key in ("settings", "per_class", "class_digits", "image_digits")}
     hours, past, start = sum(_hours(video, video["frames"]) for _, video in tasks), 0.0, time.monotonic()
     with cli.Progress(sum(video["frames"] for _, video in tasks), "read", "frames") as progress:
-        for task, amount, result in parallel.run(partial(fill, folder, head), tasks, workers):
+        for task, amount, result in crew.run(partial(fill, folder, head), tasks):
             video = tasks[task][1]
             past += _hours(video, amount)
             pace = past / (time.monotonic() - start) * 3600

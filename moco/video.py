@@ -2,6 +2,7 @@
 
 from array import array
 from bisect import bisect_left
+from contextlib import suppress
 from dataclasses import dataclass
 
 import av
@@ -50,7 +51,7 @@ def contents(path):
         stamps, untimed = array("q"), False  # a day of video has millions
         try:
             for packet in container.demux(stream):
-                if packet.size and not packet.is_discard:
+                if _shown(packet):
                     stamps.append(packet.dts or 0 if packet.pts is None else packet.pts)
                     untimed |= packet.pts is None
         except av.error.FFmpegError:
@@ -102,11 +103,11 @@ def frames(path, wanted, held):
         sound, order, skipping = True, 0, None
         for packet in _packets(container, stream):
             if held.times is not None:
-                skip = "DEFAULT" if not packet.size or place(packet.pts) is not None else "NONREF"
+                skip = "DEFAULT" if packet is None or place(packet.pts) is not None else "NONREF"
                 if skip != skipping:
                     decoder.skip_frame = skipping = skip
             try:
-                decoded = decoder.decode(packet if packet.size else None)
+                decoded = decoder.decode(packet)
             except av.error.EOFError:
                 return
             except av.error.FFmpegError:
@@ -127,11 +128,18 @@ def _picture(frame, reformatter):
 
 
 def _packets(container, stream):
-    """The packets of a stream up to the end or to where the file breaks off, then the empty one that ends decoding."""
-    try:
-        yield from container.demux(stream)
-    except av.error.FFmpegError:
-        yield av.Packet(0)
+    """The packets of a stream up to the end or to where the file breaks off, then None, which ends decoding."""
+    with suppress(av.error.FFmpegError):
+        for packet in container.demux(stream):
+            if packet.size:
+                yield packet
+    yield None
+
+
+def _shown(packet):
+    """Whether a packet holds a frame to be shown: VP8 has others, which only serve as reference."""
+    hidden = packet.size and packet.stream.codec_context.name == "vp8" and not bytes(packet)[0] & 0x10
+    return bool(packet.size) and not packet.is_discard and not hidden
 
 
 class _opened:

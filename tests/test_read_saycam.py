@@ -1,0 +1,256 @@
+"""The reader, run as its user runs it, over good, odd, broken and hostile files."""
+
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+from torchvision.datasets import ImageFolder
+
+import read_saycam
+from moco import cli, manifest, video
+from tests.making_videos import number, numbered, write_video
+
+GOLDEN = Path(__file__).parent / "data" / "reader"
+SCRIPT = Path(read_saycam.__file__)
+SMALL = ["--size", "64", "--seg-len", "2"]
+
+
+def read(folder, save_dir, *flags, workers=0):
+    """Run the reader in this process; the exit status."""
+    folders = folder if isinstance(folder, list) else [folder]
+    return read_saycam.main([*map(str, folders), "--save-dir", str(save_dir), "--workers", str(workers), *flags])
+
+
+def start(folder, save_dir, *flags, **options):
+    """Start the reader in a process of its own."""
+    command = [sys.executable, str(SCRIPT), str(folder), "--save-dir", str(save_dir), *flags]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options)
+
+
+def tree(folder):
+    """{relative path: bytes} of all files below folder."""
+    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+def left_out(save_dir):
+    return dict(manifest.left_out(manifest.read(save_dir)))
+
+
+@pytest.fixture(scope="module")
+def videos(tmp_path_factory):
+    """Five videos of different lengths, 120 frames at most."""
+    folder = tmp_path_factory.mktemp("videos")
+    for name, count in {"a": 100, "b": 37, "c": 120, "d": 6, "e": 1}.items():
+        write_video(folder / f"{name}.mp4", count)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def whole(videos, tmp_path_factory):
+    """What one undisturbed run makes of them."""
+    folder = tmp_path_factory.mktemp("whole")
+    assert read(videos, folder, *SMALL) is None
+    return tree(folder)
+
+
+def test_names_and_pictures_are_the_published_ones(tmp_path):
+    assert read(GOLDEN / "videos", tmp_path, "--fps", "5", "--seg-len", "4") is None
+    golden = np.load(GOLDEN / "frames.npz")
+    assert sorted(name for name in tree(tmp_path) if name.endswith("jpeg")) == list(golden["names"])
+    for name, thumb in zip(golden["names"], golden["thumbs"], strict=True):
+        image = cv2.imread(str(tmp_path / name))
+        assert image.shape == (224, 224, 3)
+        small = cv2.resize(image, (16, 16), interpolation=cv2.INTER_AREA)
+        assert np.abs(small.astype(int) - thumb).mean() <= 1.5
+
+
+def test_every_image_is_the_frame_that_the_plan_says(videos, whole, tmp_path):
+    expected = [k for count in (100, 37, 120, 6, 1) for k in range(0, count, 6)]
+    assert read(videos, tmp_path, "--seg-len", "2") is None
+    images = manifest.load(tmp_path)
+    assert [number(tmp_path / images.path(i)) for i in range(len(images))] == expected
+    assert [images.path(i) for i in (0, 9, 10)] == [
+        "class_0000/img_0000.jpeg", "class_0000/img_0009.jpeg", "class_0001/img_0000.jpeg",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("workers", [1, 2, 5])
+def test_bytes_are_the_same_for_any_number_of_workers(videos, whole, tmp_path, workers):
+    assert read(videos, tmp_path, *SMALL, workers=workers) is None
+    assert tree(tmp_path) == whole
+
+
+def test_bytes_are_the_same_for_a_plan_filled_in_shards(videos, whole, tmp_path):
+    assert read(videos, tmp_path, *SMALL, "--plan") is None
+    assert list(tree(tmp_path)) == [manifest.NAME]
+    for shard in ("2/3", "0/3", "1/3"):
+        with pytest.raises(cli.UserError, match=f"python read_saycam.py {videos} --save-dir {tmp_path} .*--seg-len 2"):
+            manifest.load(tmp_path)
+        assert read(videos, tmp_path, *SMALL, "--shard", shard) is None
+    assert tree(tmp_path) == whole
+
+
+def test_bytes_are_the_same_after_five_kills(tmp_path):
+    folder, killed, plain = tmp_path / "videos", tmp_path / "killed", tmp_path / "plain"
+    folder.mkdir()
+    for k in range(4):
+        write_video(folder / f"{k}.mp4", 150, options={"preset": "ultrafast"})
+    assert read(folder, plain, "--fps", "30", "--size", "64") is None
+    draws = np.random.default_rng(0)
+    for _ in range(5):
+        images = len(list(killed.rglob("*.jpeg")))
+        process = start(folder, killed, "--fps", "30", "--size", "64", "--workers", "2")
+        goal = images + draws.integers(1, 60)  # those written over again do not count
+        while process.poll() is None and len(list(killed.rglob("*.jpeg"))) < goal:
+            time.sleep(0.01)
+        assert process.poll() is None, "it ended before it could be killed"
+        process.kill()
+        process.communicate()
+    assert not manifest.read(killed)["complete"]
+    assert read(folder, killed, "--fps", "30", "--size", "64") is None
+    assert tree(killed) == tree(plain)
+
+
+def test_a_video_that_is_done_is_not_read_again(videos, tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr(video, "frames", lambda path, *rest: asked.append(Path(path).stem) or iter(()))
+    read(videos, tmp_path, *SMALL, "--plan")
+    plan = manifest.read(tmp_path)
+    manifest.note(tmp_path, 1, [], None)
+    with open(next(tmp_path.glob("filled-*")), "a") as ledger:
+        ledger.write('\n{"video": 2, "miss')  # cut off by a kill
+    read(videos, tmp_path, *SMALL)
+    assert sorted(asked) == ["a", "c", "d", "e"]
+    assert len(plan["videos"]) == 5
+
+
+@pytest.mark.parametrize(
+    "flags, said", [(["--fps", "4"], "--fps was 5.0, not 4.0"), (["--no-rotate"], "--no-rotate was False, not True")]
+)
+def test_other_settings_on_the_same_folder_are_refused_by_name(videos, tmp_path, flags, said):
+    read(videos, tmp_path, *SMALL, "--plan")
+    before = tree(tmp_path)
+    with pytest.raises(cli.UserError, match=said):
+        read(videos, tmp_path, *SMALL, *flags)
+    assert tree(tmp_path) == before
+
+
+def test_other_videos_on_the_same_folder_are_refused_by_name(videos, tmp_path):
+    folder = tmp_path / "videos"
+    folder.mkdir()
+    write_video(folder / "new.mp4", 6)
+    read(videos, tmp_path / "frames", *SMALL, "--plan")
+    with pytest.raises(cli.UserError, match="new.mp4 was not there; a.mp4 was there"):
+        read(folder, tmp_path / "frames", *SMALL)
+
+
+def test_frames_of_unknown_origin_are_not_overwritten(videos, tmp_path):
+    (tmp_path / "class_0000").mkdir()
+    with pytest.raises(cli.UserError, match="has a class_0000 already"):
+        read(videos, tmp_path, *SMALL)
+    assert tree(tmp_path) == {}
+
+
+def test_a_dry_run_prints_the_plan_and_writes_nothing(videos, tmp_path, capsys):
+    assert read(videos, tmp_path / "frames", *SMALL, "--dry-run") is None
+    printed = capsys.readouterr().out
+    assert "5 videos" in printed and "264 frames" in printed and "46 images in 5 classes" in printed
+    assert "expected size" in printed
+    assert not (tmp_path / "frames").exists()
+
+
+def test_classes_by_name_and_by_video_are_what_image_folder_sees(tmp_path):
+    folders = {"S": ["cup_1.mp4", "cup_1_0.mp4", "cup.mp4", "Ball 2.mp4"], "A": ["cup_1.mp4", "ü_1.mp4"]}
+    for folder, names in folders.items():
+        (tmp_path / folder).mkdir()
+        for k, name in enumerate(names):
+            write_video(tmp_path / folder / name, 10 * k + 7)
+    for by in ("name", "video"):
+        save_dir = tmp_path / by
+        assert read([tmp_path / "S", tmp_path / "A"], save_dir, "--size", "64", "--class-by", by) is None
+        images, plain = manifest.load(save_dir), ImageFolder(save_dir)
+        assert images.classes == plain.classes
+        assert [(str(save_dir / images.path(i)), images.label(i)) for i in range(len(images))] == plain.samples
+    assert (tmp_path / "name" / "cup" / "cup_1_0000.jpeg").is_file()
+    assert manifest.load(tmp_path / "name").classes == ["Ball 2", "cup", "ü"]
+    assert (tmp_path / "video" / "cup_1.2" / "img_0000.jpeg").is_file()
+
+
+def test_videos_that_follow_one_another_over_several_folders(tmp_path):
+    for folder in ("S", "A"):
+        (tmp_path / folder / "deeper").mkdir(parents=True)
+        write_video(tmp_path / folder / "one.mp4", 12)
+        write_video(tmp_path / folder / "deeper" / "one.mp4", 6)
+    read([tmp_path / "S", tmp_path / "A"], tmp_path / "out", "--size", "64", "--recursive")
+    plan = manifest.read(tmp_path / "out")
+    assert [(each["folder"], each["name"]) for each in plan["videos"]] == [
+        (0, "deeper/one.mp4"), (0, "one.mp4"), (1, "deeper/one.mp4"), (1, "one.mp4"),
+    ]  # fmt: skip
+    assert len(manifest.load(tmp_path / "out")) == 6
+    read(tmp_path / "S", tmp_path / "flat", "--size", "64")
+    assert [each["name"] for each in manifest.read(tmp_path / "flat")["videos"]] == ["one.mp4"]
+
+
+def test_size_quality_rotation_shift_and_the_short_last_class(videos, tmp_path):
+    read(videos, tmp_path / "a", "--size", "96", "--quality", "30", "--no-rotate", "--seg-len", "2", "--drop-last")
+    images = manifest.load(tmp_path / "a")
+    assert images.class_sizes() == [10, 10, 10, 10]
+    image = tmp_path / "a" / images.path(3)
+    assert cv2.imread(str(image)).shape == (96, 96, 3)
+    assert number(image, rotated=False) == 18
+    read(videos, tmp_path / "b", "--size", "96", "--no-rotate", "--seg-len", "2.5")
+    assert image.stat().st_size < 0.7 * (tmp_path / "b" / images.path(3)).stat().st_size
+    assert manifest.load(tmp_path / "b").class_sizes()[0] == 12
+    with pytest.raises(cli.UserError, match="--drop-last"):
+        read(videos, tmp_path / "c", "--drop-last")
+    assert not (tmp_path / "c").exists()
+
+
+def test_more_frames_a_second_than_there_are_takes_all_and_says_so(videos, tmp_path, capsys):
+    read(videos, tmp_path, "--size", "64", "--fps", "60")
+    assert "5 of 5 videos have fewer than 60 frames a second" in capsys.readouterr().out
+    assert len(manifest.load(tmp_path)) == 264
+
+
+@pytest.mark.parametrize(
+    "native, fps, nearest, published",
+    [(30000 / 1001, 5, 6, 6), (30, 5, 6, 7), (25, 5, 5, 6), (24.99, 5, 5, 5), (30, 0.5, 60, 61), (5, 60, 1, 1)],
+)
+def test_frame_step(native, fps, nearest, published):
+    assert read_saycam.frame_step(native, fps) == nearest
+    assert read_saycam.frame_step(native, fps, published=True) == published
+
+
+def test_a_video_of_variable_rate_is_sampled_by_time(tmp_path):
+    times = np.cumsum(np.random.default_rng(0).integers(10, 90, 200))
+    write_video(tmp_path / "v.mp4", 200, times=times)
+    held = video.contents(tmp_path / "v.mp4")
+    taken = read_saycam.sampled_frames(held, 5)
+    seconds = (times[taken] - times[0]) / 1000
+    assert not held.is_steady()
+    assert np.array_equal(np.floor(seconds * 5), np.arange(len(taken)))
+    assert np.all((times[taken[1:] - 1] - times[0]) / 1000 < np.arange(1, len(taken)) / 5)
+    read(tmp_path, tmp_path / "out")
+    assert [number(tmp_path / "out" / f"class_0000/img_{i:04d}.jpeg") for i in range(len(taken))] == list(taken)
+
+
+def test_the_crop_is_the_published_one_and_stays_inside_any_picture():
+    ramp = np.repeat(np.arange(256, dtype=np.uint8)[:, None, None], 256, 1).repeat(3, 2)
+    assert np.array_equal(read_saycam.crop(ramp)[:, 0, 0], np.arange(223, -1, -1))
+    assert np.array_equal(read_saycam.crop(ramp, shift=0, rotate=False)[:, 0, 0], np.arange(16, 240))
+    assert np.array_equal(read_saycam.crop(ramp, shift=4, rotate=False)[:, 0, 0], np.arange(12, 236))
+    assert np.array_equal(read_saycam.crop(ramp, shift=99, rotate=False)[:, 0, 0], np.arange(224))
+    for size, shape in [(224, (480, 640)), (224, (640, 360)), (96, (1, 1)), (33, (50, 31)), (300, (120, 160))]:
+        assert read_saycam.crop(np.zeros((*shape, 3), np.uint8), size).shape == (size, size, 3)
+
+
+def test_a_phone_video_comes_upright(tmp_path):
+    write_video(tmp_path / "v.mp4", 6, turn=90)
+    read(tmp_path, tmp_path / "out", "--no-rotate")
+    shown = np.rot90(numbered(0))[..., None].repeat(3, 2)
+    image = cv2.imread(str(tmp_path / "out" / "class_0000" / "img_0000.jpeg"))
+    assert np.abs(image.astype(int) - read_saycam.crop(np.ascontiguousarray(shown), rotate=False)).mean() < 12

@@ -179,6 +179,19 @@ def source(name, arch=None, n_out=None):
 def add_flags(parser):
     """Add the flags of the scripts that look into a model: what source() is to be given."""
     add = parser.add_argument
-    add("--model-path", default="", metavar="FILE", help="checkpoint to look into, 'random' or 'imagenet'; '': imagenet")
+    add("--model-path", default="", metavar="FILE", help="checkpoint, 'random' or 'imagenet' (which '' is, too)")
     add("--model", type=models.known, metavar="ARCH", help="architecture where no checkpoint says it: mobilenet_v2")
-    add("--n_out", type=cli.number(int, 1), metavar="N", help="outputs of the head; read from its file, checked if given")
+    add("--n_out", type=cli.number(int, 1), help="outputs of the model; read from its file, checked if given")
+
+
+def class_number(text, names, n_out):
+    """The number of the output that text names or numbers; names: those of the n_out outputs, or None if unknown.
+
+    UserError for one that is not there.
+    """
+    if text in (names or ()):
+        return names.index(text)
+    if text.isdecimal() and int(text) < n_out:
+        return int(text)
+    known = f" ({', '.join(names)})" if names else ""
+    raise UserError(f"--class-idx {text}: the model has {n_out} outputs, 0 to {n_out - 1}{known}")

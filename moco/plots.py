@@ -145,3 +145,54 @@ def image_grid(pictures, captions, path, title, columns=12):
             axes.text(0.5, -0.03, true, transform=axes.transAxes, ha="center", va="top", fontsize=6)
             text, colour = (named, COLOURS[0]) if true == named else (f"→ {named}", COLOURS[5])
             axes.text(0.5, -0.15, text, transform=axes.transAxes, ha="center", va="top", fontsize=6, color=colour)
+
+
+def image_rows(rows, path):
+    """Rows of images with a margin that says what they share, to path + '.pdf' and '.png'.
+
+    rows: [(text, pictures)], pictures (H, W, 3) uint8; a row may have fewer than another.
+    """
+    columns = max(len(pictures) for _, pictures in rows)
+    with _figure(path, 1.4 + 1.02 * columns, 1.04 * len(rows)) as figure:
+        grid = figure.subplots(len(rows), columns + 1, squeeze=False, width_ratios=[1.35] + [1] * columns)
+        for cells, (text, pictures) in zip(grid, rows, strict=True):
+            for axes in cells:
+                axes.axis("off")
+            cells[0].text(0, 0.5, text, transform=cells[0].transAxes, va="center", fontsize=8, linespacing=1.5)
+            for axes, picture in zip(cells[1:], pictures, strict=False):
+                axes.imshow(picture)
+
+
+def selectivity_by_layer(found, path):
+    """The distribution of selectivity in every layer, with its mean (figure 7a), to path + '.pdf' and '.png'.
+
+    found: {layer: (units,)}, layers counted from the end of the network; drawn from its input on.
+    """
+    layers = sorted(found, reverse=True)
+    with _figure(path, 1.6 + 0.85 * max(len(layers), 2), 3) as figure:
+        axes = figure.subplots()
+        for place, layer in enumerate(layers):
+            counts, edges = np.histogram(found[layer], 40, (0, 1))
+            widths = 0.42 * counts / max(counts.max(), 1)
+            axes.barh(edges[:-1], 2 * widths, edges[1] - edges[0], place - widths, align="edge", color=COLOURS[4])
+            mean = found[layer].mean()
+            axes.plot([place - 0.42, place + 0.42], [mean, mean], color=COLOURS[5])
+            axes.text(place + 0.44, mean, f"{mean:.2f}", va="center", fontsize=7, color=COLOURS[5])
+        axes.set_xticks(range(len(layers)), [f"{layer}\n{len(found[layer])} units" for layer in layers])
+        axes.set(xlabel="layer, counted from the end", ylabel="class selectivity", ylim=(-0.01, 1.01))
+        axes.set_xlim(-0.6, len(layers) - 0.2)
+
+
+def variance_explained(curves, path):
+    """How much variance the first principal components explain, to path + '.pdf' and '.png' (figure A1).
+
+    curves: {name: (C,) share of the variance that 1, 2, ... C components explain}.
+    """
+    with _figure(path, 5.4, 3) as figure:
+        axes = figure.subplots()
+        for (name, curve), colour in zip(curves.items(), itertools.cycle(COLOURS), strict=False):
+            enough = int(np.argmax(curve >= 0.9)) + 1
+            axes.plot(np.arange(len(curve)) + 1, 100 * curve, color=colour, label=f"{name}: 90 % by {enough}")
+        axes.axhline(90, linestyle=":", color="black", linewidth=1)
+        axes.set(xscale="log", xlabel="principal components", ylabel="variance explained (%)", ylim=(0, 101))
+        axes.legend(loc="lower right", fontsize=7)

@@ -1,4 +1,4 @@
-"""What single units answer to: their means over space in several layers, over classes, and the images they like best."""
+"""What single units answer to: their means over space, layer by layer; over classes; and the images they like best."""
 
 import numpy as np
 import torch

@@ -59,7 +59,7 @@ def pooled(trunk, frames, images, size, workers, device, cache):
             check_finite(found, [frames.path(i) for i in indices])
             if rows is None:
                 rows = empty_rows(part, len(images), found.shape[1])
-            rows[np.searchsorted(images, indices)] = found
+            rows[np.searchsorted(images, indices.numpy())] = found
             progress.update(len(indices))
         if rows is None:
             raise UserError(f"none of the {len(images)} images in {frames.folder} can be read")
@@ -123,7 +123,7 @@ def upsample(maps, size):
 
 def attention(maps):
     """Masks (N, H, W) between 0 and 1 from maps (N, H, W): sigmoid(10 m / std(m)), std over all of them (the paper)."""
-    return torch.sigmoid(10 * maps / maps.std())
+    return torch.sigmoid(10 * maps / maps.std().clamp(min=1e-12))
 
 
 def pixels(images):

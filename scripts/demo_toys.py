@@ -91,10 +91,12 @@ def part(surface, first, second=None, pattern="plain", count=4, size=1, at=(0, 0
 
 
 def join(*parts):
-    """One toy of many parts, its middle at the origin, its largest half size 1."""
+    """One toy of many parts, its middle at the origin, its largest half size 1: surfaces, their normals, colours."""
     quads, colours = (np.concatenate(column) for column in zip(*parts, strict=True))
     low, high = quads.min((0, 1)), quads.max((0, 1))
-    return (quads - (low + high) / 2) / ((high - low).max() / 2), colours
+    normals = np.cross(quads[:, 2] - quads[:, 0], quads[:, 3] - quads[:, 1])
+    normals /= np.linalg.norm(normals, axis=1, keepdims=True)
+    return (quads - (low + high) / 2) / ((high - low).max() / 2), normals, colours
 
 
 def rotation(yaw, pitch, roll):
@@ -227,14 +229,13 @@ CATEGORIES = sorted(TOYS)
 
 def draw(image, toy, centre, size, turn, lamp, light):
     """Draw a toy, far surfaces first, lit by a light (factor of BGR) from the direction lamp."""
-    quads, colours = toy
+    quads, normals, colours = toy
     points = quads @ turn.T
     flat = points[..., :2] * (size * 5 / (5 + points[..., 2:])) + centre
     one, other = flat[:, 2] - flat[:, 0], flat[:, 3] - flat[:, 1]
     front = one[:, 0] * other[:, 1] < one[:, 1] * other[:, 0]
     points, flat = points[front], flat[front]
-    normals = np.cross(points[:, 2] - points[:, 0], points[:, 3] - points[:, 1])
-    lit = np.clip(normals @ lamp / (np.linalg.norm(normals, axis=1) * np.linalg.norm(lamp) + 1e-9), 0, 1)[:, None]
+    lit = np.maximum(normals[front] @ (lamp @ turn), 0)[:, None] / np.linalg.norm(lamp)
     shaded = np.clip((colours[front] * (0.45 + 0.55 * lit) + 80 * lit**16) * light, 0, 255)
     order = np.argsort(-points[..., 2].sum(1))
     corners = np.round(flat[order] * 16).astype(np.int32)

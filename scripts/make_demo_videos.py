@@ -8,6 +8,7 @@ with toys and rooms that no video shows; world.json, which says what every episo
 
 import functools
 import itertools
+import multiprocessing
 import sys
 from concurrent.futures import ProcessPoolExecutor
 from fractions import Fraction
@@ -23,6 +24,7 @@ from scripts.demo_rooms import ROOM, make_room  # noqa: E402
 from scripts.demo_toys import TOYS, WHITE, draw, rotation  # noqa: E402
 
 WIDTH, HEIGHT, RATE = 640, 480, Fraction(30000, 1001)
+HELD = 2  # frames that a picture is held for: drawing 15 a second is smooth enough, and twice as fast
 ROOMS = 6  # rooms in the videos, and as many others in the labelled set
 CATEGORIES = sorted(TOYS)
 TRANSFORMATIONS = ("rotate", "move", "grow")
@@ -35,9 +37,9 @@ def parse_args(argv=None):
     cli.shared_flags(parser, "--save-dir", "--seed", "--workers")
     parser.set_defaults(save_dir="demo/world")
     count = cli.number(int, 1)
-    parser.add_argument("--videos", type=count, default=5, help="video files")
-    parser.add_argument("--episodes", type=count, default=12, help="episodes a video, each about one toy")
-    parser.add_argument("--seconds", type=cli.number(float, 0.1), default=8.0, help="length of an episode in seconds")
+    parser.add_argument("--videos", type=count, default=4, help="video files")
+    parser.add_argument("--episodes", type=count, default=16, help="episodes a video, each about one toy")
+    parser.add_argument("--seconds", type=cli.number(float, 0.1), default=6.0, help="length of an episode in seconds")
     parser.add_argument("--toys", type=count, default=4, help="toys of a category in the videos")
     parser.add_argument("--exemplars", type=count, default=10, help="toys of a category in the labelled set")
     parser.add_argument("--views", type=count, default=12, help="labelled pictures of a toy")
@@ -115,6 +117,11 @@ def see(room, toy, others, held, moment):
     return image
 
 
+def cut(picture):
+    """The part (224, 224, 3) of a picture that read_saycam.py would keep of it."""
+    return cv2.resize(picture, (341, 256), interpolation=cv2.INTER_CUBIC)[32:, 59:283]
+
+
 def stroke(image, start, end, width, fill):
     """Draw a thick line with round ends."""
     ends = [np.round(end).astype(int).tolist() for end in (start, end)]
@@ -140,8 +147,9 @@ def shoot(rng, seed, t, about, rooms, numbers, free=TRANSFORMATIONS):
 def film(path, seed, plan, rooms, numbers, seconds):
     """Write a video of the episodes in plan, (number, about) each; returns what they show."""
     cv2.setNumThreads(1)
-    t = np.arange(round(seconds * RATE)) / float(RATE)
-    shown, stamp = [], itertools.count()
+    length = round(seconds * RATE)
+    t = np.arange(0, length, HELD) / float(RATE)
+    shown, clock = [], itertools.count()
     with files.whole(path) as part, av.open(part, "w") as container:
         stream = container.add_stream("libx264", RATE, options={"preset": "ultrafast", "crf": "23"})
         stream.width, stream.height, stream.pix_fmt = WIDTH, HEIGHT, "yuv420p"
@@ -149,11 +157,12 @@ def film(path, seed, plan, rooms, numbers, seconds):
         for number, about in plan:
             what, pictures = shoot(np.random.default_rng([seed, 3, number]), seed, t, about, rooms, numbers)
             shown.append({"video": path.name, **what})
-            for picture in pictures:
-                frame = cv2.flip(picture, -1)  # the camera is worn upside down; its time stamp is not
-                clock = "{:02d}:{:02d}".format(*divmod(int(next(stamp) / RATE), 60))
-                cv2.putText(frame, clock, (20, HEIGHT - 18), cv2.FONT_HERSHEY_SIMPLEX, 0.8, WHITE.tolist(), 2)
-                planes = cv2.cvtColor(frame, cv2.COLOR_BGR2YUV_I420)
+            for i in range(length):
+                stamp = "{:02d}:{:02d}".format(*divmod(int(next(clock) / RATE), 60))
+                if i % HELD == 0:
+                    frame = cv2.flip(next(pictures), -1)  # the camera is worn upside down; its time stamp is not
+                    cv2.putText(frame, stamp, (20, HEIGHT - 18), cv2.FONT_HERSHEY_SIMPLEX, 0.8, WHITE.tolist(), 2)
+                    planes = cv2.cvtColor(frame, cv2.COLOR_BGR2YUV_I420)
                 container.mux(stream.encode(av.VideoFrame.from_ndarray(planes, "yuv420p")))
         container.mux(stream.encode(None))
     return shown
@@ -165,14 +174,12 @@ def photograph(folder, seed, category, rooms, numbers, views):
     shown = []
     for number, (k, movement) in itertools.product(numbers, enumerate(TRANSFORMATIONS)):
         rng = np.random.default_rng([seed, 4, CATEGORIES.index(category), number, k])
-        t = np.linspace(0, 8, len(range(k, views, len(TRANSFORMATIONS))), endpoint=False)
+        t = np.linspace(0, 6, len(range(k, views, len(TRANSFORMATIONS))), endpoint=False)
         what, pictures = shoot(rng, seed, t, (category, number), rooms, numbers, (movement,))
         for i, picture in enumerate(pictures):
             name = f"{category}_{number:02d}_{movement}_{i:04d}.jpeg"
-            # As read_saycam.py would cut it from a video.
-            small = cv2.resize(picture, (341, 256), interpolation=cv2.INTER_CUBIC)[32:, 59:283]
             with files.whole(folder / name) as part:
-                part.write_bytes(cv2.imencode(".jpeg", small)[1])
+                part.write_bytes(cv2.imencode(".jpeg", cut(picture))[1])
             shown.append({"picture": f"{category}/{name}", **what})
     return shown
 
@@ -200,8 +207,8 @@ def main(argv=None):
          range(ROOMS, 2 * ROOMS), labelled, args.views)
         for category in CATEGORIES
     ]  # fmt: skip
-    with ProcessPoolExecutor(max(1, args.workers)) as pool, cli.Progress(len(jobs), "rendering", " files") as progress:
-        shown = []
+    shown, processes = [], ProcessPoolExecutor(args.workers or 1, multiprocessing.get_context("spawn"))
+    with processes as pool, cli.Progress(len(jobs), "rendering", "jobs") as progress:
         for result in [pool.submit(*job) for job in jobs]:
             shown += result.result()
             progress.update()

@@ -1,0 +1,71 @@
+#!/usr/bin/env bash
+# The main job, end to end and small: videos to frames, temporal classification, a linear readout, maps of one class.
+#     bash scripts/demo.sh [VIDEO_DIR]
+# Without a folder of videos it renders a small world of its own, with labelled pictures of toys that no video shows.
+# With one, the readout has to tell the videos apart. All results are in demo/; those of an earlier demo are replaced.
+set -euo pipefail
+videos=
+if [ $# -gt 0 ]; then
+    [ -d "$1" ] || { echo "demo.sh: error: there is no folder $1; give one that holds videos" >&2; exit 2; }
+    videos=$(CDPATH='' cd -- "$1" && pwd)
+fi
+CDPATH='' cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.."
+
+model=resnet18 # learns fastest from so few frames
+size=64        # pixels
+episode=6      # seconds: a class of temporal classification
+pictures=36000 # that the network looks at, over all epochs
+
+step() {
+    printf '\n== %s (%d s)\n' "$1" "$SECONDS"
+}
+
+bash scripts/setup.sh
+SECONDS=0
+python=$PWD/.venv/bin/python
+mkdir -p demo
+rm -rf demo/frames demo/TC demo/labelled demo/hog demo/decoding demo/maps demo/results.json
+
+if [ -z "$videos" ]; then
+    step "Rendering a world of toys and rooms"
+    rm -rf demo/world
+    "$python" scripts/make_demo_videos.py --save-dir demo/world --seconds "$episode"
+    videos=demo/world/videos
+    labelled=demo/world/labelled
+    splits=(iid exemplar)
+    shown=duck
+else
+    labelled=demo/labelled
+    splits=(iid)
+    shown=0
+fi
+
+step "Videos to frames: 5 a second, in episodes of $episode seconds"
+"$python" read_saycam.py "$videos" --save-dir demo/frames --fps 5 --seg-len "$episode"
+if [ ${#splits[@]} = 1 ]; then
+    "$python" read_saycam.py "$videos" --save-dir "$labelled" --fps 5 --class-by video
+fi
+
+frames=$(find demo/frames -name 'img_*.jpeg' | wc -l)
+epochs=$((pictures / frames))
+epochs=$((epochs < 1 ? 1 : epochs > 100 ? 100 : epochs))
+step "Temporal classification: $epochs epochs of $frames frames"
+"$python" temporal_classification.py demo/frames --model "$model" --image-size "$size" --batch-size 32 --lr 1e-3 \
+    --epochs "$epochs" --save-dir demo/TC
+checkpoint=demo/TC/${model}_epoch_$((epochs - 1)).tar
+find demo/TC -name "${model}_epoch_*.tar" ! -path "$checkpoint" -delete # the others fill 2 GB
+
+step "Linear readout on the frozen network, beside a random one and HOG"
+readout=("$labelled" --split "${splits[@]}" --seeds 3)
+"$python" hog_baseline.py "${readout[@]}" --save-dir demo/hog
+"$python" linear_decoding.py "${readout[@]}" --model "$model" --model-path random "$checkpoint" --names random TC \
+    --image-size "$size" --beside demo/hog/results.json --save-dir demo/decoding
+
+step "Where the network sees class $shown"
+"$python" linear_combination_maps.py "$labelled" --model-path "demo/decoding/TC_labeledS_5_${splits[-1]}.tar" \
+    --class-idx "$shown" --class-only --save-dir demo/maps
+
+step "Done"
+"$python" scripts/demo_table.py demo/decoding/results.json --save-dir demo --overwrite
+printf '\nPictures:\n'
+find demo -name '*.png'

@@ -1,0 +1,41 @@
+"""Put the accuracies of the demo's evaluations side by side: one table, and results.json in short.
+
+    python scripts/demo_table.py demo/decoding/results.json demo/hog/results.json --save-dir demo
+
+In: results.json files of linear_decoding.py and hog_baseline.py. Out: the table on the terminal; results.json with
+{MODEL: {TASK: {mean, std}}, majority, chance}, accuracies from 0 to 1.
+"""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+from moco import cli, evaluation, files  # noqa: E402
+
+
+def parse_args(argv=None):
+    parser = cli.parser(__doc__)
+    parser.add_argument("results", nargs="+", metavar="JSON", help="results.json of an evaluation")
+    cli.shared_flags(parser, "--save-dir", "--overwrite")
+    return parser.parse_args(argv)
+
+
+def in_short(models):
+    """Mean and spread of every model on every task, and what guessing gives, from {model: {task: summary}}."""
+    short = {}
+    for name, by_task in models.items():
+        by_task = {task: {"mean": entry["mean"], "std": entry["std"]} for task, entry in by_task.items()}
+        short["hog" if name == "HOG" else name] = by_task
+    return short | evaluation.baselines(models, evaluation.task_names(models)[0])
+
+
+def main(argv=None):
+    args = parse_args(argv)
+    summary = files.claim(files.output_folder(args.save_dir) / "results.json", args.overwrite)
+    models = evaluation.read_results(args.results)
+    files.write_json(summary, in_short(models))
+    print(evaluation.table(models))
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,149 @@
+"""The demo's world: the same every time, like a head camera's, and with labelled toys that nobody has seen before."""
+
+import json
+import re
+from fractions import Fraction
+
+import av
+import cv2
+import numpy as np
+import pytest
+
+import read_saycam
+from moco.cli import UserError
+from scripts import make_demo_videos as world
+
+TINY = ["--videos=2", "--episodes=2", "--seconds=0.5", "--toys=2", "--exemplars=2", "--views=4", "--workers=2"]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("world")
+    world.main([*TINY, "--save-dir", str(folder)])
+    return folder
+
+
+@pytest.fixture(scope="module")
+def summary(folder):
+    return json.loads((folder / "world.json").read_text())
+
+
+def contents(folder):
+    return {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def decoded(path):
+    with av.open(str(path)) as container:
+        return [frame.to_ndarray(format="bgr24") for frame in container.decode(video=0)]
+
+
+def test_the_same_seed_gives_the_same_bytes_and_another_seed_another_world(folder, tmp_path):
+    world.main([*TINY, "--workers", "1", "--save-dir", str(tmp_path / "again")])
+    assert contents(folder) == contents(tmp_path / "again")
+    one, other = (world.toy(seed, "cup", 1)[0] for seed in (0, 1))
+    assert one.shape != other.shape or not np.allclose(one, other)
+    assert not np.array_equal(world.room(0, 0), world.room(1, 0))
+
+
+def test_videos_are_like_a_head_cameras(folder):
+    paths = sorted((folder / "videos").iterdir())
+    assert [path.name for path in paths] == ["video_01.mp4", "video_02.mp4"]
+    for path in paths:
+        with av.open(str(path)) as container:
+            (stream,) = container.streams
+            assert (stream.codec_context.name, stream.width, stream.height) == ("h264", 640, 480)
+            assert stream.average_rate == Fraction(30000, 1001)
+        assert len(decoded(path)) == 2 * 15
+
+
+def test_videos_are_upside_down(folder):
+    rng, t = np.random.default_rng([0, 3, 0]), np.arange(0, 15, world.HELD) / float(world.RATE)
+    about = json.loads((folder / "world.json").read_text())["episodes"][0]["toy"]
+    _, pictures = world.shoot(rng, 0, t, tuple(about), range(world.ROOMS), range(3, 5))
+    upright = next(pictures)[:400].astype(int)  # above the time stamp
+    filmed = decoded(folder / "videos" / "video_01.mp4")[0].astype(int)
+    turned = filmed[::-1, ::-1]
+    assert np.abs(turned[:400] - upright).mean() < 8 < np.abs(filmed[:400] - upright).mean()
+
+
+def test_the_time_stamp_stands_upright_where_the_reader_cuts_it_off(monkeypatch, tmp_path):
+    stamped = []
+    monkeypatch.setattr(world.cv2, "putText", lambda frame, text, *rest: stamped.append((frame, text)))
+    monkeypatch.setattr(world, "HELD", 15)
+    world.film(tmp_path / "bare.mp4", 0, [(0, ("cup", 3))], range(2), range(3, 5), 1.5)
+    assert [text for _, text in stamped] == ["00:00", "00:00", "00:01"]
+    monkeypatch.undo()
+    bare = stamped[0][0]
+    marked = bare.copy()
+    cv2.putText(marked, "00:00", (20, world.HEIGHT - 18), cv2.FONT_HERSHEY_SIMPLEX, 0.8, (255, 255, 255), 2)
+    assert (marked != bare).any()
+    assert np.array_equal(read_saycam.crop(marked), read_saycam.crop(bare))
+
+
+def test_labelled_pictures_are_cut_as_the_reader_cuts_frames():
+    picture = np.random.default_rng(0).integers(0, 256, (480, 640, 3), np.uint8)
+    difference = read_saycam.crop(cv2.flip(picture, -1)).astype(int) - world.cut(picture)
+    assert np.abs(difference).max() <= 1  # rounding
+
+
+def test_labelled_pictures_have_names_of_toyboxs_kind(folder):
+    labelled = sorted((folder / "labelled").rglob("*.*"))
+    assert len(labelled) == len(world.CATEGORIES) * 2 * 4
+    for path in labelled:
+        found = re.fullmatch(r"([a-z]+)_(\d\d)_(rotate|move|grow)_\d{4}\.jpeg", path.name)
+        assert found[1] == path.parent.name in world.CATEGORIES
+        assert found[2] in ("01", "02")
+        assert cv2.imread(str(path)).shape == (224, 224, 3)
+
+
+def test_no_labelled_toy_or_room_is_in_a_video(summary):
+    def seen(entries):
+        toys = {tuple(toy) for entry in entries for toy in [entry["toy"], *entry["others"]]}
+        return toys, {entry["room"] for entry in entries}
+
+    filmed, labelled = seen(summary["episodes"]), seen(summary["labelled"])
+    assert len(summary["episodes"]) == 4 and len(summary["labelled"]) == 64
+    assert not filmed[0] & labelled[0] and not filmed[1] & labelled[1]
+    assert {category for category, _ in labelled[0]} == set(world.CATEGORIES)
+
+
+def test_every_category_is_filmed_equally_often(tmp_path, monkeypatch):
+    class Plans:
+        """Stands for the pool of processes, and keeps what they are told."""
+
+        def __init__(self, *_):
+            self.told = []
+
+        __enter__ = lambda self: self  # noqa: E731
+        __exit__ = lambda self, *error: None  # noqa: E731
+
+        def submit(self, function, *details):
+            if function is world.film:
+                plans.extend(category for _, (category, _) in details[2])
+            return self
+
+        result = staticmethod(list)
+
+    plans = []
+    monkeypatch.setattr(world, "ProcessPoolExecutor", Plans)
+    world.main(["--save-dir", str(tmp_path)])
+    assert len(plans) == 64
+    assert {plans.count(category) for category in world.CATEGORIES} == {8}
+
+
+@pytest.mark.parametrize("category", world.CATEGORIES)
+def test_toys_are_drawn_within_their_size_and_turn(category):
+    drawn = []
+    for yaw in (0.3, 1.4):
+        image = np.zeros((200, 200, 3), np.uint8)
+        turn, lamp = world.rotation(yaw, 0.3, 0), np.array([0, -1, -1])
+        world.draw(image, world.toy(0, category, 1), (100, 100), 50, turn, lamp, light=1)
+        rows, columns = np.nonzero(image.any(-1))
+        assert len(rows) > 1000 and max(np.ptp(rows), np.ptp(columns)) < 2 * 50 * 1.75
+        drawn.append(image)
+    assert (drawn[0] != drawn[1]).any()
+
+
+def test_an_existing_world_is_not_overwritten(folder):
+    with pytest.raises(UserError, match="world.json"):
+        world.main([*TINY, "--save-dir", str(folder)])

@@ -17,6 +17,7 @@ import cv2
 import numpy as np
 
 from moco import cli, files, folders, manifest, parallel, reader, video
+from moco.video import crop, frame_step, sampled_frames
 
 # The flags that the images depend on: a run goes on only under the same ones.
 SETTINGS = ("fps", "seg-len", "class-by", "size", "quality", "shift")
@@ -69,39 +70,6 @@ def shard(text):
     if not 0 <= part < parts:
         raise ValueError(text)
     return part, parts
-
-
-def frame_step(native, fps, published=False):
-    """Every how many frames one is taken, to come nearest to fps of native frames a second, or as published."""
-    return int(int(native) // fps) + 1 if published else max(1, round(native / fps))
-
-
-def sampled_frames(held, fps, published=False):
-    """Indices of the frames to take from a video, (n,) int64 rising.
-
-    A steady video gives every frame_step-th frame. One of variable rate gives the first frame in each 1/fps seconds.
-    """
-    if held.is_steady():
-        return np.arange(0, held.frames, frame_step(held.rate, fps, published))
-    ticks = np.floor((held.times - held.times[0]) * (held.tick * fps) + 1e-6)
-    return np.flatnonzero(np.diff(ticks, prepend=-1))
-
-
-def crop(picture, size=224, shift=16, rotate=True):
-    """A video frame, (height, width, 3) uint8, as an image of (size, size, 3).
-
-    The minor edge is scaled to size * 256 / 224 pixels (bicubic), the centre cut out, moved up by shift pixels of a
-    224-pixel image as far as the picture goes (the camera prints the time at the bottom), and turned by 180 degrees
-    (the head camera hangs upside down).
-    """
-    height, width = picture.shape[:2]
-    edge, minor = round(size * 256 / 224), min(height, width)
-    width, height = width * edge // minor, height * edge // minor
-    picture = cv2.resize(picture, (width, height), interpolation=cv2.INTER_CUBIC)
-    left = (width - size) // 2
-    top = min(max((height - size) // 2 - round(shift * size / 224), 0), height - size)
-    picture = picture[top : top + size, left : left + size]
-    return cv2.flip(picture, -1) if rotate else np.ascontiguousarray(picture)
 
 
 def jpeg(picture, settings):

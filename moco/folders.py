@@ -31,7 +31,11 @@ def video_files(folders, recursive, save_dir):
 
 
 def _names(root, below, recursive, save_dir):
-    with os.scandir(os.path.join(root, below)) as entries:
+    try:
+        entries = os.scandir(os.path.join(root, below))
+    except OSError as error:
+        raise UserError(f"cannot look into {os.path.join(root, below)}: {error.strerror}") from error
+    with entries:
         for entry in entries:
             name = f"{below}{entry.name}"
             own = root == save_dir and entry.name.startswith(("manifest.json", "filled-"))
@@ -59,7 +63,9 @@ def _verdict(root, name):
         return "it is no regular file", 0
     if not state.st_size:
         return "it is empty", 0
-    return (None, state.st_size) if os.access(path, os.R_OK) else ("nobody here may read it", 0)
+    if not os.access(path, os.R_OK):
+        return "it may not be read", 0
+    return None, state.st_size
 
 
 def shown(name):

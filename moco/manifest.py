@@ -32,7 +32,7 @@ def read(folder):
         if plan["version"] != VERSION:
             raise ValueError(f"its version is {plan['version']}, not {VERSION}")
         Manifest(plan, folder)
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return None
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror}") from error

@@ -11,7 +11,7 @@ import math
 import cv2
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 RECIPES = {
     # the published temporal classification models (ResNeXt)
@@ -51,8 +51,10 @@ def decode(data):
     try:
         with Image.open(io.BytesIO(data)) as image:
             return np.array(image.convert("RGB"))
+    except UnidentifiedImageError as error:
+        raise BadImage("not an image" if data else "the file is empty") from error
     except Exception as error:  # PIL's decoders raise whatever comes up: OSError, SyntaxError, struct.error, ...
-        raise BadImage(f"{error}" if data else "the file is empty") from error
+        raise BadImage(str(error) or type(error).__name__) from error
 
 
 def _ordinary_jpeg(data):

@@ -71,7 +71,7 @@ def load(folder):
 def _places(folder):
     """Where the index of folder may be kept: beside it or, where nobody may write, in the user's cache folder."""
     folder = folder.resolve()
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "baby-vision"
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"), "baby-vision")
     digest = hashlib.sha256(os.fsencode(folder)).hexdigest()[:16]
     return folder.parent / f".{folder.name}.index.npz", cache / f"{digest}.index.npz"
 
@@ -86,28 +86,29 @@ def _scan(folder):
     """The Index of a folder, and whether every folder was at rest, so that a later change will show."""
     now = time.time_ns()
     try:
+        here = os.stat(folder)
         root, tops = _look(folder, "")
         with ThreadPoolExecutor(16) as threads:  # a network disk answers several at once
-            parts = list(chain.from_iterable(threads.map(lambda top: _tree(folder, top, ()), tops)))
+            trees = threads.map(lambda top: _tree(folder, top, ((here.st_dev, here.st_ino),)), tops)
+            parts = list(chain.from_iterable(trees))
     except OSError as error:
         raise UserError(f"cannot read the folder {error.filename}: {error.strerror}") from error
-    if any(names for _, _, names in parts):
-        root = (*root[:2], [])  # images beside the class folders belong to no class
-    folders, changed, names = zip(root, *parts, strict=True)
-    every = [os.fsencode(name) for name in chain.from_iterable(names)]
+    if any(len(lengths) for *_, lengths in parts):
+        root = (*root[:2], b"", [])  # images beside the class folders belong to no class
+    folders, changed, names, lengths = zip(root, *parts, strict=True)
     index = Index(
         folder,
         np.array(folders),
         np.array(changed, np.int64),
-        np.array([len(each) for each in names], np.int64),
-        np.frombuffer(b"".join(every), np.uint8),
-        np.cumsum([len(name) for name in every], dtype=np.int64),
+        np.array([len(each) for each in lengths], np.int64),
+        np.frombuffer(b"".join(names), np.uint8),
+        np.cumsum(np.concatenate(lengths), dtype=np.int64),
     )
     return index, max(changed) < now - SETTLED
 
 
 def _tree(folder, name, above):
-    """(name, time of change, image names) of the folder called name and of every folder in it, sorted by name."""
+    """What _look tells of the folder called name and of every folder in it, sorted by name."""
     here = os.stat(folder / name)
     if (here.st_dev, here.st_ino) in above:  # a link to a folder that it lies in
         return []
@@ -117,9 +118,11 @@ def _tree(folder, name, above):
 
 
 def _look(folder, name):
-    """(name, time of change, sorted image names) of one folder, and the sorted names of the folders in it."""
+    """(name, time of change, image names in a row, lengths of names) of one folder, and the names of the folders in it."""
     changed = os.stat(folder / name).st_mtime_ns
     with os.scandir(folder / name) as entries:
         entries = [entry for entry in entries if not entry.name.startswith(".")]
     images = [entry.name for entry in entries if entry.name.lower().endswith(EXTENSIONS) and entry.is_file()]
-    return (name, changed, sorted(images)), sorted(entry.name for entry in entries if entry.is_dir())
+    images = [os.fsencode(each) for each in sorted(images)]
+    lengths = np.array([len(each) for each in images], np.int64)
+    return (name, changed, b"".join(images), lengths), sorted(entry.name for entry in entries if entry.is_dir())

@@ -17,7 +17,7 @@ from moco.cli import UserError
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet's pixels, from 0 to 1
 BAD_SHARE, BAD_SAMPLE = 0.01, 10_000  # a training ends above this share of bad images, among at least so many
-ORDER, DRAWS = 0, 1  # the streams of random numbers of an epoch
+SHUFFLE, DRAWS = 0, 1  # the streams of random numbers of an epoch
 
 
 class Frames:
@@ -34,7 +34,9 @@ class Frames:
         self.folder = Path(folder)
         if not self.folder.is_dir():
             raise UserError(f"there is no folder {folder}; give the folder that holds the class folders")
-        self._files = manifest.load(folder) or index.load(self.folder)
+        self._files = manifest.load(folder)
+        if self._files is None:
+            self._files = index.load(self.folder)
         self.classes, self.counts = self._files.classes, self._files.class_sizes()
         self._starts = list(accumulate(self.counts, initial=0))
         if len(self) == 0:
@@ -87,10 +89,8 @@ class Batches:
             raise UserError(f"--batch-size {batch_size} cannot be shared out evenly over {world} processes")
         self.frames, self.recipe, self.views, self.train = frames, recipe, views, train
         self.device, self.bad, self._seen = torch.device(device), {}, 0
-        if order is None:
-            order = np.arange(len(frames), dtype=np.int64 if len(frames) >= 2**31 else np.int32)
-        total = len(order(0)) if callable(order) else len(order)
-        self._order = _Order(order, total, batch_size, seed, train, drop_last, rank, world)
+        total = len(order(0) if callable(order) else frames if order is None else order)
+        self._order = Order(order, total, batch_size, seed, train, drop_last, rank, world)
         if len(self) == 0:
             raise UserError(f"{frames.folder}: {total} images do not fill one batch; give a smaller --batch-size")
         self._loader = torch.utils.data.DataLoader(
@@ -151,14 +151,16 @@ class Batches:
             )
 
 
-class _Order:
+class Order:
     """The order of each epoch and this process's share of it, as a sampler that counts whole batches.
+
+    source, of total frames: indices, a function of the epoch that returns them, or None for all there are.
 
     Nothing here refers to Batches: a ring of references would leave worker processes to the garbage collector.
     """
 
     def __init__(self, source, total, batch_size, seed, train, drop_last, rank, world):
-        self.source, self.batch_size, self.seed, self.train = source, batch_size, seed, train
+        self.source, self.total, self.batch_size, self.seed, self.train = source, total, batch_size, seed, train
         self.rank, self.world, self.epoch, self.start = rank, world, 0, 0
         last = total % batch_size
         if train:
@@ -172,7 +174,13 @@ class _Order:
         """The indices of the epoch's frames in their order, (N,) or (N, views)."""
         if callable(self.source):
             return np.asarray(self.source(self.epoch))
-        return generator(self.seed, ORDER, self.epoch).permutation(self.source) if self.train else self.source
+        if self.source is None:
+            indices = np.arange(self.total, dtype=np.int64 if self.total >= 2**31 else np.int32)
+        else:
+            indices = np.array(self.source)
+        if self.train:
+            generator(self.seed, SHUFFLE, self.epoch).shuffle(indices)
+        return indices
 
     def __iter__(self):
         """This process's share of every batch from number start on: (epoch, positions, indices)."""
@@ -227,8 +235,10 @@ class _Reader(torch.utils.data.Dataset):
             if candidate not in self.bad:
                 try:
                     return candidate, augment.decode(self.frames.path(candidate).read_bytes())
-                except (augment.BadImage, OSError) as error:
+                except augment.BadImage as error:
                     self.bad[candidate] = str(error)
+                except OSError as error:
+                    self.bad[candidate] = error.strerror or str(error)
             bad[candidate] = self.bad[candidate]
             if len(bad) > BAD_SHARE * len(self.frames):
                 return None  # enough for the run to end; a folder may hold a million more of them

@@ -8,10 +8,10 @@ import pytest
 ROOT = Path(__file__).parent.parent
 FLOORS = {
     **dict.fromkeys(["cli", "files"], 0),
-    **dict.fromkeys(["distributed", "models", "video", "manifest", "augment"], 1),
+    **dict.fromkeys(["distributed", "models", "video", "film", "manifest", "index", "augment"], 1),
     **dict.fromkeys(["loader", "builder", "checkpoint", "splits"], 2),
     **dict.fromkeys(["engine", "run", "features", "evaluation"], 3),
-    "plots": 4,
+    **dict.fromkeys(["plots", "units", "clip"], 4),
     "report": 5,
 }
 MODULES = sorted(path for path in (ROOT / "moco").glob("*.py") if path.stem != "__init__")

@@ -1,0 +1,460 @@
+"""Folders without lists, orders and shares, bad images, exact resume."""
+
+import os
+import random
+import shutil
+import subprocess
+import sys
+import time
+import tracemalloc
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+from torchvision import datasets, transforms
+
+from moco import augment, index, loader, manifest
+from moco.cli import UserError
+
+PHOTOS = Path(__file__).parent / "data" / "images"
+SETTINGS = {"class-by": "time", "fps": 5.0, "seg-len": 288.0, "drop-last": False}
+
+
+@pytest.fixture(scope="module")
+def frames():
+    return loader.Frames(PHOTOS)
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch):
+    """A cache folder of the test's own."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+def image(path, colour=90):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", (16, 16), (colour, 80, 70)).save(path)
+
+
+def touch(folder, *names):
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).touch()
+
+
+def settle(folder):
+    """Make the folders look as if nothing had happened in them for an hour."""
+    for place, _, _ in os.walk(folder):
+        os.utime(place, (time.time() - 3600,) * 2)
+
+
+def paths(frames):
+    return [frames.path(i) for i in range(len(frames))]
+
+
+def taken(batches, epoch=0, start=0):
+    return [indices.tolist() for _, _, indices in batches.epoch(epoch, start)]
+
+
+# Folders
+
+
+NAMES = st.text("ab-_Z0", min_size=1, max_size=3)
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.sets(st.tuples(NAMES, st.sampled_from(["", "in/", "in-2/", "in/deep/"]), NAMES), min_size=1, max_size=12),
+       st.sampled_from([".jpg", ".JPEG", ".png", ".webp"]))  # fmt: skip
+def test_order_and_classes_are_those_of_imagefolder(tmp_path_factory, tree, ending):
+    folder = tmp_path_factory.mktemp("tree")
+    touch(folder, *(f"{top}/{inner}{name}{ending}" for top, inner, name in tree))
+    theirs, ours = datasets.ImageFolder(folder), loader.Frames(folder)
+    assert [str(path) for path in paths(ours)] == [path for path, _ in theirs.samples]
+    assert ours.classes == theirs.classes and ours.labels().tolist() == theirs.targets
+    assert [ours.label(i) for i in range(len(ours))] == theirs.targets
+    assert ours.counts == np.bincount(theirs.targets).tolist()
+
+
+def test_hidden_entries_empty_folders_and_other_files_count_for_nothing(tmp_path):
+    touch(tmp_path, "b/1.jpg", "d/2.jpg", "d/inner/3.jpg")
+    expected = loader.Frames(tmp_path)
+    touch(tmp_path, ".ipynb_checkpoints/1.jpg", "b/._1.jpg", "b/.hidden/1.jpg", "d/notes.txt", "a/notes.txt", "0.jpg")
+    (tmp_path / "c").mkdir()
+    os.mkfifo(tmp_path / "b" / "pipe.jpg")
+    os.symlink(tmp_path / "nowhere.jpg", tmp_path / "b" / "dangling.jpg")
+    os.symlink(tmp_path, tmp_path / "d" / "inner" / "round")
+    ours = loader.Frames(tmp_path)
+    assert ours.classes == ["b", "d"] and paths(ours) == paths(expected) and ours.counts == [1, 2]
+
+
+def test_names_of_any_bytes_are_found(tmp_path):
+    names = [b"a\n.jpg", "é 1.jpg".encode(), b"\xff\xfe.jpg"]
+    for folder in (b"x", b"\xfd"):
+        (tmp_path / os.fsdecode(folder)).mkdir()
+        for name in names:
+            Path(os.fsdecode(os.fsencode(tmp_path) + b"/" + folder + b"/" + name)).touch()
+    settle(tmp_path)
+    for _ in range(2):  # from the scan, then from its index
+        assert all(path.exists() for path in paths(loader.Frames(tmp_path)))
+
+
+def test_one_flat_folder_is_one_class(tmp_path):
+    touch(tmp_path / "toys", "2.png", "1.png", ".0.png")
+    frames = loader.Frames(tmp_path / "toys")
+    assert frames.classes == ["toys"] and [path.name for path in paths(frames)] == ["1.png", "2.png"]
+    assert frames.labels().tolist() == [0, 0]
+
+
+@pytest.mark.parametrize("kind", ["missing", "empty", "file", "no images", "empty plan"])
+def test_a_folder_without_images_is_named(tmp_path, kind):
+    folder = tmp_path / "frames of S"
+    if kind == "file":
+        folder.touch()
+    elif kind != "missing":
+        folder.mkdir()
+    if kind == "no images":
+        touch(folder, "a/notes.txt", "b/.hidden.jpg")
+    if kind == "empty plan":
+        planned(folder, 0)
+    with pytest.raises(UserError, match="frames of S"):
+        loader.Frames(folder)
+
+
+# The index of a folder
+
+
+def test_a_second_start_does_not_scan(tmp_path, monkeypatch):
+    folder = tmp_path / "frames"
+    touch(folder, "a/1.jpg", "a/in/2.jpg", "b/3.jpg")
+    (folder / "c").mkdir()
+    settle(folder)
+    first = loader.Frames(folder)
+    monkeypatch.setattr(index, "_scan", None)
+    second = loader.Frames(folder)
+    assert (tmp_path / ".frames.index.npz").exists()
+    assert paths(second) == paths(first) and second.classes == first.classes and second.counts == first.counts
+
+
+CHANGES = {
+    "an image": lambda folder: touch(folder, "a/0.jpg"),
+    "an image further down": lambda folder: touch(folder, "a/in/0.jpg"),
+    "an image in an empty folder": lambda folder: touch(folder, "c/0.jpg"),
+    "a class": lambda folder: touch(folder, "aa/0.jpg"),
+    "another name": lambda folder: (folder / "a" / "1.jpg").rename(folder / "a" / "9.jpg"),
+    "one less": lambda folder: (folder / "b" / "3.jpg").unlink(),
+    "a class less": lambda folder: shutil.rmtree(folder / "b"),
+    "a damaged index": lambda folder: (folder.parent / ".frames.index.npz").write_bytes(b"PK\x03\x04 damaged"),
+    "an empty index": lambda folder: (folder.parent / ".frames.index.npz").write_bytes(b""),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_folder_that_changed_is_scanned_again(tmp_path, change):
+    folder = tmp_path / "frames"
+    touch(folder, "a/1.jpg", "a/in/2.jpg", "b/3.jpg")
+    (folder / "c").mkdir()
+    settle(folder)
+    loader.Frames(folder)
+    CHANGES[change](folder)
+    frames = loader.Frames(folder)
+    assert sorted(paths(frames)) == sorted(folder.rglob("*.jpg"))
+
+
+def test_a_folder_still_being_filled_is_not_indexed(tmp_path):
+    touch(tmp_path / "frames", "a/1.jpg")
+    loader.Frames(tmp_path / "frames")
+    assert not (tmp_path / ".frames.index.npz").exists()
+
+
+def test_where_nobody_may_write_the_index_goes_to_the_users_cache(tmp_path, cache, monkeypatch):
+    folder = tmp_path / "frames"
+    touch(folder, "a/1.jpg")
+    settle(folder)
+    (tmp_path / ".frames.index.npz").mkdir()  # stands in the way, as a read-only disk would
+    loader.Frames(folder)
+    assert len(list((cache / "baby-vision").iterdir())) == 1
+    monkeypatch.setattr(index, "_scan", None)
+    assert len(loader.Frames(folder)) == 1
+    monkeypatch.undo()
+    monkeypatch.setattr(index, "_places", lambda folder: [Path("/dev/null/a"), Path("/dev/null/b")])
+    assert len(loader.Frames(folder)) == 1
+
+
+# Frame folders with a manifest
+
+
+def planned(folder, slots, hours=1):
+    """A frame folder's plan of so many slots from videos of an hour each, a few slots of each missing; no images."""
+    per_video = round(5 * 3600 * hours)
+    videos = [
+        {"name": f"{i:05d}.mp4", "folder": 0, "slots": min(per_video, slots - first)}
+        for i, first in enumerate(range(0, slots, per_video))
+    ]
+    plan = manifest.make(SETTINGS, ["videos"], videos, [])
+    for video in videos:
+        if video["slots"] > 100:
+            video["missing"] = [[video["first_slot"] + 10, video["first_slot"] + 13]]
+    plan["complete"] = True
+    folder.mkdir(exist_ok=True)
+    manifest.write(folder, plan)
+    return slots - 3 * sum(video["slots"] > 100 for video in videos)
+
+
+def test_a_manifest_gives_what_a_scan_gives(tmp_path):
+    total = planned(tmp_path, 4000, hours=0.1)
+    by_plan = loader.Frames(tmp_path)
+    touch(tmp_path, *(os.path.relpath(path, tmp_path) for path in paths(by_plan)))
+    (tmp_path / manifest.NAME).unlink()
+    by_scan = loader.Frames(tmp_path)
+    assert len(by_plan) == total and paths(by_plan) == paths(by_scan) and by_plan.classes == by_scan.classes
+    assert np.array_equal(by_plan.labels(), by_scan.labels()) and by_plan.counts == by_scan.counts
+
+
+@pytest.mark.parametrize(
+    "millions", [1, *(pytest.param(n, marks=pytest.mark.thorough) for n in (2, 4, 8, 10))]
+)  # fmt: skip
+def test_opening_millions_of_frames_takes_no_time_and_no_memory(tmp_path, millions):
+    total = planned(tmp_path, millions * 1_000_000)
+    start = time.perf_counter()
+    loader.Frames(tmp_path)
+    seconds = time.perf_counter() - start
+    tracemalloc.start()
+    frames = loader.Frames(tmp_path)
+    held, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert seconds < 1 and peak < 16e6 and held < 4e6
+    assert len(frames) == total and len(frames.classes) == -(-millions * 1_000_000 // 1440)
+    assert frames.path(total - 1).parent.name == frames.classes[frames.label(total - 1)] == frames.classes[-1]
+
+
+# Order and shares
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.integers(1, 60), st.integers(1, 5), st.integers(1, 4), st.booleans(), st.booleans(), st.integers(-3, 3))
+def test_processes_share_an_epoch_without_gap_or_overlap(total, per_process, world, train, drop_last, seed):
+    size = per_process * world
+    ranks = [loader.Order(None, total, size, seed, train, drop_last, rank, world) for rank in range(world)]
+    shares = [list(order) for order in ranks]
+    indices = ranks[0].indices()
+    assert np.array_equal(np.sort(indices), np.arange(total))
+    assert train or np.array_equal(indices, np.arange(total))
+    for step in range(len(ranks[0])):
+        parts = [each[step] for each in shares]
+        positions = sorted(position for _, places, _ in parts for position in places)
+        assert positions == list(range(step * size, step * size + len(positions)))
+        for _, places, part in parts:
+            assert np.array_equal(part, indices[list(places)])
+        if train:
+            assert len({len(part) for _, _, part in parts}) == 1
+    used = sum(len(part) for each in shares for _, _, part in each)
+    left = total % size
+    assert used == total - ((left if drop_last else left % world) if train else 0)
+    for order, share in zip(ranks, shares, strict=True):
+        order.start = len(order) // 2
+        assert len(share) == len(order)
+        assert [part.tolist() for _, _, part in order] == [part.tolist() for _, _, part in share[order.start :]]
+
+
+def test_epochs_and_seeds_differ_and_repeat(frames):
+    recipe = augment.Recipe("none", 32)
+    one, same, other = (loader.Batches(frames, recipe, 16, 0, seed, "cpu") for seed in (1, 1, 2))
+    assert taken(one) == taken(one) == taken(same)
+    assert taken(one) != taken(one, epoch=1) and taken(one) != taken(other)
+    assert sorted(sum(taken(one, 1), [])) == list(range(48))
+
+
+def test_a_subset_and_an_order_of_ones_own(frames):
+    recipe = augment.Recipe("none", 32)
+    subset = loader.Batches(frames, recipe, 4, 0, 0, "cpu", order=np.array([40, 3, 5, 30, 31]))
+    assert sorted(sum(taken(subset), [])) == [3, 5, 30, 31, 40] and taken(subset, 0) != taken(subset, 1)
+    listed = loader.Batches(frames, recipe, 4, 0, 0, "cpu", train=False, order=[40, 3, 5, 3])
+    assert taken(listed) == [[40, 3, 5, 3]]
+    drawn = loader.Batches(frames, recipe, 2, 0, 0, "cpu", order=lambda epoch: np.array([7, 7, epoch, 1]))
+    assert taken(drawn, 2) == [[7, 7], [2, 1]]
+    (a, _, _), _ = drawn.epoch(2)
+    assert torch.equal(a[0], a[1])  # without augmentation
+
+
+def test_pairs_of_frames_are_two_views(frames):
+    recipe = augment.Recipe("none", 224)
+    pairs = loader.Batches(frames, recipe, 2, 0, 0, "cpu", views=2, order=lambda epoch: np.array([[4, 5], [9, 8]]))
+    alone = loader.Batches(frames, recipe, 4, 0, 0, "cpu", train=False, order=[4, 9, 5, 8])
+    ((first, second), targets, indices), = pairs.epoch(0)  # fmt: skip
+    (images, _, _), = alone.epoch(0)  # fmt: skip
+    assert torch.equal(torch.cat([first, second]), images) and indices.tolist() == [4, 9] and targets.tolist() == [0, 0]
+
+
+def test_two_views_are_two_draws(frames):
+    batches = loader.Batches(frames, augment.Recipe("moco_v2", 32), 48, 0, 0, "cpu", views=2)
+    ((first, second), _, _), = batches.epoch(0)  # fmt: skip
+    assert (first - second).abs().mean((1, 2, 3)).min() > 0.01
+
+
+@pytest.mark.parametrize("words, match", [
+    (dict(batch_size=9, world=2), "--batch-size 9"), (dict(batch_size=49, drop_last=True), "48 images"),
+])  # fmt: skip
+def test_batches_that_cannot_be_made_are_refused(frames, words, match):
+    with pytest.raises(UserError, match=match):
+        loader.Batches(frames, augment.Recipe("none", 32), workers=0, seed=0, device="cpu", **words)
+
+
+# Draws
+
+
+@pytest.mark.parametrize("on", ["worker", "device"])
+@pytest.mark.parametrize("workers", [2, pytest.param(4, marks=pytest.mark.thorough)])
+def test_an_epoch_entered_in_the_middle_goes_on_bit_by_bit_whatever_the_workers(frames, workers, on):
+    recipe = augment.Recipe("released", 48, on)
+    states = torch.get_rng_state(), np.random.get_state()[1].copy(), random.getstate()
+    alone = loader.Batches(frames, recipe, 10, 0, 5, "cpu")
+    several = loader.Batches(frames, recipe, 10, workers, 5, "cpu")
+    whole = {epoch: list(alone.epoch(epoch)) for epoch in (3, 4)}
+    next(several.epoch(3))  # an epoch left at once
+    for epoch, start in [(3, 0), (4, 2), (3, 4), (3, 1)]:
+        for batches in (alone, several):
+            rest = list(batches.epoch(epoch, start))
+            assert len(rest) == 5 - start
+            for ours, theirs in zip(rest, whole[epoch][start:], strict=True):
+                assert all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
+    assert torch.equal(states[0], torch.get_rng_state()) and (states[1] == np.random.get_state()[1]).all()
+    assert states[2] == random.getstate()  # nobody else's random numbers are touched
+
+
+def test_a_sample_is_the_same_in_every_share_but_not_in_every_place(frames):
+    recipe = augment.Recipe("released", 48)
+    (whole, _, _), *_ = loader.Batches(frames, recipe, 12, 0, 0, "cpu").epoch(0)
+    halves = [next(loader.Batches(frames, recipe, 12, 0, 0, "cpu", rank=r, world=2).epoch(0))[0] for r in (0, 1)]
+    assert torch.equal(torch.stack(halves, 1).flatten(0, 1), whole)
+    (same, _, _), = loader.Batches(frames, recipe, 8, 0, 0, "cpu", order=lambda epoch: [7] * 8).epoch(0)  # fmt: skip
+    assert all(not torch.equal(a, b) for i, a in enumerate(same) for b in same[:i])
+
+
+def test_pixels_are_those_of_torchvisions_pipeline(frames):
+    plain = transforms.Compose([transforms.ToTensor(), transforms.Normalize(loader.MEAN, loader.STD)])
+    theirs = torch.stack([each for each, _ in datasets.ImageFolder(PHOTOS, plain)])
+    batches = loader.Batches(frames, augment.Recipe("none", 224), 20, 0, 0, "cpu", train=False)
+    images, targets, indices = (torch.cat(each) for each in zip(*batches.epoch(0), strict=True))
+    assert images.dtype == torch.float32 and targets.dtype == indices.dtype == torch.int64
+    assert torch.allclose(images, theirs, atol=1e-5)
+    assert indices.tolist() == list(range(48)) and targets.tolist() == frames.labels().tolist()
+    first = next(batches.epoch(0))[0]
+    assert first.is_contiguous(memory_format=torch.channels_last)
+
+
+def test_colours_from_the_device_are_those_from_the_worker(frames):
+    ours = [next(loader.Batches(frames, augment.Recipe("moco_v2", 64, on), 48, 0, 0, "cpu").epoch(0))[0]
+            for on in ("worker", "device")]  # fmt: skip
+    grey_levels = 255 * min(loader.STD)
+    assert ((ours[0] - ours[1]).abs().mean((1, 2, 3)) * grey_levels).max() < 2
+
+
+# Bad images
+
+
+@pytest.fixture
+def many(tmp_path):
+    """150 small images in three classes."""
+    for i in range(150):
+        image(tmp_path / "frames" / f"c{i // 50}" / f"{i:03d}.png", i)
+    return tmp_path / "frames"
+
+
+def spoil(folder, i, kind="cut"):
+    path = folder / f"c{i // 50}" / f"{i:03d}.png"
+    if kind == "cut":
+        path.write_bytes(path.read_bytes()[:40])
+    elif kind == "gone":
+        path.unlink()
+    else:
+        path.write_bytes({"empty": b"", "text": b"not an image"}[kind])
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize("kind", ["cut", "empty", "text", "gone"])
+def test_in_training_the_next_good_frame_of_the_class_stands_in(many, capsys, kind, workers):
+    frames = loader.Frames(many)
+    spoil(many, 99, kind)
+    batches = loader.Batches(frames, augment.Recipe("none", 32), 32, workers, 0, "cpu")
+    for epoch in range(2):
+        came = list(batches.epoch(epoch))
+        indices = torch.cat([each for _, _, each in came])
+        assert sorted(indices.tolist()) == sorted([*range(99), *range(100, 150), 50])  # the class begins again at 50
+        assert all(frames.label(i) == t for _, targets, part in came for i, t in zip(part, targets, strict=True))
+    assert list(batches.bad) == [99] and batches.bad[99]
+    out = capsys.readouterr()
+    assert (out.out + out.err).count("c1/099.png") == 1
+
+
+def test_in_evaluation_a_bad_image_is_left_out(many, capsys):
+    frames = loader.Frames(many)
+    for i in (0, 49, *range(120, 150)):
+        spoil(many, i)
+    batches = loader.Batches(frames, augment.Recipe("none", 32), 10, 0, 0, "cpu", train=False)
+    came = list(batches.epoch(0))
+    indices = torch.cat([each for _, _, each in came]).tolist()
+    assert indices == [*range(1, 49), *range(50, 120)] and list(batches.bad) == [0, 49, *range(120, 150)]
+    assert all(len(images) == len(targets) == len(part) > 0 for images, targets, part in came)
+    assert "c0/000.png" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_more_than_one_in_a_hundred_ends_the_training_with_the_list(many, workers):
+    frames = loader.Frames(many)
+    spoil(many, 3)
+    spoil(many, 77, "empty")
+    batches = loader.Batches(frames, augment.Recipe("none", 32), 32, workers, 0, "cpu")
+    with pytest.raises(UserError) as error:
+        list(batches.epoch(0))
+    assert "c0/003.png" in str(error.value) and "c1/077.png: the file is empty" in str(error.value)
+
+
+def test_a_class_without_a_good_image_ends_the_training(many):
+    frames = loader.Frames(many)
+    for i in range(50, 100):
+        spoil(many, i, "text")
+    with pytest.raises(UserError, match="cannot be read, more than 1%"):
+        list(loader.Batches(frames, augment.Recipe("none", 32), 150, 0, 0, "cpu").epoch(0))
+
+
+# Workers
+
+
+PROGRAM = """
+import multiprocessing, os, signal, sys
+from moco import augment, cli, loader
+
+def main():
+    frames = loader.Frames(sys.argv[1])
+    batches = loader.Batches(frames, augment.Recipe("released", 32), 4, 2, 0, "cpu")
+    epoch = batches.epoch(0)
+    next(epoch)
+    workers = multiprocessing.active_children()
+    for stop in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2):
+        for worker in workers:
+            os.kill(worker.pid, stop)
+    print(len(list(epoch)), *(worker.pid for worker in workers), flush=True)
+    next(batches.epoch(1))
+    globals()["kept"] = batches, batches.epoch(2)
+    next(kept[1])
+    raise {error}
+
+cli.run(main)
+"""
+
+
+@pytest.mark.parametrize("error, status", [("cli.UserError('enough')", 2), ("ValueError('oh')", 1)])
+def test_workers_outlive_the_jobs_signals_and_end_with_the_job(error, status):
+    program = [sys.executable, "-c", PROGRAM.format(error=error), str(PHOTOS)]
+    start = time.monotonic()
+    done = subprocess.run(program, capture_output=True, text=True, timeout=60, cwd=PHOTOS.parents[2])
+    assert done.returncode == status, done.stderr
+    steps, *workers = map(int, done.stdout.split())
+    assert steps == 11 and len(workers) == 2 and time.monotonic() - start < 30
+    assert not any(Path(f"/proc/{worker}").exists() for worker in workers)
+    assert done.stderr.count("Traceback") == status % 2, done.stderr

@@ -36,6 +36,12 @@ def parse_args(argv=None):
     )
     add("--no-augmentation", dest="augmentation", action="store_false", help="show the frames as they are")
     add("--augmentation", dest="augmentation", action="store_false", help=cli.HIDDEN)  # the published spelling
+    add(
+        "--augment-on",
+        choices=["worker", "device"],
+        default="worker",
+        help="where colours are jittered and blurred; device frees the workers, where a GPU waits for them",
+    )
     add("--epochs", type=cli.number(int, 1), help="default: 16, or 6 with --recipe paper")
     add("--n_out", type=cli.number(int, 1), help="outputs of the network; default: the classes in data")
     add("--wd", "--weight-decay", dest="wd", type=cli.number(float, 0), default=0.0, help="weight decay")
@@ -66,7 +72,7 @@ def train(args, place):
     n_out = args.n_out or len(frames.classes)
     if n_out != len(frames.classes):
         raise cli.UserError(f"--n_out {n_out} does not fit {args.data}: it has {len(frames.classes)} classes")
-    recipe = augment.Recipe(args.recipe if args.augmentation else "none", args.image_size)
+    recipe = augment.Recipe(args.recipe if args.augmentation else "none", args.image_size, args.augment_on)
     batches = loader.Batches(
         frames, recipe, args.batch_size, args.workers, args.seed, place.device, rank=place.rank, world=place.world
     )

@@ -29,16 +29,6 @@ def parse_args(argv=None):
     return parser.parse_args(argv)
 
 
-def class_number(text, names, n_out):
-    """The number of the class that text names or numbers; names: those of the n_out outputs, or None."""
-    if text in (names or ()):
-        return names.index(text)
-    if text.isdecimal() and int(text) < n_out:
-        return int(text)
-    known = f" ({', '.join(names)})" if names else ""
-    raise UserError(f"--class-idx {text}: the model has {n_out} outputs, 0 to {n_out - 1}{known}")
-
-
 def choose(frames, name, which, n, seed):
     """Sorted indices of n random images: of the class folder name, of the 'others', or of 'all'."""
     candidates = np.arange(len(frames))
@@ -74,7 +64,10 @@ def main(argv=None):
         raise UserError(f"{args.model_path} has no linear head; decode it first with linear_decoding.py")
     weight = models.head(model).weight.detach().cpu()
     names = found and found.classes or (frames.classes if len(frames.classes) == len(weight) else None)
-    number = class_number(args.class_idx, names, len(weight))
+    number = checkpoint.class_number(args.class_idx, names, len(weight))
+    if names is None and (args.class_only or args.others):
+        known = f"{len(weight)} outputs of the model are not the {len(frames.classes)} class folders of {args.data}"
+        raise UserError(f"the {known}; leave out --class-only and --others")
     which = "class" if args.class_only else "others" if args.others else "all"
     parts = ["linear_combination_maps_class", str(number)] + ([] if which == "all" else [which])
     path = files.output_folder(args.save_dir) / "_".join(parts + ["overlay"] * args.overlay)

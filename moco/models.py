@@ -22,10 +22,13 @@ def build(arch, n_out=None, weights=None):
     """A torchvision architecture whose head is one linear layer with n_out outputs and no dropout before it.
 
     n_out: None keeps torchvision's own 1000 outputs. weights: None for random ones, "DEFAULT" or the name of
-    torchvision weights, which are downloaded once and then cached by torch.
+    torchvision weights, which are downloaded once and then cached by torch; UserError where that fails.
     """
     options = {"aux_logits": False, "init_weights": not weights} if arch in ("googlenet", "inception_v3") else {}
-    model = torchvision_models.get_model(known(arch), weights=weights, **options)
+    try:
+        model = torchvision_models.get_model(known(arch), weights=weights, **options)
+    except OSError as error:  # of fetching the weights, or of keeping them
+        raise UserError(f"cannot fetch weights of {arch} ({error}); go online once or name a checkpoint") from error
     if isinstance(getattr(model, "classifier", None), nn.Sequential) and _is_dropout_and_linear(model.classifier):
         model.classifier = model.classifier[-1]
     if n_out is not None:

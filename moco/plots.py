@@ -131,8 +131,8 @@ def _rescaled(values):
 def image_grid(pictures, captions, path, title, columns=12):
     """Pictures (N, H, W, 3), 12 a row, to path + '.pdf' and '.png'.
 
-    pictures: uint8, or floats from 0 to 1. captions: (true, named) class of each, written below it; a wrong one stands
-    out by its colour and arrow.
+    pictures: uint8, or floats from 0 to 1. captions: (true, named) class of each, written below it; where they differ,
+    an arrow and another colour say so.
     """
     columns = min(columns, len(pictures))
     rows = -(-len(pictures) // columns)
@@ -169,15 +169,15 @@ def selectivity_by_layer(found, path):
     found: {layer: (units,)}, layers counted from the end of the network; drawn from its input on.
     """
     layers = sorted(found, reverse=True)
-    with _figure(path, 1.6 + 0.85 * max(len(layers), 2), 3) as figure:
+    with _figure(path, 1.6 + 0.9 * max(len(layers), 2), 3) as figure:
         axes = figure.subplots()
         for place, layer in enumerate(layers):
             counts, edges = np.histogram(found[layer], 40, (0, 1))
-            widths = 0.42 * counts / max(counts.max(), 1)
+            widths = 0.32 * counts / max(counts.max(), 1)
             axes.barh(edges[:-1], 2 * widths, edges[1] - edges[0], place - widths, align="edge", color=COLOURS[4])
             mean = found[layer].mean()
-            axes.plot([place - 0.42, place + 0.42], [mean, mean], color=COLOURS[5])
-            axes.text(place + 0.44, mean, f"{mean:.2f}", va="center", fontsize=7, color=COLOURS[5])
+            axes.plot([place - 0.32, place + 0.32], [mean, mean], color=COLOURS[5])
+            axes.text(place + 0.34, mean, f"{mean:.2f}", va="center", fontsize=7, color=COLOURS[5])
         axes.set_xticks(range(len(layers)), [f"{layer}\n{len(found[layer])} units" for layer in layers])
         axes.set(xlabel="layer, counted from the end", ylabel="class selectivity", ylim=(-0.01, 1.01))
         axes.set_xlim(-0.6, len(layers) - 0.2)

@@ -1,0 +1,43 @@
+"""Show where in each frame of a clip a network sees a class: its class activation map over the frames, as a film.
+
+    python feature_animation_class.py room.mp4 --model-path TC-S_labeledS_5_iid.tar --class-idx computer
+
+In: a folder of frames in order, or a video, and a model with a linear head, such as linear_decoding.py writes. Out:
+computers_feature_animation_IDX.mp4 in --save-dir.
+"""
+
+import torch
+
+from moco import checkpoint, cli, clip, distributed, features, models
+from moco.cli import UserError
+
+
+def parse_args(argv=None):
+    parser = cli.parser(__doc__)
+    parser.add_argument("--class-idx", default="1", metavar="CLASS", help="the class, by its number from 0 or its name")
+    clip.add_flags(parser)
+    parser.set_defaults(frames=200, batch_size=500)
+    return parser.parse_args(argv)
+
+
+def class_maps(trunk, weights):
+    """What makes of images (N, 3, H, W) the maps (N, H/32, W/32) of a class with weights (C,) on a spatial trunk."""
+    return lambda images: features.class_map(trunk(images), weights)
+
+
+def main(argv=None):
+    args = parse_args(argv)
+    torch.manual_seed(args.seed)
+    model, found = checkpoint.source(args.model_path, args.model, args.n_out)
+    if found and found.n_out is None:
+        raise UserError(f"{args.model_path} has no linear head; decode it first with linear_decoding.py")
+    device = distributed.device(args.device)
+    trunk = models.freeze(models.spatial_trunk(model)).to(device)
+    weights, names = models.head(model).weight.detach().to(device), found and found.classes
+    number = checkpoint.class_number(args.class_idx, names, len(weights))
+    title = f"class {names[number] if names else number}"
+    clip.animate(args, class_maps(trunk, weights[number]), title, f"computers_feature_animation_{number}.mp4")
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,95 @@
+"""Show the images that units of a network answer to most strongly (Orhan, Gupta & Lake 2020, figures 7b and A5).
+
+    python highly_activating_imgs.py labeled_S --model-path TC-S.tar --neuron_idx 276 12 7 --save-dir top
+
+In: a folder with a folder of images per class, and a model. Out, in --save-dir: highly_activating_imgs_neuron_IDX.pdf
+and .png, a row a unit, with its selectivity and its favourite class; and the same as .json, with file names.
+"""
+
+import numpy as np
+import torch
+
+from moco import augment, checkpoint, cli, distributed, files, loader, plots, units
+from moco.cli import UserError
+
+
+def parse_args(argv=None):
+    parser = cli.parser(__doc__)
+    add = parser.add_argument
+    add("data", help="folder with a folder of images per class")
+    checkpoint.add_flags(parser)
+    which = parser.add_mutually_exclusive_group()
+    which.add_argument("--neuron_idx", type=int, nargs="+", default=[276], metavar="UNIT", help="units, from 0")
+    which.add_argument("--most-selective", type=cli.number(int, 1), metavar="N", help="the N most selective units")
+    add("--layer", type=cli.number(int, 1), default=1, metavar="L", help="their layer, counted from the end")
+    add("--top", type=cli.number(int, 1), default=10, metavar="N", help="images a unit")
+    add("--all", action="store_true", help="look at all images, and not at a random sample of --batch-size")
+    cli.shared_flags(parser, "--batch-size", "--image-size", "--workers")
+    cli.shared_flags(parser, "--save-dir", "--seed", "--device", "--overwrite")
+    parser.set_defaults(batch_size=1024)
+    return parser.parse_args(argv)
+
+
+def sample(total, size, seed):
+    """Rising indices of size random ones of total images, of all of them where they are fewer."""
+    return np.sort(np.random.default_rng(seed).permutation(total)[:size])
+
+
+def wanted_units(neurons, most_selective, selectivity):
+    """The units to show: those named, or so many of the highest selectivity (C,); UserError for one out of range."""
+    n = len(selectivity)
+    if most_selective:
+        if most_selective > n:
+            raise UserError(f"--most-selective {most_selective}: the layer has {n} units")
+        return np.argsort(-selectivity, kind="stable")[:most_selective].tolist()
+    if faulty := [unit for unit in neurons if not 0 <= unit < n]:
+        raise UserError(f"--neuron_idx {faulty[0]}: the layer has {n} units, 0 to {n - 1}")
+    return neurons
+
+
+def look(model, layer, frames, chosen, top, **flags):
+    """One pass over the chosen images (all if None): class means, images by class, and units.Best of all units."""
+    means, best = units.ClassMeans(len(frames.classes)), units.Best(top)
+    for (rows,), labels, indices in units.layer_means(model, [layer], frames, sample=chosen, **flags):
+        means.add(rows, labels)
+        best.add(rows, indices)
+    return means.means(), means.counts, best
+
+
+def main(argv=None):
+    args = parse_args(argv)
+    name = "_".join(map(str, args.neuron_idx)) if len(args.neuron_idx) <= 16 else f"{len(args.neuron_idx)}_units"
+    name = f"most_selective_{args.most_selective}" if args.most_selective else f"neuron_{name}"
+    path = files.output_folder(args.save_dir) / f"highly_activating_imgs_{name}"
+    files.claim(path.with_suffix(".pdf"), args.overwrite)
+    frames = loader.Frames(args.data)
+    chosen = None if args.all else sample(len(frames), args.batch_size, args.seed)
+    torch.manual_seed(args.seed)
+    model, _ = checkpoint.source(args.model_path, args.model, args.n_out)
+    flags = dict(size=args.image_size, batch_size=args.batch_size, workers=args.workers)
+    flags["device"] = distributed.device(args.device)
+    means, counts, best = look(model, args.layer, frames, chosen, args.top, **flags)
+    labelled = np.count_nonzero(counts) > 1
+    if args.most_selective and not labelled:
+        raise UserError(f"{args.data} gave images of one class only; --most-selective compares several")
+    selectivity, favourite = units.selectivity(means) if labelled else (np.zeros(means.shape[1]), None)
+    found, rows = [], []
+    for unit in wanted_units(args.neuron_idx, args.most_selective, selectivity):
+        paths = [frames.path(index) for index in best.indices[:, unit]]
+        entry, margin = {"unit": unit}, f"unit {unit}"
+        if labelled:
+            entry |= {"selectivity": float(selectivity[unit]), "favourite": frames.classes[favourite[unit]]}
+            margin += f"\nselectivity {entry['selectivity']:.2f}\n{entry['favourite']}"
+        entry["files"] = [str(image.relative_to(frames.folder)) for image in paths]
+        entry["activations"] = best.values[:, unit].tolist()
+        found.append(entry)
+        rows.append((margin, [augment.fit(augment.decode(image.read_bytes()), args.image_size) for image in paths]))
+    plots.image_rows(rows, path)
+    files.write_json(path.with_suffix(".json"), found)
+    print(f"{len(best.values)} best of {counts.sum()} images for {len(found)} units: {path.with_suffix('.pdf')}")
+    if len(best.values) < args.top:
+        print(f"there were fewer images than the {args.top} of --top")
+
+
+if __name__ == "__main__":
+    cli.run(main)

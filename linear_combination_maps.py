@@ -9,7 +9,7 @@ in --save-dir: linear_combination_maps_class_IDX.pdf and .png, a random sample o
 import numpy as np
 import torch
 
-from moco import augment, checkpoint, cli, distributed, features, files, loader, models, plots
+from moco import augment, checkpoint, cli, distributed, features, files, film, loader, models, plots
 from moco.cli import UserError
 
 
@@ -55,6 +55,13 @@ def look(model, batches):
     return [torch.cat(column).cpu() for column in zip(*seen, strict=True)]
 
 
+def heated(maps, images):
+    """Maps (N, H, W) as heat over images (N, 3, H, W): N pictures, with one scale for all as in the published films."""
+    pictures, (low, high) = (255 * features.pixels(images)).round().byte().numpy(), (maps.min(), maps.max())
+    shades = film.brightness(pictures.min((0, 1, 2)), pictures.max((0, 1, 2)), loader.MEAN, loader.STD)
+    return [film.overlay(picture, film.heat(m, low, high), shades) for picture, m in zip(pictures, maps, strict=True)]
+
+
 def main(argv=None):
     args = parse_args(argv)
     frames, device = loader.Frames(args.data), distributed.device(args.device)
@@ -79,9 +86,9 @@ def main(argv=None):
     images, maps, named, indices = look(models.freeze(model).to(device), batches)
     maps = features.upsample(features.class_map(maps, weight[number]), images.shape[-1])
     if args.overlay:
-        pictures = plots.overlay(maps, images)
+        pictures = heated(maps.numpy(), images)
     else:
-        pictures = features.pixels(features.attention(maps)[:, None] * images)
+        pictures = features.pixels(features.attention(maps)[:, None] * images).numpy()
     labels = frames.labels()
     captions = [
         (frames.classes[labels[i]], names[guess] if names else str(guess))

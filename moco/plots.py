@@ -113,21 +113,6 @@ def confusion_matrix(counts, classes, path, title):
                 axes.text(column, row, text, ha="center", va="center", fontsize=6, color=colour)
 
 
-def overlay(maps, images):
-    """Maps (N, H, W) as heat over images (N, 3, H, W), uint8 (N, H, W, 3), as published.
-
-    The maps, rescaled over all of them, in jet colours are added to the rescaled images; the sum is rescaled.
-    """
-    maps, images = np.asarray(maps), np.asarray(images).transpose(0, 2, 3, 1)
-    heat = matplotlib.colormaps["jet"]((255 * _rescaled(maps)).astype(np.uint8))[..., :3]
-    return (255 * _rescaled(heat + _rescaled(images))).astype(np.uint8)
-
-
-def _rescaled(values):
-    low, high = values.min(), values.max()
-    return (values - low) / max(high - low, 1e-12)
-
-
 def image_grid(pictures, captions, path, title, columns=12):
     """Pictures (N, H, W, 3), 12 a row, to path + '.pdf' and '.png'.
 

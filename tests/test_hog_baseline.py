@@ -1,0 +1,92 @@
+"""The HOG baseline: features equal to golden, results by the same splits as linear decoding."""
+
+import json
+
+import cv2
+import numpy as np
+import pytest
+
+import hog_baseline
+import linear_decoding
+from moco import loader
+from moco.cli import UserError
+from tests import golden
+
+
+def classify(data, save_dir, *words):
+    """Run the script; what results.json then holds."""
+    hog_baseline.main([str(word) for word in (data, "--save-dir", save_dir, *words)])
+    return json.loads((save_dir / "results.json").read_text())
+
+
+@pytest.fixture
+def stripes(tmp_path):
+    """Two classes of ten 64x64 images: stripes that run across, and stripes that run down."""
+    draws = np.random.default_rng(0)
+    for name in ("across", "down"):
+        (tmp_path / "stripes" / name).mkdir(parents=True)
+        for i in range(10):
+            wave = 127 + 100 * np.sin(np.arange(64) * draws.uniform(0.5, 1) + draws.uniform(0, 6))
+            image = np.tile(wave[:, None], (1, 64)) + draws.normal(0, 10, (64, 64))
+            image = image if name == "across" else image.T
+            cv2.imwrite(str(tmp_path / "stripes" / name / f"{i}.png"), np.clip(image, 0, 255).astype(np.uint8))
+    return tmp_path / "stripes"
+
+
+def test_features_are_the_published_ones():
+    expected = np.load(golden.DATA / "hog.npz")
+    for name, row in zip(expected["files"], expected["features"], strict=True):
+        found = hog_baseline.hog_features(golden.IMAGES / name)
+        assert found.dtype == np.float32 and found.shape == (11664,)
+        np.testing.assert_allclose(found, row, atol=1e-5)
+
+
+def test_workers_change_nothing(tmp_path):
+    frames, images = loader.Frames(golden.IMAGES), np.array([0, 12, 24, 36])
+    alone, two = (
+        hog_baseline.all_features(frames, images, workers, tmp_path / str(workers))
+        for workers in (0, 2)
+        if (tmp_path / str(workers)).mkdir() is None
+    )
+    np.testing.assert_array_equal(alone, two)
+    assert alone.dtype == np.float32 and alone.shape == (4, 11664)
+
+
+def test_edges_tell_stripes_apart(stripes, tmp_path):
+    found = classify(stripes, tmp_path / "out", "--seeds", 2, "--workers", 0)
+    assert found["models"]["HOG"]["iid"]["each"] == [1, 1]
+    assert found["majority"] == found["chance"] == 0.5
+
+
+def test_splits_are_those_of_linear_decoding(stripes, tmp_path):
+    classify(stripes, tmp_path / "hog", "--seed", 3, "--workers", 0)
+    words = ["--model-name", "random", "--model", "shufflenet_v2_x0_5", "--image-size", "32", "--epochs", "1"]
+    words += ["--seed", "3", "--workers", "0", "--beside", str(tmp_path / "hog" / "results.json")]
+    linear_decoding.main([str(stripes), "--save-dir", str(tmp_path / "out"), *words])
+    hog, linear = ((tmp_path / name / "splits" / "iid_3.json").read_text() for name in ("hog", "out"))
+    assert hog == linear
+    assert list(json.loads((tmp_path / "out" / "results.json").read_text())["models"]) == ["HOG", "random"]
+
+
+def test_scores_have_a_column_for_every_class_also_for_those_that_never_trained():
+    rows, labels = np.eye(6, dtype=np.float32), np.array([0, 0, 2, 2, 3, 3])
+    for train, trained in ((np.array([0, 2]), {0, 2}), (np.array([0, 2, 4]), {0, 2, 3})):
+        classifier = hog_baseline.readout(rows[train], labels[train], 0, 0)
+        found = hog_baseline.scores(classifier, rows, np.arange(6), 5)
+        assert found.shape == (6, 5)
+        assert set(np.flatnonzero(np.isfinite(found).all(0))) == trained
+        assert found[train].argmax(1).tolist() == labels[train].tolist()
+
+
+def test_unreadable_images_are_left_out_and_other_sizes_are_an_error(stripes, tmp_path, capsys):
+    (stripes / "down" / "3.png").write_bytes(b"")
+    found = classify(stripes, tmp_path / "a", "--workers", 2)
+    assert found["models"]["HOG"]["iid"]["left_out"] == ["down/3.png"]
+    assert "3.png: the file is empty; left out" in capsys.readouterr().out
+    cv2.imwrite(str(stripes / "down" / "3.png"), np.zeros((80, 64), np.uint8))
+    with pytest.raises(UserError, match="3.png has another size"):
+        classify(stripes, tmp_path / "b", "--workers", 0)
+    for path in stripes.glob("*/*.png"):
+        path.write_bytes(b"")
+    with pytest.raises(UserError, match="none of the 20 images"):
+        classify(stripes, tmp_path / "c", "--workers", 0)

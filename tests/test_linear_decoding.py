@@ -1,0 +1,200 @@
+"""Linear decoding: cached features decode like images, the trunk stays as it is, results say what was done."""
+
+import csv
+import json
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import linear_decoding
+from moco import augment, checkpoint, features, loader, models
+from moco.cli import UserError
+from tests import golden
+
+ARCH = "shufflenet_v2_x0_5"
+CPU = torch.device("cpu")
+
+
+def decode(data, save_dir, *words):
+    """Run the script on data with a small network and few epochs; what results.json then holds."""
+    small = ["--image-size", 32, "--workers", 0, "--device", "cpu", "--epochs", 3, "--save-dir", save_dir]
+    linear_decoding.main([str(word) for word in (data, *small, *words)])
+    return json.loads((save_dir / "results.json").read_text())
+
+
+@pytest.fixture
+def network(tmp_path):
+    """A checkpoint of a small network with 5 outputs."""
+    torch.manual_seed(3)
+    model = models.build(ARCH, 5)
+    state = {f"module.{name}": value for name, value in model.state_dict().items()}
+    checkpoint.write(tmp_path / "net.tar", {"model_state_dict": state, "arch": ARCH, "n_out": 5})
+    return tmp_path / "net.tar"
+
+
+def test_results_say_what_was_decoded(frames, network, tmp_path):
+    words = ["--model-path", network, "random", "--model", ARCH, "--names", "TC", "noise", "--seeds", 2, "--knn", 3]
+    found = decode(frames, tmp_path / "out", *words)
+    assert found["classes"] == ["class_0000", "class_0001", "class_0002"]
+    assert (found["chance"], found["majority"], found["seeds"]) == (1 / 3, 1 / 3, [0, 1])
+    assert list(found["models"]) == ["TC", "noise"]
+    for entry in (found["models"]["TC"]["iid"], found["models"]["TC"]["iid"]["knn"]):
+        assert len(entry["each"]) == 2 and entry["mean"] == pytest.approx(np.mean(entry["each"]))
+    with open(tmp_path / "out" / "predictions_TC_iid.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    split = json.loads((tmp_path / "out" / "splits" / "iid_1.json").read_text())
+    assert [row["file"] for row in rows if row["seed"] == "1"] == split["test"]
+    hits = [row["target"] == row["prediction"] for row in rows if row["seed"] == "1"]
+    assert np.mean(hits) == found["models"]["TC"]["iid"]["each"][1]
+    assert all(row["file"].startswith(row["target"]) for row in rows)
+    stems = ("accuracies", "confusion_TC_iid", "confusion_noise_iid")
+    figures = {path.name for path in (tmp_path / "out").glob("*.p*")}
+    assert figures == {f"{stem}.{ending}" for stem in stems for ending in ("pdf", "png")}
+
+
+def test_the_same_command_gives_the_same_and_a_written_split_reads_back(frames, network, tmp_path):
+    words = ["--model-path", network, "--seed", 4]
+    first, again = (decode(frames, tmp_path / name, *words) for name in "ab")
+    assert first["models"] == again["models"]
+    own = decode(frames, tmp_path / "c", *words, "--split-file", tmp_path / "a" / "splits" / "iid_4.json")
+    assert own["models"]["net"]["own"]["each"] == first["models"]["net"]["iid"]["each"]
+
+
+def test_the_decoded_model_loads_as_published_and_says_the_same(frames, network, tmp_path):
+    found = decode(frames, tmp_path / "out", "--model-path", network, "--seeds", 2)
+    path = tmp_path / "out" / "net_labeledS_5_iid.tar"
+    content = checkpoint.read(path)
+    published = {"acc1_list", "val_acc1_list", "model_state_dict", "optimizer_state_dict", "preds", "target", "images"}
+    assert published <= set(content)
+    assert len(content["acc1_list"]) == 3
+    model = nn.DataParallel(models.build(ARCH, 3))
+    model.load_state_dict(content["model_state_dict"])
+    images = loader.Frames(frames)
+    names = [images.path(i).relative_to(frames).as_posix() for i in range(len(images))]
+    order = np.array([names.index(name) for name in content["images"]])
+    batches = loader.Batches(images, augment.Recipe("none", 32), 64, 0, 0, CPU, train=False, order=order)
+    pictures, targets, _ = next(batches.epoch(0))
+    with torch.no_grad():
+        preds = model.module.eval()(pictures).argmax(1)
+    assert preds.tolist() == content["preds"].tolist()
+    assert targets.tolist() == content["target"].tolist()
+    assert float((preds == targets).float().mean()) == pytest.approx(found["models"]["net"]["iid"]["each"][0])
+    assert checkpoint.weights(path).classes == images.classes
+
+
+@pytest.mark.parametrize("mode", ["eval", "adapt", "train"])
+def test_the_trunk_learns_nothing_but_the_statistics_its_mode_lets_it(frames, network, tmp_path, mode):
+    before = checkpoint.weights(network).state
+    decode(frames, tmp_path / "out", "--model-path", network, "--bn-mode", mode)
+    after = checkpoint.weights(tmp_path / "out" / "net_labeledS_5_iid.tar").state
+    moved = {name for name in before if not name.startswith("fc.") and not before[name].equal(after[name])}
+    assert all(name.rsplit(".", 1)[1].startswith(("running", "num_batches")) for name in moved)
+    assert bool(moved) == (mode != "eval")
+    if mode == "train":  # one step an epoch
+        assert {int(after[name] - before[name]) for name in moved if name.endswith("tracked")} == {3}
+
+
+def test_random_weights_are_adapted_unless_told_otherwise(frames, tmp_path):
+    for words, adapted in (([], True), (["--bn-mode", "eval"], False)):
+        decode(frames, tmp_path / "out", "--model-name", "random", "--model", ARCH, "--overwrite", *words)
+        state = checkpoint.weights(tmp_path / "out" / "random_labeledS_5_iid.tar").state
+        assert bool(state["conv1.1.running_mean"].any()) == adapted
+
+
+class Steady(nn.Module):
+    """A trunk that stays in evaluation mode whatever it is told."""
+
+    def __init__(self, trunk):
+        super().__init__()
+        self.trunk = trunk
+
+    def forward(self, images):
+        return self.trunk(images)
+
+    def train(self, mode=True):
+        return super().train(False)
+
+
+def test_cached_and_uncached_decoding_are_equal(tmp_path):
+    frames, size = loader.Frames(golden.IMAGES), 64
+    torch.manual_seed(0)
+    trunk = models.freeze(models.trunk(models.build(ARCH, 5)))
+    images = np.arange(len(frames))
+    features.adapt(trunk, frames, images, size, 0, CPU, 0, tmp_path)
+    rows = features.pooled(trunk, frames, images, size, 0, CPU, tmp_path)
+    labels = torch.from_numpy(frames.labels())
+    for seed in range(5):
+        train = np.random.default_rng(seed).permutation(images)[:24]
+        batches = loader.Batches(frames, augment.Recipe("none", size), 24, 0, seed, CPU, order=train)
+        ways = [
+            linear_decoding.cached_epochs(torch.from_numpy(rows[train]), labels[train], 24, 15),
+            linear_decoding.drifting_epochs(Steady(trunk), batches, labels, 15),
+        ]
+        scores, histories = [], []
+        for epochs in ways:
+            torch.manual_seed(seed)
+            layer = nn.Linear(rows.shape[1], 4)
+            histories.append(linear_decoding.readout(layer, epochs, 5e-4, 100)[1])
+            scores.append(layer(torch.from_numpy(np.array(rows))).detach())
+        torch.testing.assert_close(*scores, atol=1e-3, rtol=1e-3)
+        assert histories[0] == pytest.approx(histories[1], abs=0.5)
+        assert histories[0][-1] > histories[0][0]
+
+
+def test_unreadable_images_are_left_out_and_named(frames, network, tmp_path, capsys):
+    (frames / "class_0001" / "img_0003.jpeg").write_bytes(b"no image")
+    for mode in ("eval", "train"):
+        found = decode(frames, tmp_path / mode, "--model-path", network, "--bn-mode", mode)["models"]["net"]["iid"]
+        assert found["left_out"] == ["class_0001/img_0003.jpeg"]
+        assert found["train_images"][0] + found["test_images"][0] == 23
+        assert "class_0001/img_0003.jpeg" in capsys.readouterr().out
+
+
+def test_results_beside_join_the_table_and_the_figure(frames, network, tmp_path, capsys):
+    decode(frames, tmp_path / "a", "--model-path", network, "--names", "one")
+    capsys.readouterr()
+    found = decode(frames, tmp_path / "b", "--model-path", network, "--beside", tmp_path / "a" / "results.json")
+    assert list(found["models"]) == ["one", "net"]
+    linear_decoding.main(["--beside", str(tmp_path / "b" / "results.json"), "--save-dir", str(tmp_path / "c")])
+    rows = [line.split()[0] for line in capsys.readouterr().out.splitlines()[-6:-1]]
+    assert rows == ["top-1", "chance", "majority", "one", "net"]
+    assert (tmp_path / "c" / "accuracies.pdf").stat().st_size > 1000
+
+
+def test_mistakes_are_one_line_before_any_work(frames, network, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(features, "pooled", None)  # whoever begins to work fails
+    out = tmp_path / "out"
+    for words, message in [
+        ([frames], "name at least one model"),
+        ([], "give a folder that holds a folder of images per class"),
+        ([frames, "--model-path", "none.tar"], "no checkpoint none.tar"),
+        ([frames, "--model-name", "TC-S"], "no checkpoint TC-S.tar"),
+        ([frames, "--model-path", network, "--num-outs", 7], "--num-outs 7 does not fit .*: its head has 5 outputs"),
+        ([frames, "--model-path", network, "--model", "resnet18"], "does not fit resnet18"),
+        ([frames, "--model-path", network, network], "give each a name of its own with --names"),
+        ([frames, "--model-path", network, "--names", "a", "b"], "1 models, named a, b"),
+        ([frames, "--model-path", network, "--split", "exemplar"], "names no exemplar"),
+        ([tmp_path / "nowhere", "--model-path", network], "nowhere"),
+        ([frames / "class_0000", "--model-path", network], "gives one class"),
+    ]:
+        with pytest.raises(UserError, match=message):
+            linear_decoding.main([str(word) for word in (*words, "--save-dir", out)])
+        assert not (out / "results.json").exists()
+
+
+def test_nothing_is_replaced_unasked(frames, network, tmp_path):
+    decode(frames, tmp_path / "out", "--model-path", network)
+    with pytest.raises(UserError, match="results.json exists; give --overwrite"):
+        decode(frames, tmp_path / "out", "--model-path", network)
+    decode(frames, tmp_path / "out", "--model-path", network, "--overwrite")
+
+
+def test_weights_that_are_not_finite_are_an_error(frames, network, tmp_path):
+    content = checkpoint.read(network)
+    content["model_state_dict"]["module.conv1.0.weight"][0] = float("nan")
+    checkpoint.write(network, content)
+    with pytest.raises(UserError, match="img_0000.jpeg are not finite"):
+        decode(frames, tmp_path / "out", "--model-path", network)

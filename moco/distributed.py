@@ -167,3 +167,12 @@ def total(values, place):
     values = values.clone()
     dist.all_reduce(values)
     return values
+
+
+def one_network(model, place):
+    """The network to evaluate with: the same in every process, each of which may see any number of batches."""
+    if place.world == 1:
+        return model
+    for buffer in model.module.buffers():  # a process has the batch-norm statistics of its own share of the images
+        dist.broadcast(buffer, 0)
+    return model.module

@@ -6,7 +6,7 @@ from contextlib import nullcontext
 import torch
 from torch.nn import functional
 
-from moco import cli, distributed
+from moco import cli, distributed, models, totals
 
 
 def precision(name, device, arch, compiled=False):
@@ -49,7 +49,7 @@ def train(run, model, batches, optimizer, dtype, print_freq, forward=classify):
     forward(model, images, targets) gives (logits, targets): all our learners differ in it alone. Nothing in a step
     waits for the device; sums stay there until somebody looks at them.
     """
-    model.train()
+    models.learn(model)
     place, clock = run.place, Clock()
     with cli.Progress(len(batches), f"epoch {run.epoch}", "steps", None, run.step, place.main) as bar:
         for images, targets, _ in clock.watch(batches.epoch(run.epoch, run.step)):
@@ -60,7 +60,7 @@ def train(run, model, batches, optimizer, dtype, print_freq, forward=classify):
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
-            count(run.totals, loss.detach(), logits.detach(), targets, run.step)
+            totals.count(run.totals, loss.detach(), logits.detach(), targets, run.step)
             clock.images += len(targets) * place.world
             bar.update()
             run.after_step()
@@ -76,14 +76,17 @@ def train(run, model, batches, optimizer, dtype, print_freq, forward=classify):
     return record
 
 
-def count(totals, loss, logits, targets, step):
-    """Add a step to totals (5,): sum of losses, correct among the first 1 and 5, images, first step not finite."""
-    hits = logits.topk(min(5, logits.shape[1])).indices == targets[:, None]
-    totals[0] += loss * len(targets)
-    totals[1] += hits[:, 0].sum()
-    totals[2] += hits.sum()
-    totals[3] += len(targets)
-    totals[4] = torch.where((totals[4] == 0) & ~loss.isfinite(), step + 1, totals[4])
+@torch.inference_mode()
+def evaluate(model, batches, place):
+    """Mean loss, top-1 % and top-5 % of model on one pass over batches, in float32, over all processes."""
+    network = distributed.one_network(model, place).eval()
+    sums = totals.new(place.device)
+    with cli.Progress(len(batches), "evaluation", "steps", None, show=place.main) as bar:
+        for images, targets, _ in batches.epoch(0):
+            logits = network(images)
+            totals.count(sums, functional.cross_entropy(logits, targets), logits, targets)
+            bar.update()
+    return totals.averages(sums, place)
 
 
 def describe(record):

@@ -82,6 +82,15 @@ def freeze(module):
     return module.requires_grad_(False).eval()
 
 
+def learn(model):
+    """Put model in training mode, but for the batch norm of frozen parts, whose statistics stay as they are."""
+    model.train()
+    for module in model.modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm) and not module.weight.requires_grad:
+            module.eval()
+    return model
+
+
 def adapt_batch_norm(model, batches):
     """Replace model's batch-norm statistics by those of the images in batches, each batch weighted by its images.
 

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import distributed as dist
 
-from moco import checkpoint, distributed, files
+from moco import checkpoint, distributed, files, totals
 from moco.cli import UserError, number
 
 TRY_AGAIN = 75  # exit status of a run that was told to stop and saved: 'start me again with --resume'
@@ -29,9 +29,8 @@ MAY_DIFFER = {  # flags that do not change what is learned; data is compared by 
 class Run:
     """What a training run keeps: its position, the epochs so far, and all its files. Only rank 0 prints and writes.
 
-    epoch, step: where to go on. records: one dict for every finished epoch. totals: (5,) on the device, over this
-    process's steps of this epoch: sum of losses, correct among the first 1 and first 5, images, and the number of the
-    first step whose loss was not finite, from 1.
+    epoch, step: where to go on. records: one dict for every finished epoch. totals: moco.totals of this process's steps
+    of this epoch.
 
     pattern: name of an epoch's checkpoint, such as "resnet50_epoch_{}.tar". facts: what a reader of a checkpoint must
     know (arch, n_out, classes) and what must be the same to continue (images).
@@ -56,14 +55,13 @@ class Run:
         self.args, self.place, self.model, self.optimizer = args, place, model, optimizer
         self.folder, self.pattern, self.facts = Path(args.save_dir), pattern, facts
         self.epoch, self.step, self.records = args.start_epoch, 0, []
-        self.totals = torch.zeros(5, dtype=torch.float32 if place.device.type == "mps" else torch.float64)
+        self.totals = totals.new(place.device)
         self.stopped_by = 0
         for stop in distributed.STOP_SIGNALS:
             signal.signal(stop, self._note_signal)
         self.host_group = dist.new_group(backend="gloo") if place.world > 1 else None  # never waits for a GPU
         if not (args.resume and self._resume(args.resume)):
             self._start_new()
-        self.totals = self.totals.to(place.device)
         self.saved = time.monotonic()
 
     def _note_signal(self, number, frame):
@@ -90,8 +88,7 @@ class Run:
     def averages(self):
         """Mean loss, top-1 % and top-5 % over the images of this epoch so far, of all processes."""
         self.check_loss()
-        loss, top1, top5, images, _ = distributed.total(self.totals, self.place).tolist()
-        return {"loss": loss / images, "acc1": 100 * top1 / images, "acc5": 100 * top5 / images, "images": int(images)}
+        return totals.averages(self.totals, self.place)
 
     def check_loss(self):
         """UserError if a loss of this epoch was not finite."""
@@ -127,13 +124,18 @@ class Run:
         dist.all_reduce(flag, dist.ReduceOp.MAX, self.host_group)
         return int(flag)
 
-    def end_epoch(self, record):
-        """Write the finished epoch's record to the log and its network to a file, and go to the next."""
+    def end_epoch(self, record, is_best=False):
+        """Write the finished epoch's record to the log and its network to a file, and go to the next.
+
+        is_best: the network goes to a second file, best_*, too.
+        """
         self.records.append(record)
         self.log(record)
         if self.place.main:
             self._check_weights()
-            checkpoint.write(self.folder / self.pattern.format(self.epoch), self.published(self.epoch))
+            name = self.pattern.format(self.epoch)
+            for file in [name, f"best_{name}"] if is_best else [name]:
+                checkpoint.write(self.folder / file, self.published(self.epoch))
         self.epoch, self.step = self.epoch + 1, 0
         self.totals.zero_()
         self.save()
@@ -149,8 +151,10 @@ class Run:
     def published(self, epoch):
         """The checkpoint of an epoch: the published keys, and what its reader would want to know."""
         network = distributed.unwrap(self.model).state_dict()
+        val_acc1 = [record["val_acc1"] for record in self.records if "val_acc1" in record]
         return {
             "acc1_list": [record["acc1"] for record in self.records],
+            **({"val_acc1_list": val_acc1} if val_acc1 else {}),
             "model_state_dict": {f"module.{name}": value for name, value in network.items()},
             "optimizer_state_dict": self.optimizer.state_dict(),
             "epoch": epoch,
@@ -213,7 +217,7 @@ class Run:
         self._load(path, content)
         if "step" in content:
             self.epoch, self.step, self.records = content["epoch"], content["step"], content["records"]
-            self.totals = content["totals"].to(self.totals.dtype)
+            self.totals.copy_(content["totals"])
         else:
             self.epoch = max(self.args.start_epoch, content.get("epoch", -1) + 1)
             self.records = [{"epoch": i, "acc1": float(acc1)} for i, acc1 in enumerate(content.get("acc1_list", []))]

@@ -9,7 +9,7 @@ ROOT = Path(__file__).parent.parent
 FLOORS = {
     **dict.fromkeys(["cli", "files"], 0),
     **dict.fromkeys(["distributed", "models", "video", "film", "manifest", "index", "augment"], 1),
-    **dict.fromkeys(["loader", "builder", "checkpoint", "splits"], 2),
+    **dict.fromkeys(["loader", "builder", "checkpoint", "splits", "totals"], 2),
     **dict.fromkeys(["engine", "run", "features", "evaluation"], 3),
     **dict.fromkeys(["plots", "units", "clip"], 4),
     "report": 5,

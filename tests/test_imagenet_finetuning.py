@@ -1,0 +1,109 @@
+"""Fine-tuning: what is frozen stays, what is retained is balanced, runs resume, checkpoints are evaluated."""
+
+import json
+
+import hypothesis
+import numpy as np
+import pytest
+import torch
+from hypothesis import strategies
+
+import imagenet_finetuning
+from moco import checkpoint, models
+from moco.cli import UserError
+from tests.conftest import make_frames
+from tests.training import everything, same
+
+pytestmark = pytest.mark.usefixtures("handlers", "one_thread")
+START = "start.tar"
+
+
+@pytest.fixture
+def data(tmp_path):
+    """A folder with train/ and val/, and a start checkpoint with a head of seven outputs beside it."""
+    for side in ("train", "val"):
+        make_frames(tmp_path / "imagenet" / side)
+    torch.manual_seed(1)
+    model = models.build("shufflenet_v2_x0_5", 7)
+    checkpoint.write(tmp_path / START, {"model_state_dict": model.state_dict(), "arch": "shufflenet_v2_x0_5"})
+    return tmp_path / "imagenet"
+
+
+def tune(data, save_dir, *flags):
+    small = ["--image-size", "32", "--device", "cpu", "--batch-size", "8", "--workers", "0", "--precision", "fp32"]
+    start = ["--model-path", str(data.parent / START), "--epochs", "3", "--schedule", "1", "2"]
+    return imagenet_finetuning.main([str(data), "--save-dir", str(save_dir), *small, *start, *map(str, flags)])
+
+
+def test_learning_rate_falls_to_a_fifth_at_each_milestone():
+    rates = [imagenet_finetuning.learning_rate(epoch, 5e-4, [23, 24]) for epoch in range(25)]
+    assert rates[:23] == [5e-4] * 23
+    assert rates[23:] == pytest.approx([1e-4, 2e-5])
+
+
+@hypothesis.given(
+    counts=strategies.lists(strategies.integers(1, 60), min_size=1, max_size=8),
+    share=strategies.floats(0, 1),
+    seed=strategies.integers(0, 99),
+)
+def test_the_retained_images_are_balanced_and_depend_on_the_seed_alone(counts, share, seed):
+    labels = np.repeat(np.arange(len(counts)), counts)
+    kept = imagenet_finetuning.retained(labels, share, seed)
+    assert np.bincount(labels[kept]).tolist() == [max(1, round(share * count)) for count in counts]
+    assert len(np.unique(kept)) == len(kept)
+    assert kept.tolist() == imagenet_finetuning.retained(labels, share, seed).tolist()
+
+
+def test_a_frozen_trunk_does_not_change_at_all(data, tmp_path):
+    tune(data, tmp_path / "run", "--freeze-trunk")
+    before = checkpoint.weights(tmp_path / START).state
+    content = checkpoint.read(tmp_path / "run" / f"ft_IN_{START}")
+    after = {name.removeprefix("module."): value for name, value in content["model_state_dict"].items()}
+    assert after["fc.weight"].shape == (3, 1024)
+    assert all(torch.equal(value, after[name]) for name, value in before.items() if not name.startswith("fc."))
+    assert len(content["acc1_list"]) == len(content["val_acc1_list"]) == 3
+    best = checkpoint.read(tmp_path / "run" / f"best_ft_IN_{START}")
+    assert best["val_acc1_list"][-1] == max(content["val_acc1_list"])
+
+
+def test_a_whole_network_changes_and_resumes_bitwise(data, tmp_path):
+    tune(data, tmp_path / "whole")
+    tune(data, tmp_path / "cut", "--epochs", 2)
+    tune(data, tmp_path / "cut", "--resume")
+    assert same(everything(tmp_path / "whole"), everything(tmp_path / "cut"))
+    content = checkpoint.read(tmp_path / "cut" / "last.tar")
+    before = checkpoint.weights(tmp_path / START).state
+    assert not torch.equal(content["model_state_dict"]["module.conv1.0.weight"], before["conv1.0.weight"])
+    assert content["optimizer_state_dict"]["param_groups"][0]["lr"] == pytest.approx(5e-4 / 25)
+
+
+def test_the_list_of_images_is_written_and_read_back(data, tmp_path):
+    tune(data, tmp_path / "a", "--epochs", 1, "--frac-retained", 0.5)
+    names = (tmp_path / "a" / "train_list.txt").read_text().split()
+    assert len(names) == 12 and names[0].startswith("class_0000/")
+    tune(data, tmp_path / "b", "--epochs", 1, "--train-list", tmp_path / "a" / "train_list.txt")
+    assert (tmp_path / "b" / "train_list.txt").read_text().split() == names
+    (tmp_path / "list.txt").write_text("class_0000/nothing.jpeg\n")
+    with pytest.raises(UserError, match="names class_0000/nothing.jpeg, which .*train does not hold"):
+        tune(data, tmp_path / "c", "--train-list", tmp_path / "list.txt")
+
+
+def test_evaluation_gives_what_training_saw(data, tmp_path, capsys):
+    tune(data, tmp_path / "run", "--epochs", 1)
+    capsys.readouterr()
+    tune(data, tmp_path / "nothing", "--evaluate", "--model-path", tmp_path / "run" / f"ft_IN_{START}")
+    record = json.loads((tmp_path / "run" / "log.jsonl").read_text().splitlines()[-1])
+    assert f"top-1 {record['val_acc1']:.2f} %, top-5 100.00 %, 24 images" in capsys.readouterr().out
+    assert not (tmp_path / "nothing").exists()
+
+
+def test_wrong_input_is_one_line(data, tmp_path):
+    with pytest.raises(UserError, match="--n_out 9 does not fit .* 7 outputs"):
+        tune(data, tmp_path / "run", "--n_out", 9)
+    with pytest.raises(UserError, match="has 7 outputs and .*val 3 classes"):
+        tune(data, tmp_path / "run", "--evaluate")
+    with pytest.raises(UserError, match="--evaluate needs --model-path"):
+        imagenet_finetuning.parse_args([str(data), "--evaluate"])
+    (data / "train" / "class_0002").rename(data / "train" / "class_0005")
+    with pytest.raises(UserError, match="hold different classes"):
+        tune(data, tmp_path / "run")

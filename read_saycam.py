@@ -28,16 +28,16 @@ def parse_args(argv=None):
     parser = cli.parser(__doc__)
     parser.add_argument("data", nargs="+", metavar="FOLDER", help="folder of videos; several are read in turn")
     cli.shared_flags(parser, "--save-dir", "--workers")
-    number = cli.number
-    parser.add_argument("--fps", type=rate, default=5.0, help="frames a second to take; a fraction like 1/2 will do")
-    parser.add_argument("--seg-len", type=number(float, 0.001), default=288.0, help="length of an episode in seconds")
+    number, positive = cli.number, cli.number(fraction, 1e-4, 1e7)
+    parser.add_argument("--fps", type=positive, default=5.0, help="frames a second to take, such as 5 or 1/2")
+    parser.add_argument("--seg-len", type=positive, default=288.0, help="length of an episode in seconds")
     parser.add_argument(
         "--class-by",
         choices=["time", "video", "name"],
         default="time",
         help="a class for each episode, each video, or each first part of a file name (up to its first underscore)",
     )
-    parser.add_argument("--size", type=number(int, 8), default=224, help="side of the square images in pixels")
+    parser.add_argument("--size", type=number(int, 8, 4096), default=224, help="side of the square images in pixels")
     parser.add_argument("--quality", type=number(int, 1, 100), default=95, help="JPEG quality")
     parser.add_argument(
         "--shift", type=number(int, 0), default=16, help="pixels of a 224-pixel image that the crop moves up"
@@ -56,12 +56,12 @@ def parse_args(argv=None):
     return parser.parse_args(argv)
 
 
-def rate(text):
-    """Frames a second from a number or a fraction."""
-    value = float(Fraction(text))
-    if not value > 0:
-        raise ValueError(text)
-    return value
+def fraction(text):
+    """A number from text like 5, 0.2 or 1/3."""
+    try:
+        return float(Fraction(text))
+    except ZeroDivisionError as error:
+        raise ValueError(text) from error
 
 
 def shard(text):

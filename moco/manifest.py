@@ -4,6 +4,7 @@ import json
 import os
 import platform
 from bisect import bisect_left, bisect_right
+from contextlib import suppress
 from itertools import accumulate, pairwise
 from pathlib import Path, PurePosixPath
 
@@ -164,14 +165,21 @@ def note(folder, number, missing, reason):
 def filled(folder):
     """{number of a video: its line of the ledger} for the videos whose images are all on disk."""
     lines = {}
-    for ledger in Path(folder).glob("filled-*.jsonl"):
-        for text in ledger.read_text(encoding="utf-8").splitlines():
-            try:
+    for name in ledger_names(folder):
+        try:
+            written = (Path(folder) / name).read_text(encoding="utf-8")
+        except FileNotFoundError:
+            continue  # another process has just completed the plan
+        for text in written.splitlines():
+            with suppress(ValueError):  # a line may be cut off by a kill
                 line = json.loads(text)
-            except ValueError:
-                continue  # cut off by a kill
-            lines[line["video"]] = line
+                lines[line["video"]] = line
     return lines
+
+
+def ledger_names(folder):
+    """Names of the ledger's files in a frame folder."""
+    return sorted(path.name for path in Path(folder).glob("filled-*.jsonl"))
 
 
 def with_notes(plan, lines):
@@ -198,8 +206,8 @@ def remove(folder):
 
 
 def _remove_ledger(folder):
-    for ledger in Path(folder).glob("filled-*.jsonl"):
-        ledger.unlink(missing_ok=True)
+    for name in ledger_names(folder):
+        (Path(folder) / name).unlink(missing_ok=True)
 
 
 def left_out(plan):

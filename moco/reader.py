@@ -66,8 +66,9 @@ def matching_plan(folder, settings, listing):
 
 def begin(folder, plan):
     """Write a new plan into a frame folder and return it; UserError where its classes are there, of unknown origin."""
-    for name in manifest.class_names(plan):
-        if (Path(folder) / name).exists():
+    there = {path.name for path in Path(folder).iterdir()}
+    for name in [*manifest.class_names(plan), *manifest.ledger_names(folder)]:
+        if name in there:
             raise cli.UserError(f"{folder} has a {name} already, but no {manifest.NAME}. Give another --save-dir")
     manifest.write(folder, plan)
     return plan
@@ -92,8 +93,8 @@ def read_videos(folder, plan, roots, fill, crew, shard):
         for task, amount, result in crew.run(partial(fill, folder, head), tasks):
             video = tasks[task][1]
             past += _hours(video, amount)
-            pace = past / (time.monotonic() - start) * 3600
-            progress.update(amount, f"{past:.2f} h of video done, {hours - past:.2f} h left, {pace:.0f} h an hour")
+            left, pace = max(0, hours - past), past / (time.monotonic() - start) * 3600
+            progress.update(amount, f"{past:.2f} h of video done, {left:.2f} h left, {pace:.0f} h an hour")
             if isinstance(result, parallel.Crashed):
                 result = [[video["first_slot"], video["first_slot"] + video["slots"]]], result
                 clear(folder, plan, video, result[0])

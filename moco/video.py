@@ -42,7 +42,8 @@ class Contents:
         spacing = (self.times[-1] - self.times[0]) / (self.frames - 1)
         late = np.arange(self.frames, dtype=np.float64)
         late *= -spacing
-        late += self.times - self.times[0]
+        late += self.times
+        late -= self.times[0]
         return bool(max(late.max(), -late.min()) <= spacing)
 
 
@@ -64,8 +65,11 @@ def contents(path):
         raise UnreadableVideo("it holds no frames")
     if min(width, height) < 1:
         raise UnreadableVideo("it does not say how large its pictures are")
-    times = np.sort(np.frombuffer(stamps, np.int64))
-    if untimed or not tick or not np.diff(times).all():
+    if max(width, height) > 32 * min(width, height):
+        raise UnreadableVideo(f"its pictures of {width} by {height} pixels hold no square worth cutting out")
+    times = np.frombuffer(stamps, np.int64)
+    times.sort()
+    if untimed or not tick or (times[1:] == times[:-1]).any():
         times = None
     return Contents(width, height, len(stamps), _rate(header, times, tick), tick, times)
 

@@ -155,6 +155,19 @@ def test_frames_of_unknown_origin_are_not_overwritten(videos, tmp_path):
     assert tree(tmp_path) == {}
 
 
+def test_a_ledger_of_unknown_origin_is_not_believed(videos, tmp_path):
+    manifest.note(tmp_path, 0, [], None)
+    with pytest.raises(cli.UserError, match="has a filled-.* already"):
+        read(videos, tmp_path, *SMALL)
+
+
+@pytest.mark.parametrize("flag", ["--fps=1/0", "--fps=0", "--fps=nan", "--seg-len=inf", "--shard=3/3", "--size=0"])
+def test_a_flag_that_cannot_be_is_refused(videos, tmp_path, flag):
+    with pytest.raises(SystemExit) as end:
+        read(videos, tmp_path, flag)
+    assert end.value.code == 2
+
+
 def test_a_dry_run_prints_the_plan_and_writes_nothing(videos, tmp_path, capsys):
     assert read(videos, tmp_path / "frames", *SMALL, "--dry-run") is None
     printed = capsys.readouterr().out

@@ -11,7 +11,7 @@ import torch
 from torch import distributed as dist
 from torch import multiprocessing, nn
 
-from moco.cli import UserError, number
+from moco.cli import UserError, cores, number
 
 STOP_SIGNALS = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGUSR1", "SIGUSR2") if hasattr(signal, name))
 
@@ -110,7 +110,8 @@ def _spawn(train, args):
         raise UserError("several nodes need --dist-url tcp://HOST:PORT, the same on all of them")
     url = args.dist_url or f"tcp://127.0.0.1:{_free_port()}"
     messages = multiprocessing.get_context("spawn").SimpleQueue()
-    arguments = (train, args, node * count, nodes * count, url, messages)
+    threads = max(1, cores() // count)
+    arguments = (train, args, node * count, nodes * count, url, threads, messages)
     children = multiprocessing.spawn(_child, arguments, nprocs=count, join=False)
     for stop in STOP_SIGNALS:
         signal.signal(stop, lambda number, frame: [os.kill(pid, number) for pid in children.pids()])
@@ -131,7 +132,8 @@ def _spawn(train, args):
     return 0
 
 
-def _child(local_rank, train, args, first_rank, world, url, messages):
+def _child(local_rank, train, args, first_rank, world, url, threads, messages):
+    torch.set_num_threads(threads)
     try:
         sys.exit(_join(train, args, first_rank + local_rank, world, local_rank, url))
     except UserError as error:

@@ -28,27 +28,35 @@ def network():
     return nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 36, 5)).eval()
 
 
-def gradients_of_a_step(args, place):
-    """The gradients of this process's share of eight images, and the sum of the ranks, in a file of its own."""
+def three_steps(args, place):
+    """This process's share of three steps on eight images; gradients of the first and last weights go to a file."""
     draws = torch.Generator().manual_seed(1)
-    images, targets = torch.randn(8, 3, 8, 8, generator=draws), torch.randint(5, (8,), generator=draws)
     model = distributed.wrap(network(), place)
-    images, targets = images[place.rank :: place.world], targets[place.rank :: place.world]
-    functional.cross_entropy(model(images), targets).backward()
-    grads = [parameter.grad for parameter in distributed.unwrap(model).parameters()]
-    ranks = distributed.total(torch.tensor([place.rank, 1]), place)
-    torch.save({"grads": grads, "ranks": ranks}, Path(args.out) / f"{place.world}_{place.rank}.tar")
+    optimizer, found = torch.optim.Adam(model.parameters(), 0.01), {}
+    for step in range(3):
+        images, targets = torch.randn(8, 3, 8, 8, generator=draws), torch.randint(5, (8,), generator=draws)
+        images, targets = images[place.rank :: place.world], targets[place.rank :: place.world]
+        optimizer.zero_grad()
+        functional.cross_entropy(model(images), targets).backward()
+        if step == 0:
+            found["gradients"] = [parameter.grad.clone() for parameter in model.parameters()]
+        optimizer.step()
+    found["weights"] = [parameter.detach() for parameter in model.parameters()]
+    found["ranks"] = distributed.total(torch.tensor([place.rank, 1]), place)
+    torch.save(found, Path(args.out) / f"{place.world}_{place.rank}.tar")
 
 
-def test_two_processes_give_the_gradients_of_one(tmp_path):
+def test_two_processes_train_the_network_that_one_would(tmp_path):
+    """With half the batch each, batch norm as in evaluation: the same gradients, the same weights on all ranks."""
     args = Namespace(**{**vars(TWO_PROCESSES), "out": str(tmp_path)})
-    assert distributed.launch(gradients_of_a_step, args) == 0
-    gradients_of_a_step(args, Place())
+    assert distributed.launch(three_steps, args) == 0
+    three_steps(args, Place())
     single, first, second = (torch.load(tmp_path / name) for name in ("1_0.tar", "2_0.tar", "2_1.tar"))
     assert first["ranks"].tolist() == [1, 2] and single["ranks"].tolist() == [0, 1]
-    for one, a, b in zip(single["grads"], first["grads"], second["grads"], strict=True):
-        assert torch.equal(a, b)
-        assert torch.allclose(one, a, atol=1e-6)
+    for what in ("gradients", "weights"):
+        for one, a, b in zip(single[what], first[what], second[what], strict=True):
+            assert torch.equal(a, b)
+            assert torch.allclose(one, a, atol=1e-5)
 
 
 def dies(args, place):

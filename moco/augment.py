@@ -59,7 +59,7 @@ def decode(data):
 
 def _ordinary_jpeg(data):
     """Whether data is a whole JPEG of 8 bits, grey or in three colours, and of an ordinary size."""
-    if data[:2] != b"\xff\xd8" or data[-2:] != b"\xff\xd9":  # OpenCV would fill up a truncated image with grey
+    if data[:2] != b"\xff\xd8" or data[-2:] != b"\xff\xd9":  # some OpenCVs fill up a cut image with grey
         return False
     at = 2
     while at + 10 <= len(data) and data[at] == 0xFF:

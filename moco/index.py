@@ -118,7 +118,7 @@ def _tree(folder, name, above):
 
 
 def _look(folder, name):
-    """(name, time of change, image names in a row, lengths of names) of one folder, and the names of the folders in it."""
+    """(name, time of change, image names in a row, their lengths) of one folder, and the names of the folders in it."""
     changed = os.stat(folder / name).st_mtime_ns
     with os.scandir(folder / name) as entries:
         entries = [entry for entry in entries if not entry.name.startswith(".")]

@@ -94,7 +94,7 @@ class Batches:
         if len(self) == 0:
             raise UserError(f"{frames.folder}: {total} images do not fill one batch; give a smaller --batch-size")
         self._loader = torch.utils.data.DataLoader(
-            _Reader(frames, recipe, seed, train, views),
+            Reader(frames, recipe, seed, train, views),
             batch_size=None,
             sampler=self._order,
             num_workers=workers,
@@ -190,7 +190,7 @@ class Order:
             yield epoch, range(share.start, share.stop, share.step), indices[share]
 
 
-class _Reader(torch.utils.data.Dataset):
+class Reader(torch.utils.data.Dataset):
     """What a worker does: a batch's share of images read, augmented and put into one array."""
 
     def __init__(self, frames, recipe, seed, train, views):

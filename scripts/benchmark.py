@@ -1,12 +1,14 @@
 """Measure how fast this project is beside plain ways of doing the same, run in turn, and print medians and ratios.
 
     python scripts/benchmark.py reader --videos videos --runs 5 --save-dir benchmark
+    python scripts/benchmark.py loader --frames tests/data/images --runs 5 --save-dir benchmark
 
 A part is a function of the arguments that gives the rows of one table; each row is one contestant. The machine should
 have nothing else to do. In: what the part works on. Out: the table, and benchmark_PART.json in --save-dir.
 """
 
 import json
+import random
 import resource
 import shutil
 import statistics
@@ -15,6 +17,8 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+
+import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from moco import cli, files  # noqa: E402
@@ -28,37 +32,48 @@ def parse_args(argv=None):
     cli.shared_flags(parser, "--save-dir", "--workers")
     parser.add_argument("--runs", type=cli.number(int, 1), default=5, help="runs of each contestant, in turn")
     parser.add_argument("--videos", type=Path, metavar="DIR", help="reader: a folder of landscape videos, long ones")
+    add = parser.add_argument
+    add("--frames", type=Path, metavar="DIR", help="loader: a folder of 224x224 frames, a folder a class")
     return parser.parse_args(argv)
 
 
 def in_turn(contestants, runs):
     """Rows of medians over runs of each contestant, a row each: the first is what the others are compared with.
 
-    contestants: {name: function of a fresh folder, giving command lines to run in it}.
+    contestants: {name: function of a fresh folder that does the work}.
     """
     measured = {name: [] for name in contestants}
     for _ in range(runs):
-        for name, commands in contestants.items():
+        for name, work in contestants.items():
             with tempfile.TemporaryDirectory() as folder:
-                measured[name].append(measure(commands(Path(folder))))
-    rows, first = [], next(iter(measured.values()))
-    for name, times in measured.items():
-        row = {"name": name, "runs": times}
+                measured[name].append(measure(work, Path(folder)))
+    rows = [
+        {"name": name, **{key: statistics.median(each[key] for each in runs) for key in runs[0]}, "runs": runs}
+        for name, runs in measured.items()
+    ]
+    for row in rows:
         for key in ("seconds", "cpu_seconds"):
-            row[key] = statistics.median(run[key] for run in times)
-            row[f"{key}_ratio"] = statistics.median(a[key] / b[key] for a, b in zip(times, first, strict=True))
-        rows.append(row)
+            ratios = [a[key] / b[key] for a, b in zip(row["runs"], rows[0]["runs"], strict=True)]
+            row[f"{key}_ratio"] = statistics.median(ratios)
     return rows
 
 
-def measure(commands):
-    """Wall and CPU seconds of commands run one after another, with all their processes."""
-    before, start = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
+def measure(work, folder):
+    """Wall and CPU seconds of work(folder), with all processes that it starts and ends."""
+    before, start = _cpu_seconds(), time.perf_counter()
+    work(folder)
+    return {"seconds": time.perf_counter() - start, "cpu_seconds": _cpu_seconds() - before}
+
+
+def _cpu_seconds():
+    used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    return sum(each.ru_utime + each.ru_stime for each in used)
+
+
+def run(commands):
+    """Run command lines one after another."""
     for command in commands:
         subprocess.run(command, check=True, stdout=subprocess.DEVNULL, cwd=ROOT)
-    after = resource.getrusage(resource.RUSAGE_CHILDREN)
-    cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
-    return {"seconds": time.perf_counter() - start, "cpu_seconds": cpu}
 
 
 def reader(args):
@@ -71,12 +86,12 @@ def reader(args):
     picture = "fps=5,scale=-1:256:flags=bicubic,crop=224:224:(iw-224)/2:0,hflip,vflip"
     ffmpeg = ["ffmpeg", "-v", "error", "-i"]
     contestants = {
-        "read_saycam.py": lambda out: [[sys.executable, *ours, str(out)]],
-        "plain OpenCV loop": lambda out: [[sys.executable, "-c", loop, str(out), *videos]],
-        "ffmpeg command line": lambda out: [
+        "read_saycam.py": lambda out: run([[sys.executable, *ours, str(out)]]),
+        "plain OpenCV loop": lambda out: run([[sys.executable, "-c", loop, str(out), *videos]]),
+        "ffmpeg command line": lambda out: run(
             [*ffmpeg, video, "-vf", picture, "-q:v", "2", str(out / f"{number}_%07d.jpeg")]
             for number, video in enumerate(videos)
-        ],
+        ),
     }
     if not shutil.which("ffmpeg"):
         del contestants["ffmpeg command line"]
@@ -102,7 +117,68 @@ def plain_loop(videos, folder, step=6):
             number += 1
 
 
-PARTS = {"reader": reader}
+def loading(args):
+    """1000 augmented 224x224 images: torchvision on PIL, and our recipe with its colours on worker and device.
+
+    First on one core, then with --workers. What the device itself would do is not part of it: this is what the
+    processors of a node can hand over.
+    """
+    import torch
+    from torchvision import datasets, transforms
+
+    from moco import augment, loader
+
+    if args.frames is None:
+        raise cli.UserError("--frames must name a folder of frames to read, 224x224 as read_saycam.py writes them")
+    torch.set_num_threads(1)
+    frames = loader.Frames(args.frames)
+    indices = [i % len(frames) for i in range(1000)]
+    plain = transforms.Compose([
+        transforms.RandomResizedCrop(224, (0.2, 1)),
+        transforms.RandomApply([transforms.ColorJitter(0.9, 0.9, 0.9, 0.5)], 0.9),
+        transforms.RandomGrayscale(0.2),
+        transforms.RandomApply([PilBlur()], 0.5),
+        transforms.RandomHorizontalFlip(),
+        transforms.ToTensor(),
+        transforms.Normalize(loader.MEAN, loader.STD),
+    ])  # fmt: skip
+
+    def published(workers):
+        read(datasets.ImageFolder(args.frames, plain), workers, batch_size=50, sampler=indices)
+
+    def ours(on, workers):
+        reader = loader.Reader(frames, augment.Recipe("released", 224, on), args.runs, True, 1)
+        parts = [(0, range(first, first + 50), np.array(indices[first : first + 50])) for first in range(0, 1000, 50)]
+        read(reader, workers, batch_size=None, sampler=parts, collate_fn=list)
+
+    def read(dataset, workers, **options):
+        for _ in torch.utils.data.DataLoader(dataset, num_workers=workers, **options):
+            pass
+
+    return [
+        row
+        for workers in sorted({0, args.workers})
+        for row in in_turn(
+            {
+                f"torchvision, {workers or 'no'} workers": lambda _, n=workers: published(n),
+                f"ours on worker, {workers or 'no'}": lambda _, n=workers: ours("worker", n),
+                f"ours on device, {workers or 'no'}": lambda _, n=workers: ours("device", n),
+            },
+            args.runs,
+        )
+    ]
+
+
+class PilBlur:
+    """The blur of the published recipe."""
+
+    def __call__(self, image):
+        from PIL import ImageFilter
+
+        return image.filter(ImageFilter.GaussianBlur(random.uniform(0.1, 2)))
+
+
+PARTS = {"reader": reader, "loader": loading}
 
 
 def table(rows):

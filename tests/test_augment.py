@@ -161,12 +161,14 @@ def test_crops_are_drawn_as_in_torchvision(shape, scale):
     width, height = shape
     torch.manual_seed(0)
     canvas, generator = Image.new("L", shape), np.random.default_rng(2)
-    theirs = [transforms.RandomResizedCrop.get_params(canvas, scale, (3 / 4, 4 / 3)) for _ in range(1500)]
-    ours = [augment.random_crop(width, height, scale, generator) for _ in range(1500)]
+    theirs = [transforms.RandomResizedCrop.get_params(canvas, scale, (3 / 4, 4 / 3)) for _ in range(4000)]
+    ours = [augment.random_crop(width, height, scale, generator) for _ in range(4000)]
     top, left, tall, wide = np.array(theirs).T
     for a, b in zip(np.array(ours).T, (left, top, wide, tall), strict=True):
         assert stats.ks_2samp(a, b).pvalue > UNLIKELY
     boxes = np.array(ours)
+    assert stats.ks_2samp(boxes[:, 2] / boxes[:, 3], wide / tall).pvalue > UNLIKELY
+    assert stats.ks_2samp(boxes[:, 2] * boxes[:, 3], wide * tall).pvalue > UNLIKELY
     assert (boxes >= 0).all() and (boxes[:, 2:] > 0).all()
     assert (boxes[:, 0] + boxes[:, 2] <= width).all() and (boxes[:, 1] + boxes[:, 3] <= height).all()
 

@@ -8,7 +8,8 @@ import pytest
 ROOT = Path(__file__).parent.parent
 FLOORS = {
     **dict.fromkeys(["cli", "files"], 0),
-    **dict.fromkeys(["distributed", "models", "video", "film", "manifest", "index", "augment", "folders", "parallel"], 1),
+    **dict.fromkeys(["distributed", "models", "augment", "index", "manifest"], 1),
+    **dict.fromkeys(["video", "film", "folders", "parallel"], 1),
     **dict.fromkeys(["loader", "builder", "checkpoint", "splits", "totals", "reader"], 2),
     **dict.fromkeys(["engine", "run", "features", "evaluation"], 3),
     **dict.fromkeys(["plots", "units", "clip"], 4),

@@ -2,9 +2,7 @@
 
 import json
 import os
-import platform
 from bisect import bisect_left, bisect_right
-from contextlib import suppress
 from itertools import accumulate, pairwise
 from pathlib import Path, PurePosixPath
 
@@ -147,67 +145,6 @@ def _tell_apart(videos, key):
             number += 1
             video[key] = f"{name}.{number}"
         seen.add(video[key])
-
-
-# The ledger: while a folder is being filled, each process that fills it keeps a file of its own with a line for each
-# video whose images are all on disk. So several machines may fill one folder on a network disk.
-
-
-def note(folder, number, missing, reason):
-    """Note that all images of a video are on disk, but those of the missing runs of slots; reason may be None."""
-    line = json.dumps({"video": number, "missing": missing, "reason": reason})
-    with open(Path(folder) / f"filled-{platform.node()}-{os.getpid()}.jsonl", "a", encoding="utf-8") as ledger:
-        ledger.write(f"\n{line}")  # the line break comes first: a killed writer may have left half a line
-        ledger.flush()
-        os.fsync(ledger.fileno())
-
-
-def filled(folder):
-    """{number of a video: its line of the ledger} for the videos whose images are all on disk."""
-    lines = {}
-    for name in ledger_names(folder):
-        try:
-            written = (Path(folder) / name).read_text(encoding="utf-8")
-        except FileNotFoundError:
-            continue  # another process has just completed the plan
-        for text in written.splitlines():
-            with suppress(ValueError):  # a line may be cut off by a kill
-                line = json.loads(text)
-                lines[line["video"]] = line
-    return lines
-
-
-def ledger_names(folder):
-    """Names of the ledger's files in a frame folder."""
-    return sorted(path.name for path in Path(folder).glob("filled-*.jsonl"))
-
-
-def with_notes(plan, lines):
-    """The plan with what the ledger's lines say of its videos."""
-    for number, line in lines.items():
-        plan["videos"][number]["missing"] = line["missing"]
-        if line["reason"]:
-            plan["videos"][number]["reason"] = line["reason"]
-    return plan
-
-
-def complete(folder, plan):
-    """Write the plan as filled, take the ledger away, and return the plan."""
-    plan["complete"] = True
-    write(folder, plan)
-    _remove_ledger(folder)
-    return plan
-
-
-def remove(folder):
-    """Take plan and ledger out of a frame folder."""
-    (Path(folder) / NAME).unlink()
-    _remove_ledger(folder)
-
-
-def _remove_ledger(folder):
-    for name in ledger_names(folder):
-        (Path(folder) / name).unlink(missing_ok=True)
 
 
 def left_out(plan):

@@ -1,7 +1,10 @@
 """Many videos into one frame folder: plan, fill, go on after a kill, name what was left out."""
 
+import json
 import os
+import platform
 import time
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
@@ -51,7 +54,7 @@ def matching_plan(folder, settings, listing):
         for flag, value in settings.items()
         if value != plan["settings"].get(flag)
     ]
-    videos, done = plan["videos"], manifest.filled(folder)
+    videos, done = plan["videos"], filled(folder)
     planned = {(each["folder"], each["name"]) for each in videos + plan["left_out"]}
     there = {(root, name) for part in listing for root, name, _ in part}
     needed = {(each["folder"], each["name"]) for n, each in enumerate(videos) if n not in done}
@@ -67,7 +70,7 @@ def matching_plan(folder, settings, listing):
 def begin(folder, plan):
     """Write a new plan into a frame folder and return it; UserError where its classes are there, of unknown origin."""
     there = {path.name for path in Path(folder).iterdir()}
-    for name in [*manifest.class_names(plan), *manifest.ledger_names(folder)]:
+    for name in [*manifest.class_names(plan), *ledger_names(folder)]:
         if name in there:
             raise cli.UserError(f"{folder} has a {name} already, but no {manifest.NAME}. Give another --save-dir")
     manifest.write(folder, plan)
@@ -82,7 +85,7 @@ def read_videos(folder, plan, roots, fill, crew, shard):
     """
     if plan["complete"]:
         return plan
-    videos, done = plan["videos"], manifest.filled(folder)
+    videos, done = plan["videos"], filled(folder)
     part, parts = shard
     longest_first = sorted(range(len(videos)), key=lambda number: -videos[number]["frames"])  # so that all end together
     numbers = [number for number in longest_first[part::parts] if number not in done]
@@ -99,7 +102,7 @@ def read_videos(folder, plan, roots, fill, crew, shard):
                 result = [[video["first_slot"], video["first_slot"] + video["slots"]]], result
                 clear(folder, plan, video, result[0])
             if result is not None:
-                manifest.note(folder, numbers[task], *result)
+                note(folder, numbers[task], *result)
     return _finished(folder, plan)
 
 
@@ -109,19 +112,19 @@ def _hours(video, frames):
 
 def _finished(folder, plan):
     """The plan with what is noted of its videos, written as complete where every video is."""
-    lines = manifest.filled(folder)
+    lines = filled(folder)
     if len(lines) < len(plan["videos"]):
         now = manifest.read(folder)  # perhaps the last of the others has just completed it and taken the ledger away
-        return now if now["complete"] else manifest.with_notes(plan, lines)
-    plan = manifest.with_notes(plan, lines)
+        return now if now["complete"] else with_notes(plan, lines)
+    plan = with_notes(plan, lines)
     images = manifest.Manifest(plan, folder)
     for name in set(manifest.class_names(plan)) - set(images.classes):
         if (Path(folder) / name).is_dir():
             (Path(folder) / name).rmdir()  # ImageFolder stops at an empty class
     if not len(images):
-        manifest.remove(folder)
+        remove(folder)
         raise _nothing_read(plan)
-    return manifest.complete(folder, plan)
+    return complete(folder, plan)
 
 
 def _nothing_read(plan):
@@ -130,6 +133,67 @@ def _nothing_read(plan):
     if named:
         return cli.UserError(f"no video could be read in {where} ({named}). Give a folder of videos")
     return cli.UserError(f"there is no video in {where}. Give a folder of videos, or --recursive for its sub-folders")
+
+
+# The ledger: while a folder is being filled, each process that fills it keeps a file of its own with a line for each
+# video whose images are all on disk. So several machines may fill one folder on a network disk.
+
+
+def note(folder, number, missing, reason):
+    """Note that all images of a video are on disk, but those of the missing runs of slots; reason may be None."""
+    line = json.dumps({"video": number, "missing": missing, "reason": reason})
+    with open(Path(folder) / f"filled-{platform.node()}-{os.getpid()}.jsonl", "a", encoding="utf-8") as ledger:
+        ledger.write(f"\n{line}")  # the line break comes first: a killed writer may have left half a line
+        ledger.flush()
+        os.fsync(ledger.fileno())
+
+
+def filled(folder):
+    """{number of a video: its line of the ledger} for the videos whose images are all on disk."""
+    lines = {}
+    for name in ledger_names(folder):
+        try:
+            written = (Path(folder) / name).read_text(encoding="utf-8")
+        except FileNotFoundError:
+            continue  # another process has just completed the plan
+        for text in written.splitlines():
+            with suppress(ValueError):  # a line may be cut off by a kill
+                line = json.loads(text)
+                lines[line["video"]] = line
+    return lines
+
+
+def ledger_names(folder):
+    """Names of the ledger's files in a frame folder."""
+    return sorted(path.name for path in Path(folder).glob("filled-*.jsonl"))
+
+
+def with_notes(plan, lines):
+    """The plan with what the ledger's lines say of its videos."""
+    for number, line in lines.items():
+        plan["videos"][number]["missing"] = line["missing"]
+        if line["reason"]:
+            plan["videos"][number]["reason"] = line["reason"]
+    return plan
+
+
+def complete(folder, plan):
+    """Write the plan as filled, take the ledger away, and return the plan."""
+    plan["complete"] = True
+    manifest.write(folder, plan)
+    _remove_ledger(folder)
+    return plan
+
+
+def remove(folder):
+    """Take plan and ledger out of a frame folder."""
+    (Path(folder) / manifest.NAME).unlink()
+    _remove_ledger(folder)
+
+
+def _remove_ledger(folder):
+    for name in ledger_names(folder):
+        (Path(folder) / name).unlink(missing_ok=True)
 
 
 def write_image(path, jpeg):

@@ -11,7 +11,7 @@ import pytest
 from torchvision.datasets import ImageFolder
 
 import read_saycam
-from moco import cli, manifest, video
+from moco import cli, manifest, reader, video
 from tests.making_videos import number, numbered, write_video
 
 GOLDEN = Path(__file__).parent / "data" / "reader"
@@ -120,7 +120,7 @@ def test_a_video_that_is_done_is_not_read_again(videos, tmp_path, monkeypatch):
     monkeypatch.setattr(video, "frames", lambda path, *rest: asked.append(Path(path).stem) or iter(()))
     read(videos, tmp_path, *SMALL, "--plan")
     plan = manifest.read(tmp_path)
-    manifest.note(tmp_path, 1, [], None)
+    reader.note(tmp_path, 1, [], None)
     with open(next(tmp_path.glob("filled-*")), "a") as ledger:
         ledger.write('\n{"video": 2, "miss')  # cut off by a kill
     read(videos, tmp_path, *SMALL)
@@ -156,7 +156,7 @@ def test_frames_of_unknown_origin_are_not_overwritten(videos, tmp_path):
 
 
 def test_a_ledger_of_unknown_origin_is_not_believed(videos, tmp_path):
-    manifest.note(tmp_path, 0, [], None)
+    reader.note(tmp_path, 0, [], None)
     with pytest.raises(cli.UserError, match="has a filled-.* already"):
         read(videos, tmp_path, *SMALL)
 

@@ -1,4 +1,4 @@
-"""What several tests share: small folders of frames, and signal handlers put back."""
+"""What several tests share: small folders of frames, a small network, and signal handlers put back."""
 
 import signal
 from contextlib import contextmanager
@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from moco import checkpoint, models
 from moco.distributed import STOP_SIGNALS
 
 
@@ -49,3 +50,14 @@ def single_thread():
 def one_thread():
     with single_thread():
         yield
+
+
+@pytest.fixture(scope="session")
+def network(tmp_path_factory):
+    """The file of a small ResNet with random weights, whose three classes are those of frames."""
+    torch.manual_seed(0)
+    path = tmp_path_factory.mktemp("network") / "net.tar"
+    state = {f"module.{name}": value for name, value in models.build("resnet18", 3).state_dict().items()}
+    names = [f"class_{label:04d}" for label in range(3)]
+    checkpoint.write(path, {"model_state_dict": state, "arch": "resnet18", "n_out": 3, "classes": names})
+    return path

@@ -1,0 +1,137 @@
+"""Images that units answer to: the published order, samples and whole sets, rows and margins, and clear mistakes."""
+
+import json
+import os
+
+import numpy as np
+import pytest
+import torch
+
+import highly_activating_imgs as script
+from moco import checkpoint, loader, plots, units
+from moco.cli import UserError
+from tests import golden
+
+CPU = torch.device("cpu")
+
+
+def show(data, save_dir, network, *words):
+    """Run the script on small images; what it says of the units, and the names of what it leaves."""
+    flags = ["--model-path", network, "--image-size", 64, "--device", "cpu", "--workers", 0, "--save-dir", save_dir]
+    script.main([str(word) for word in (data, *flags, *words)])
+    (path,) = save_dir.glob("*.json")
+    return json.loads(path.read_text()), sorted(os.listdir(save_dir))
+
+
+def every_mean(network, frames, layer=1):
+    model = checkpoint.source(network)[0]
+    return np.concatenate([rows for (rows,), *_ in units.layer_means(model, [layer], frames, 64, 64, 0, CPU)])
+
+
+def test_the_order_of_all_images_is_the_published_one():
+    frames, expected = loader.Frames(golden.IMAGES), np.load(golden.DATA / "inside.npz")
+    _, counts, best = script.look(golden.model(), 1, frames, None, 48, size=224, batch_size=20, workers=0, device=CPU)
+    assert counts.sum() == 48
+    order, activation = expected["order"], expected["activation"]
+    np.testing.assert_allclose(best.values[:, :8], activation, atol=1e-3)
+    apart = np.abs(np.diff(activation, axis=0)) > 1e-5
+    edge = np.full((1, 8), True)
+    certain = np.concatenate([edge, apart]) & np.concatenate([apart, edge])
+    assert certain.sum() > 200
+    np.testing.assert_array_equal(best.indices[:, :8][certain], order[certain])
+
+
+@pytest.mark.parametrize("k", [1, 10, 500])
+def test_running_best_is_the_best_of_all(k):
+    draws = np.random.default_rng(0)
+    rows = draws.integers(0, 50, (300, 7)).astype(np.float32)  # with many ties
+    running = units.Best(k)
+    for part in np.array_split(np.arange(300), 11):
+        running.add(rows[part], part)
+    expected = np.argsort(-rows, axis=0, kind="stable")[:k]
+    np.testing.assert_array_equal(running.indices, expected)
+    np.testing.assert_array_equal(running.values, np.take_along_axis(rows, expected, 0))
+
+
+def test_memory_does_not_grow_with_the_images():
+    running = units.Best(10)
+    for start in range(0, 5000, 100):
+        running.add(np.random.default_rng(start).random((100, 4)), np.arange(start, start + 100))
+    assert running.values.shape == running.indices.shape == (10, 4)
+    assert running.values.base is None or running.values.base.shape == (10, 4)
+
+
+def test_the_sample_is_random_without_repeats_and_the_seed_decides():
+    first = script.sample(5000, 1024, 3)
+    assert len(set(first.tolist())) == 1024 and (np.diff(first) > 0).all() and first[-1] < 5000
+    assert 2300 < first.mean() < 2700
+    np.testing.assert_array_equal(first, script.sample(5000, 1024, 3))
+    assert (first != script.sample(5000, 1024, 4)).any()
+    assert script.sample(20, 1024, 3).tolist() == list(range(20))
+
+
+def test_one_unit_under_its_published_name(frames, tmp_path, network):
+    found, names = show(frames, tmp_path / "out", network)
+    assert names == [f"highly_activating_imgs_neuron_276.{ending}" for ending in ("json", "pdf", "png")]
+    values, images = every_mean(network, loader.Frames(frames))[:, 276], loader.Frames(frames)
+    best = np.argsort(-values, kind="stable")[:10]
+    assert found[0]["files"] == [str(images.path(i).relative_to(frames)) for i in best]
+    np.testing.assert_allclose(found[0]["activations"], values[best], rtol=1e-4)
+
+
+def test_several_units_have_a_row_each_with_selectivity_and_favourite(frames, tmp_path, network, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(plots, "image_rows", lambda rows, path: drawn.extend(rows))
+    found, _ = show(frames, tmp_path / "out", network, "--neuron_idx", 5, 3, "--top", 4, "--layer", 10)
+    images = loader.Frames(frames)
+    rows = every_mean(network, images, 10)
+    class_means = np.stack([rows[images.labels() == label].mean(0) for label in range(3)])
+    selectivity, favourite = units.selectivity(class_means)
+    for unit, entry, (margin, pictures) in zip((5, 3), found, drawn, strict=True):
+        assert entry["unit"] == unit
+        assert entry["selectivity"] == pytest.approx(selectivity[unit], abs=1e-4)
+        assert entry["favourite"] == f"class_000{favourite[unit]}"
+        assert margin.split("\n") == [f"unit {unit}", f"selectivity {selectivity[unit]:.2f}", entry["favourite"]]
+        assert [picture.shape for picture in pictures] == [(64, 64, 3)] * 4
+
+
+def test_the_most_selective_units_are_picked(frames, tmp_path, network):
+    found, names = show(frames, tmp_path / "out", network, "--most-selective", 3, "--top", 2, "--all", "-b", 7)
+    assert "highly_activating_imgs_most_selective_3.pdf" in names
+    values = [entry["selectivity"] for entry in found]
+    assert values == sorted(values, reverse=True)
+    images = loader.Frames(frames)
+    rows = every_mean(network, images)
+    everyone = units.selectivity(np.stack([rows[images.labels() == label].mean(0) for label in range(3)]))[0]
+    np.testing.assert_allclose(values, np.sort(everyone)[::-1][:3], atol=1e-4)
+
+
+def test_a_sample_is_looked_at_unless_all_are_asked_for(frames, tmp_path, network, capsys):
+    show(frames, tmp_path / "a", network, "--batch-size", 12)
+    assert "10 best of 12 images" in capsys.readouterr().out
+    show(frames, tmp_path / "b", network, "--batch-size", 12, "--all")
+    assert "10 best of 24 images" in capsys.readouterr().out
+
+
+def test_fewer_images_than_wanted_are_shown_and_said(frames, tmp_path, network, capsys):
+    loader.Frames(frames).path(1).write_bytes(b"no image")
+    found, _ = show(frames / "class_0000", tmp_path / "out", network)
+    assert len(found[0]["files"]) == 7 and "selectivity" not in found[0]  # one flat folder: no classes to compare
+    assert "fewer images than the 10 of --top" in capsys.readouterr().out
+
+
+def test_mistakes_are_one_line_and_leave_nothing(frames, tmp_path, network):
+    for words, reason in [
+        (("--neuron_idx", 3, 512), "--neuron_idx 512: the layer has 512 units, 0 to 511"),
+        (("--neuron_idx", -1), "--neuron_idx -1: the layer has 512 units"),
+        (("--most-selective", 513), "--most-selective 513: the layer has 512 units"),
+        (("--layer", 11), "there is no layer 11: ResNet has layers 1 to 10"),
+    ]:
+        with pytest.raises(UserError, match=reason):
+            show(frames, tmp_path / "out", network, *words)
+    with pytest.raises(UserError, match="gave images of one class only; --most-selective"):
+        show(frames / "class_0000", tmp_path / "out", network, "--most-selective", 2)
+    assert not os.listdir(tmp_path / "out")
+    (tmp_path / "out" / "highly_activating_imgs_neuron_276.pdf").write_bytes(b"precious")
+    with pytest.raises(UserError, match="neuron_276.pdf exists; give --overwrite"):
+        show(frames, tmp_path / "out", network)

@@ -1,0 +1,190 @@
+"""Selectivity: the published values for six layers, the cases that published code leaves undefined, the script."""
+
+import os
+
+import numpy as np
+import pytest
+import torch
+
+import selectivities as script
+from moco import loader, models, units
+from moco.cli import UserError
+from tests import golden
+
+CPU = torch.device("cpu")
+LAYERS = [1, 2, 6, 10, 14, 18]
+
+
+def measure(data, save_dir, network, *words):
+    """Run the script on small images; the names of what it leaves."""
+    flags = ["--model-path", network, "--image-size", 64, "--device", "cpu", "--workers", 0, "--save-dir", save_dir]
+    script.main([str(word) for word in (data, *flags, *words)])
+    return sorted(os.listdir(save_dir))
+
+
+def plain(features, labels):
+    """The equation for one unit after another, over classes that have images, with 0 for 0 / 0."""
+    found = []
+    for unit in features.T.astype(np.float64):
+        means = sorted(unit[labels == label].mean() for label in set(labels.tolist()))
+        highest, others = means[-1], np.mean(means[:-1])
+        found.append((highest - others) / (highest + others) if highest + others else 0)
+    return np.array(found)
+
+
+def test_six_layers_in_one_pass_are_the_published_ones():
+    frames, expected = loader.Frames(golden.IMAGES), np.load(golden.DATA / "inside.npz")
+    rows = list(units.layer_means(golden.model(), LAYERS, frames, 224, 17, 0, CPU))
+    labels = np.concatenate([batch[1] for batch in rows])
+    assert labels.tolist() == sorted([0, 1, 2, 3] * 12)
+    silent = []
+    for place, layer in enumerate(LAYERS):
+        features = np.concatenate([batch[0][place] for batch in rows])
+        np.testing.assert_allclose(features[::6, ::8], expected[f"features_{layer}"], atol=1e-3)
+        published = expected[f"selectivity_{layer}"]
+        silent.append(np.isnan(published).sum())
+        np.testing.assert_allclose(script.selectivity(features, labels), np.nan_to_num(published), atol=1e-3)
+    assert silent == [13, 13, 4, 9, 8, 0]
+
+
+@pytest.mark.parametrize("n_classes", [2, 3, 40])
+def test_selectivity_is_the_equation(n_classes):
+    draws = np.random.default_rng(n_classes)
+    labels = draws.permutation(np.arange(200) % n_classes)
+    features = draws.random((200, 30), np.float32) * draws.random((n_classes, 30), np.float32)[labels]
+    features[:, 3] = 0
+    np.testing.assert_allclose(script.selectivity(features, labels), plain(features, labels), atol=1e-6)
+
+
+def test_ends_of_the_scale():
+    """A unit for one class alone, one that answers to all alike, a silent one, and one whose means cancel out."""
+    labels = np.array([0, 0, 1, 1, 2, 2])
+    features = np.array([[0, 0, 4, 2, 0, 0], [5] * 6, [0] * 6, [2, 2, -2, -2, -2, -2]], np.float32).T
+    assert script.selectivity(features, labels).tolist() == [1, 0, 0, 0]
+
+
+def test_classes_without_images_do_not_count():
+    draws = np.random.default_rng(0)
+    features, labels = draws.random((20, 5), np.float32), np.repeat([1, 4], 10)
+    means = units.ClassMeans(6)
+    means.add(features[:7], labels[:7])
+    means.add(features[7:], labels[7:])
+    assert means.counts.tolist() == [0, 10, 0, 0, 10, 0]
+    found, favourite = units.selectivity(means.means())
+    np.testing.assert_allclose(found, plain(features, labels))
+    assert set(favourite) <= {1, 4}
+    np.testing.assert_array_equal(favourite == 4, features[labels == 4].mean(0) > features[labels == 1].mean(0))
+
+
+def test_one_class_has_no_selectivity():
+    with pytest.raises(ValueError, match="at least two classes"):
+        script.selectivity(np.ones((4, 2), np.float32), np.full(4, 3))
+
+
+@pytest.mark.parametrize(("arch", "last"), [("mobilenet_v2", 19), ("resnet18", 10), ("resnext50_32x4d", 18)])
+def test_layers_of_every_kind_of_network(arch, last):
+    """Each is what a hook on its convolution block sees; the last one is what the head sees."""
+    torch.manual_seed(0)
+    model, images = models.build(arch, 3).eval(), torch.randn(2, 3, 64, 64)
+    seen = []
+    second = {"mobilenet_v2": "features.17.conv.0.1", "resnet18": "layer4.1.bn1", "resnext50_32x4d": "layer4.2.bn1"}
+    for name in ("features.0.1" if arch == "mobilenet_v2" else "bn1", second[arch]):
+        model.get_submodule(name).register_forward_hook(lambda *call: seen.append(call[-1].clone()))
+    with torch.no_grad():
+        end, inner, start = models.Layers(model, [1, 2, last])(images)
+        seen.clear()
+        logits = model(images)
+    rectify = torch.nn.ReLU6() if arch == "mobilenet_v2" else torch.nn.ReLU()
+    torch.testing.assert_close(start, rectify(seen[0]).mean((2, 3)))
+    torch.testing.assert_close(inner, rectify(seen[1]).mean((2, 3)))
+    torch.testing.assert_close(models.head(model)(end), logits)
+    for layer in (0, last + 1):
+        with pytest.raises(UserError, match=f"there is no layer {layer}: .* has layers 1 to {last}"):
+            models.Layers(model, [1, layer])
+
+
+def test_nothing_behind_the_wanted_layers_is_computed():
+    model = models.build("resnet18", 3).eval()
+    for block in (model.layer1[0], model.layer1[1], model.layer4[1]):
+        block.forward = None
+    (means,) = models.Layers(model, [9])(torch.randn(1, 3, 64, 64))
+    assert means.shape == (1, 64)
+
+
+def test_the_script_writes_every_layer_and_the_figure(frames, tmp_path, network):
+    names = measure(frames, tmp_path / "out", network, "--layer", 1, 2, 10)
+    arrays = [f"selectivity_{layer}.{ending}" for layer in (1, 2, 10) for ending in ("npy", "npz")]
+    assert names == sorted([*arrays, "selectivity_by_layer_1_2_10.pdf", "selectivity_by_layer_1_2_10.png"])
+    for layer, n in ((1, 512), (2, 512), (10, 64)):
+        found, held = (np.load(tmp_path / f"out/selectivity_{layer}.{ending}") for ending in ("npy", "npz"))
+        assert found.shape == (n,) and found.dtype == np.float32
+        np.testing.assert_allclose(held["selectivity"], found, atol=1e-6)
+        assert held["class_means"].shape == (3, n) and held["images"].tolist() == [8, 8, 8]
+        assert held["classes"].tolist() == ["class_0000", "class_0001", "class_0002"]
+        np.testing.assert_array_equal(held["favourite"], held["class_means"].argmax(0))
+
+
+def test_batches_workers_and_other_layers_change_nothing(frames, tmp_path, network):
+    measure(frames, tmp_path / "a", network, "--layer", 2)
+    measure(frames, tmp_path / "b", network, "--layer", 10, 2, 2, "--batch-size", 5, "--workers", 2)
+    a, b = (np.load(tmp_path / name / "selectivity_2.npy") for name in "ab")
+    np.testing.assert_allclose(a, b, atol=1e-4)
+
+
+def test_unreadable_images_are_left_out(frames, tmp_path, network):
+    images = loader.Frames(frames)
+    for i in (*range(8), 9):
+        images.path(i).write_bytes(b"no image")
+    measure(frames, tmp_path / "out", network)
+    held = np.load(tmp_path / "out" / "selectivity_1.npz")
+    assert held["images"].tolist() == [0, 7, 8]
+    assert np.isnan(held["class_means"][0]).all() and np.isfinite(held["selectivity"]).all()
+
+
+def test_mistakes_are_one_line_and_leave_nothing(frames, tmp_path, network):
+    with pytest.raises(UserError, match="there is no layer 11: ResNet has layers 1 to 10"):
+        measure(frames, tmp_path / "out", network, "--layer", 1, 11)
+    with pytest.raises(UserError, match="a single class, class_0000"):
+        measure(frames / "class_0000", tmp_path / "out", network)
+    images = loader.Frames(frames)
+    for i in range(16):
+        images.path(i).write_bytes(b"no image")
+    with pytest.raises(UserError, match="only one class of .* has images that can be read"):
+        measure(frames, tmp_path / "out", network)
+    for i in range(16, 24):
+        images.path(i).write_bytes(b"no image")
+    with pytest.raises(UserError, match="none of the 24 images"):
+        measure(frames, tmp_path / "out", network)
+    assert not os.listdir(tmp_path / "out")
+    (tmp_path / "out" / "selectivity_1.npy").write_bytes(b"precious")
+    with pytest.raises(UserError, match="selectivity_1.npy exists; give --overwrite"):
+        measure(frames, tmp_path / "out", network)
+
+
+def test_features_that_are_not_finite_are_an_error(frames, tmp_path):
+    model = models.build("resnet18", 3)
+    model.conv1.weight.data[:] = torch.nan
+    with pytest.raises(UserError, match="class_0000/img_0000.jpeg are not finite"):
+        list(units.layer_means(model, [1], loader.Frames(frames), 64, 8, 0, CPU))
+
+
+def test_covariance_in_parts_is_that_of_all_and_variance_explained_its_share():
+    draws = np.random.default_rng(0)
+    rows = (1000 + draws.normal(size=(300, 6)) @ np.diag([5, 3, 1, 0.5, 0, 0])).astype(np.float32)
+    running = script.Covariance()
+    for part in np.array_split(rows, 7):
+        running.add(part)
+    np.testing.assert_allclose(running.matrix(), np.cov(rows.T.astype(np.float64), bias=True), atol=1e-4)
+    singular = np.linalg.svd(rows.astype(np.float64) - rows.mean(0, dtype=np.float64), compute_uv=False) ** 2
+    share = script.variance_explained(running.matrix())
+    np.testing.assert_allclose(share, np.cumsum(singular) / singular.sum(), atol=1e-6)
+    assert share[-1] == pytest.approx(1)
+
+
+def test_dimensionality_of_several_folders(frames, tmp_path, network, capsys):
+    names = measure(frames, tmp_path / "out", network, "--layer", 1, 10, "--pca", frames / "class_0001")
+    assert {"variance_explained_1_10.pdf", "variance_explained_1_10.png"} <= set(names)
+    lines = capsys.readouterr().out.splitlines()
+    for name in ("frames, layer 1", "frames, layer 10", "class_0001, layer 1", "class_0001, layer 10"):
+        (line,) = [line for line in lines if line.startswith(f"{name}: ")]
+        assert 1 <= int(line.split()[3]) <= 24

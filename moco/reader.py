@@ -210,11 +210,13 @@ def write_image(path, jpeg):
         try:
             written = os.write(handle, jpeg)
             if written < len(jpeg):  # the disk is full: the next write says so
-                written += os.write(handle, jpeg[written:])
+                os.write(handle, jpeg[written:])
+            os.ftruncate(handle, len(jpeg))
         finally:
             os.close(handle)
     except OSError as error:
-        path.unlink(missing_ok=True)
+        with suppress(OSError):
+            path.unlink(missing_ok=True)
         raise cli.UserError(f"cannot write {path}: {error.strerror}. Mend that and start again to go on") from error
 
 

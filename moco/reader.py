@@ -4,6 +4,7 @@ import json
 import os
 import platform
 import time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -92,7 +93,8 @@ def read_videos(folder, plan, roots, fill, crew, shard):
     tasks = [(os.path.join(roots[videos[n]["folder"]], videos[n]["name"]), videos[n]) for n in numbers]
     head = {key: plan[key] for key in ("settings", "per_class", "class_digits", "image_digits")}
     hours, past, start = sum(_hours(video, video["frames"]) for _, video in tasks), 0.0, time.monotonic()
-    with cli.Progress(sum(video["frames"] for _, video in tasks), "read", "frames") as progress:
+    notes, frames = [], sum(video["frames"] for _, video in tasks)
+    with cli.Progress(frames, "read", "frames") as progress, ThreadPoolExecutor(1) as disk:  # nobody waits for the disk
         for task, amount, result in crew.run(partial(fill, folder, head), tasks):
             video = tasks[task][1]
             past += _hours(video, amount)
@@ -102,7 +104,9 @@ def read_videos(folder, plan, roots, fill, crew, shard):
                 result = [[video["first_slot"], video["first_slot"] + video["slots"]]], result
                 clear(folder, plan, video, result[0])
             if result is not None:
-                note(folder, numbers[task], *result)
+                notes.append(disk.submit(note, folder, numbers[task], *result))
+    for each in notes:
+        each.result()  # raises what went wrong with it
     return _finished(folder, plan)
 
 
@@ -140,12 +144,20 @@ def _nothing_read(plan):
 
 
 def note(folder, number, missing, reason):
-    """Note that all images of a video are on disk, but those of the missing runs of slots; reason may be None."""
+    """Note that all images of a video are written, but those of the missing runs of slots; reason may be None.
+
+    The images are flushed to disk first, so that a power cut cannot leave a note of images that are not there.
+    """
     line = json.dumps({"video": number, "missing": missing, "reason": reason})
-    with open(Path(folder) / f"filled-{platform.node()}-{os.getpid()}.jsonl", "a", encoding="utf-8") as ledger:
-        ledger.write(f"\n{line}")  # the line break comes first: a killed writer may have left half a line
-        ledger.flush()
-        os.fsync(ledger.fileno())
+    path = Path(folder) / f"filled-{platform.node()}-{os.getpid()}.jsonl"
+    try:
+        os.sync()
+        with open(path, "a", encoding="utf-8") as ledger:
+            ledger.write(f"\n{line}")  # the line break comes first: a killed writer may have left half a line
+            ledger.flush()
+            os.fsync(ledger.fileno())
+    except OSError as error:
+        raise cli.UserError(f"cannot write {path}: {error.strerror}. Mend that and start again to go on") from error
 
 
 def filled(folder):

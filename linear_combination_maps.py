@@ -94,8 +94,7 @@ def main(argv=None):
         (frames.classes[labels[i]], names[guess] if names else str(guess))
         for i, guess in zip(indices.tolist(), named.tolist(), strict=True)
     ]
-    title = f"what speaks for class {names[number] if names else number}; below: the class, and what the model says"
-    plots.image_grid(pictures, captions, path, title)
+    plots.image_grid(pictures, captions, path, f"what speaks for {names[number] if names else f'class {number}'}")
     print(f"{len(pictures)} images: {path.with_suffix('.pdf')} and .png")
 
 

@@ -121,7 +121,7 @@ def image_grid(pictures, captions, path, title, columns=12):
     """
     columns = min(columns, len(pictures))
     rows = -(-len(pictures) // columns)
-    with _figure(path, columns * 1.0, rows * 1.28 + 0.3) as figure:
+    with _figure(path, max(columns, 3), rows * 1.28 + 0.3) as figure:
         figure.suptitle(title, fontsize=10)
         for axes in (cells := figure.subplots(rows, columns, squeeze=False).ravel()):
             axes.axis("off")

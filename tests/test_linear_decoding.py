@@ -29,6 +29,7 @@ def network(tmp_path):
     """A checkpoint of a small network with 5 outputs."""
     torch.manual_seed(3)
     model = models.build(ARCH, 5)
+    models.adapt_batch_norm(model, [torch.randn(32, 3, 32, 32)])  # else all its features are nearly the same
     state = {f"module.{name}": value for name, value in model.state_dict().items()}
     checkpoint.write(tmp_path / "net.tar", {"model_state_dict": state, "arch": ARCH, "n_out": 5})
     return tmp_path / "net.tar"
@@ -63,7 +64,7 @@ def test_the_same_command_gives_the_same_and_a_written_split_reads_back(frames, 
 
 
 def test_the_decoded_model_loads_as_published_and_says_the_same(frames, network, tmp_path):
-    found = decode(frames, tmp_path / "out", "--model-path", network, "--seeds", 2)
+    found = decode(frames, tmp_path / "out", "--model-path", network, "--seeds", 2, "--lr", 0.01)
     path = tmp_path / "out" / "net_labeledS_5_iid.tar"
     content = checkpoint.read(path)
     published = {"acc1_list", "val_acc1_list", "model_state_dict", "optimizer_state_dict", "preds", "target", "images"}
@@ -78,10 +79,20 @@ def test_the_decoded_model_loads_as_published_and_says_the_same(frames, network,
     pictures, targets, _ = next(batches.epoch(0))
     with torch.no_grad():
         preds = model.module.eval()(pictures).argmax(1)
-    assert preds.tolist() == content["preds"].tolist()
+    assert preds.tolist() == content["preds"].tolist() and len(set(preds.tolist())) > 1
     assert targets.tolist() == content["target"].tolist()
-    assert float((preds == targets).float().mean()) == pytest.approx(found["models"]["net"]["iid"]["each"][0])
+    accuracy = float((preds == targets).float().mean())
+    assert found["models"]["net"]["iid"]["each"][0] == pytest.approx(accuracy)
+    assert content["val_acc1_list"] == pytest.approx([100 * accuracy])
     assert checkpoint.weights(path).classes == images.classes
+
+
+def test_a_seed_gives_the_same_alone_and_among_others(frames, network, tmp_path):
+    both = decode(frames, tmp_path / "both", "--model-path", network, "--seeds", 2, "--lr", 0.01)
+    alone = decode(frames, tmp_path / "alone", "--model-path", network, "--seed", 1, "--lr", 0.01)
+    assert both["models"]["net"]["iid"]["each"][1:] == alone["models"]["net"]["iid"]["each"]
+    both, alone = ((tmp_path / name / "predictions_net_iid.csv").read_text().splitlines() for name in ("both", "alone"))
+    assert both[-12:] == alone[1:]
 
 
 @pytest.mark.parametrize("mode", ["eval", "adapt", "train"])

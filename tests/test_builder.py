@@ -1,0 +1,211 @@
+"""MoCo is the published one step by step, in one process and in two, and statistics do not give the keys away."""
+
+from argparse import Namespace
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torchvision
+from torch import nn
+from torch.nn import functional
+
+from moco import distributed, models
+from moco.builder import MoCo, SplitBatchNorm
+from tests.golden import DATA
+from tests.test_distributed import TWO_PROCESSES
+
+pytestmark = pytest.mark.usefixtures("handlers", "one_thread")
+
+
+class Encoder(nn.Module):
+    """The encoder of the golden values: images to vectors of length num_classes."""
+
+    def __init__(self, num_classes):
+        super().__init__()
+        self.conv, self.bn, self.fc = nn.Conv2d(3, 6, 3, stride=2), nn.BatchNorm2d(6), nn.Linear(6, num_classes)
+
+    def forward(self, x):
+        return self.fc(functional.relu(self.bn(self.conv(x))).mean((2, 3)))
+
+
+def golden_moco(mlp, **options):
+    """The MoCo of the golden values, its weights drawn by a frozen generator as theirs were."""
+    model = MoCo(Encoder, dim=8, K=32, m=0.9, T=0.2, mlp=mlp, **options)
+    state, draws = model.state_dict(), np.random.RandomState(7)
+    for name in sorted(state):
+        if state[name].is_floating_point() and not name.startswith("encoder_k"):
+            values = 0.5 * draws.randn(*state[name].shape)
+            state[name].copy_(torch.from_numpy(abs(values) if name.endswith("running_var") else values))
+    for name in state:
+        if name.startswith("encoder_k"):
+            state[name].copy_(state[name.replace("encoder_k", "encoder_q")])
+    state["queue"].copy_(functional.normalize(state["queue"], dim=0))
+    return model
+
+
+def golden_steps(place, mlp, training):
+    """Three steps on the inputs of the golden values: orders of the keys, logits, the state after them.
+
+    training: False for batch norm as in evaluation.
+    """
+    draws = np.random.RandomState(8)
+    found = {"orders": [torch.from_numpy(draws.permutation(8)) for _ in range(3)]}
+    drawn = iter(found["orders"])
+    original, torch.randperm = torch.randperm, lambda count, device=None: next(drawn)
+    network = golden_moco(mlp)
+    model = distributed.wrap(network, place).train(training)
+    optimizer = torch.optim.SGD(model.parameters(), 0.1, momentum=0.9)
+    for step in range(3):
+        base = 4 * draws.randn(8, 3, 1, 1)
+        images = [torch.from_numpy((base + draws.randn(8, 3, 16, 16)).astype(np.float32)) for _ in range(2)]
+        logits, targets = model(*(view.chunk(place.world)[place.rank] for view in images))
+        found[f"logits_{step}"] = logits.detach()
+        optimizer.zero_grad()
+        functional.cross_entropy(logits, targets).backward()
+        optimizer.step()
+    torch.randperm = original
+    return {**found, "state": network.state_dict()}
+
+
+CASES = [(0, True), (1, True), (1, False)]  # layers added to the head, batch norm as in training
+
+
+def all_cases(args, place):
+    """What one process finds in every case, as a file of its own."""
+    torch.save([golden_steps(place, *case) for case in CASES], Path(args.out) / f"{place.world}_{place.rank}.tar")
+
+
+@pytest.fixture(scope="module")
+def outcomes(tmp_path_factory):
+    """{(processes, *case): what each of the processes found}."""
+    folder = tmp_path_factory.mktemp("outcomes")
+    args = Namespace(**{**vars(TWO_PROCESSES), "out": str(folder)})
+    all_cases(args, distributed.Place())
+    assert distributed.launch(all_cases, args) == 0
+    found = {}
+    for world in (1, 2):
+        by_process = [torch.load(folder / f"{world}_{rank}.tar") for rank in range(world)]
+        found |= {(world, *case): each for case, each in zip(CASES, zip(*by_process, strict=True), strict=True)}
+    return found
+
+
+@pytest.mark.parametrize("mlp", [0, 1])
+@pytest.mark.parametrize("world", [1, 2])
+def test_three_steps_are_the_published_ones(outcomes, world, mlp):
+    golden, found = np.load(DATA / f"moco_world{world}_mlp{mlp}.npz"), outcomes[world, mlp, True]
+    assert np.array_equal(torch.stack(found[0]["orders"]), golden["perms"])
+    for step in range(3):
+        logits = torch.cat([each[f"logits_{step}"] for each in found])
+        np.testing.assert_allclose(logits, golden[f"logits_{step}"], rtol=1e-4, atol=1e-5)
+    state = found[0]["state"]
+    state |= {f"encoder_{x}.fc": state[f"encoder_{x}.fc{'.2' * mlp}.weight"] for x in "qk"}
+    for name in ("queue", "queue_ptr", "encoder_q.fc", "encoder_k.fc", "encoder_k.bn.running_mean"):
+        np.testing.assert_allclose(state[name], golden[name], rtol=1e-4, atol=1e-6)
+
+
+def test_two_processes_are_one_where_batch_norm_does_not_tell_them_apart(outcomes):
+    (single,), two = outcomes[1, 1, False], outcomes[2, 1, False]
+    for step in range(3):
+        both = torch.cat([each[f"logits_{step}"] for each in two])
+        torch.testing.assert_close(both, single[f"logits_{step}"], rtol=1e-4, atol=1e-5)
+    for name, value in single["state"].items():
+        torch.testing.assert_close(two[0]["state"][name], value, rtol=1e-4, atol=1e-5)
+        assert torch.equal(two[0]["state"][name], two[1]["state"][name])
+
+
+def views(n=8, side=16):
+    return torch.randn(n, 3, side, side), torch.randn(n, 3, side, side)
+
+
+def test_the_queue_takes_the_newest_keys_and_wraps_around():
+    torch.manual_seed(0)
+    model = golden_moco(0).eval()
+    before, written = model.queue.clone(), []
+    for step in range(6):
+        query, key = views()
+        logits, targets = model(query, key)
+        keys = functional.normalize(model.encoder_k(key), dim=1)
+        queries = functional.normalize(model.encoder_q(query), dim=1)
+        right = (queries * keys).sum(1, keepdim=True)
+        torch.testing.assert_close(logits, torch.cat([right, queries @ before], 1) / 0.2)
+        assert targets.tolist() == [0] * 8
+        written.append(keys.T)
+        expected = before.clone()
+        expected[:, step % 4 * 8 : step % 4 * 8 + 8] = keys.T
+        torch.testing.assert_close(model.queue, expected)
+        assert model.queue_ptr.tolist() == [(step + 1) % 4 * 8]
+        before = model.queue.clone()
+    torch.testing.assert_close(model.queue, torch.cat([written[i] for i in (4, 5, 2, 3)], 1))
+
+
+def test_keys_that_do_not_divide_the_queue_are_refused():
+    with pytest.raises(ValueError, match="6 keys a step do not divide a queue of 32"):
+        golden_moco(0)(*views(6))
+
+
+def test_the_gradient_reaches_the_query_encoder_only():
+    model = golden_moco(1)
+    functional.cross_entropy(*model(*views())).backward()
+    assert all(weight.grad.abs().sum() > 0 for weight in model.encoder_q.parameters())
+    assert all(weight.grad is None and not weight.requires_grad for weight in model.encoder_k.parameters())
+    assert not model.queue.requires_grad
+
+
+def test_the_key_encoder_follows_and_keeps_its_batch_norm_in_training():
+    model = golden_moco(0)
+    with torch.no_grad():
+        model.encoder_q.fc.weight += 1
+    models.learn(model)  # as before every epoch; it puts batch norm that takes no gradient in evaluation
+    before = model.encoder_k.fc.weight.clone()
+    model(*views())
+    torch.testing.assert_close(model.encoder_k.fc.weight, before + 0.1)
+    assert model.encoder_k.bn.num_batches_tracked == 1
+
+
+@pytest.mark.parametrize("arch", ["mobilenet_v2", "resnet18", "efficientnet_b0", "vit_b_32", "vgg11"])
+def test_any_architecture_gets_its_head(arch):
+    with torch.device("meta"):
+        model = MoCo(partial(torchvision.models.get_model, arch), dim=16, K=8, mlp=True)
+    name = models.head_name(model.encoder_q).removesuffix(".2")
+    head = model.encoder_q.get_submodule(name)
+    assert head[0].in_features == head[0].out_features == head[2].in_features and head[2].out_features == 16
+    assert f"encoder_k.{name}.2.bias" in model.state_dict()
+    assert all(module.p == 0 for module in model.modules() if isinstance(module, nn.Dropout))
+
+
+def test_split_batch_norm_normalises_each_part_on_its_own():
+    torch.manual_seed(0)
+    plain, split = nn.BatchNorm2d(6), SplitBatchNorm(3, 6)
+    split.load_state_dict(plain.state_dict())
+    images = torch.randn(8, 6, 5, 5)  # parts of 3, 3 and 2
+    statistics = []
+    for part, whole in zip(images.tensor_split(3), split(images).tensor_split(3), strict=True):
+        one = nn.BatchNorm2d(6)
+        torch.testing.assert_close(one(part), whole)
+        statistics.append((one.running_mean, one.running_var))
+    for found, wanted in zip((split.running_mean, split.running_var), zip(*statistics, strict=True), strict=True):
+        torch.testing.assert_close(found, torch.stack(wanted).mean(0))
+    assert split.num_batches_tracked == 1
+    plain.load_state_dict(split.state_dict())
+    torch.testing.assert_close(split.eval()(images), plain.eval()(images))
+
+
+def test_parts_do_not_tell_which_key_belongs_to_a_query():
+    """With the images of a part alike, statistics leak which part a key is from; the shuffle mixes the parts."""
+    torch.manual_seed(0)
+    model = golden_moco(0, bn_splits=4)
+    assert isinstance(model.encoder_q.bn, SplitBatchNorm) and isinstance(model.encoder_k.bn, SplitBatchNorm)
+    seen = []
+    model.encoder_k.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    query, key = views()
+    logits, _ = model(query, key)
+    (shuffled,) = seen
+    order = [next(i for i in range(8) if torch.equal(key[i], image)) for image in shuffled]
+    assert sorted(order) == list(range(8)) and order != list(range(8))
+    keys = functional.normalize(model.encoder_k(shuffled), dim=1)[torch.tensor(order).argsort()]
+    queries = functional.normalize(model.encoder_q(query), dim=1)
+    torch.testing.assert_close(logits[:, 0], (queries * keys).sum(1) / 0.2)
+    torch.testing.assert_close(model.queue[:, :8], keys.T)
+    assert model.state_dict().keys() == golden_moco(0).state_dict().keys()

@@ -72,14 +72,15 @@ def accuracy_bars(models, path):
     for model, by_task in models.items():
         for task, entry in by_task.items():
             groups.setdefault(task, {})[model] = entry
-    colours = dict(zip(models, itertools.cycle(COLOURS)))
+    looks = dict(zip(models, itertools.cycle(itertools.product(("", "///", "..."), COLOURS)), strict=False))
     width, handles = 0.84 / len(models), {}
-    with _figure(path, 2.2 + len(groups) * (0.5 + 0.42 * len(models)), 3.4) as figure:
+    with _figure(path, 2.2 + len(groups) * (0.5 + 0.38 * len(models)), 3.4) as figure:
         axes = figure.subplots()
         for place, entries in enumerate(groups.values()):
             for model, entry in entries.items():
                 x, mean, std = place - 0.42 + (list(models).index(model) + 0.5) * width, *_percent(entry)
-                handles[model] = axes.bar(x, mean, width * 0.92, color=colours[model])
+                look = dict(zip(("hatch", "color"), looks[model], strict=True), edgecolor="white", linewidth=0)
+                handles[model] = axes.bar(x, mean, width * 0.92, **look)
                 axes.errorbar(x, mean, std, color="0.25", capsize=2, linewidth=1)
                 axes.text(x, mean + std + 1, f"{mean:.1f}", ha="center", fontsize=7)
             edges = (place - 0.46, place + 0.46)
@@ -88,7 +89,7 @@ def accuracy_bars(models, path):
         figure.legend(handles.values(), handles.keys(), loc="outside right upper")
         axes.set_xticks(range(len(groups)), groups)
         axes.tick_params(axis="x", length=0)
-        axes.set(ylabel="top-1 accuracy (%)", ylim=(0, 106), yticks=range(0, 101, 20))
+        axes.set(ylabel="top-1 accuracy (%)", ylim=(0, 106), yticks=range(0, 101, 20), xlim=(-0.6, len(groups) - 0.4))
 
 
 def _percent(entry):
@@ -108,7 +109,7 @@ def confusion_matrix(counts, classes, path, title):
         figure.colorbar(picture, label="share of the true class", shrink=0.7)
         if len(classes) <= 30:
             for row, column in np.argwhere(shares >= 0.005):
-                colour = "black" if shares[row, column] > 0.6 else "white"
+                colour = "black" if shares[row, column] > 0.5 else "white"
                 text = f"{100 * shares[row, column]:.0f}"
                 axes.text(column, row, text, ha="center", va="center", fontsize=6, color=colour)
 

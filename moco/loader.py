@@ -57,6 +57,14 @@ class Frames:
         """The labels of all images, int64 (N,)."""
         return np.repeat(np.arange(len(self.classes)), self.counts)
 
+    def neighbours(self, i, window):
+        """Indices of the other images within window steps of image i: of its video, else, unplanned, of its class."""
+        if isinstance(self._files, manifest.Manifest):
+            return self._files.neighbours(int(i), window)
+        label = self.label(i)
+        near = range(max(i - window, self._starts[label]), min(i + window + 1, self._starts[label + 1]))
+        return [j for j in near if j != i]
+
     def others(self, i):
         """The other images of image i's class: those after it, then those before it."""
         label = self.label(i)
@@ -72,12 +80,14 @@ class Batches:
 
     train=True shuffles, puts the next good frame of the class in the place of an image that cannot be read, and gives
     every process equally many images: of the last batch up to world - 1 are left out, or all of it with drop_last.
+    More than 1 % of bad images end the run.
     train=False keeps the order and every image once, but for those that cannot be read, so that processes may get
     unequal numbers of images, and of batches.
 
     views > 1 gives so many independently augmented views of each image.
     order: the frames to take: indices, shuffled in training; or a function of the epoch that returns them in their
-    order, (N,), or (N, views) with another frame for each view.
+    order, (N,), or (N, views) with another frame for each view, as an array or as a sequence that makes arrays of the
+    slices it is asked for.
     bad: {index: reason} of the images that could not be read so far.
     """
 
@@ -173,7 +183,7 @@ class Order:
     def indices(self):
         """The indices of the epoch's frames in their order, (N,) or (N, views)."""
         if callable(self.source):
-            return np.asarray(self.source(self.epoch))
+            return self.source(self.epoch)
         if self.source is None:
             indices = np.arange(self.total, dtype=np.int64 if self.total >= 2**31 else np.int32)
         else:

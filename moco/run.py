@@ -18,6 +18,7 @@ from moco import checkpoint, distributed, files, totals
 from moco.cli import UserError, number
 
 TRY_AGAIN = 75  # exit status of a run that was told to stop and saved: 'start me again with --resume'
+LAYOUT = ("model_state_dict", "optimizer_state_dict", 0)  # keys of network and optimiser; number of the first epoch
 LOOK = 100  # steps between two looks at the loss; each look waits for the device
 MAY_DIFFER = {  # flags that do not change what is learned; data is compared by its classes and number of images
     *("data", "save_dir", "resume", "override", "overwrite", "model_path", "start_epoch", "epochs", "save_minutes"),
@@ -33,7 +34,7 @@ class Run:
     of this epoch.
 
     pattern: name of an epoch's checkpoint, such as "resnet50_epoch_{}.tar". facts: what a reader of a checkpoint must
-    know (arch, n_out, classes) and what must be the same to continue (images).
+    know (arch, n_out, classes) and what must be the same to continue (images). layout: as LAYOUT.
     """
 
     @staticmethod
@@ -51,9 +52,10 @@ class Run:
         add("--start-epoch", type=number(int, 0), default=0, help="first epoch, for a file that does not say its own")
         add("--save-minutes", type=number(float, 0), default=30, help="minutes between two saves in mid-epoch")
 
-    def __init__(self, args, place, model, optimizer, pattern, facts):
+    def __init__(self, args, place, model, optimizer, pattern, facts, layout=LAYOUT):
         self.args, self.place, self.model, self.optimizer = args, place, model, optimizer
         self.folder, self.pattern, self.facts = Path(args.save_dir), pattern, facts
+        self.network_key, self.optimizer_key, self.first = layout
         self.epoch, self.step, self.records = args.start_epoch, 0, []
         self.totals = totals.new(place.device)
         self.stopped_by = 0
@@ -155,9 +157,9 @@ class Run:
         return {
             "acc1_list": [record["acc1"] for record in self.records],
             **({"val_acc1_list": val_acc1} if val_acc1 else {}),
-            "model_state_dict": {f"module.{name}": value for name, value in network.items()},
-            "optimizer_state_dict": self.optimizer.state_dict(),
-            "epoch": epoch,
+            self.network_key: {f"module.{name}": value for name, value in network.items()},
+            self.optimizer_key: self.optimizer.state_dict(),
+            "epoch": epoch + self.first,
             "args": self._flags(),
             **self.facts,
         }
@@ -170,7 +172,7 @@ class Run:
         self._check_weights()
         last = self.folder / "last.tar"
         keep_previous(last)
-        position = {"step": self.step, "records": self.records, "totals": self.totals.cpu()}
+        position = {"epoch": self.epoch, "step": self.step, "records": self.records, "totals": self.totals.cpu()}
         checkpoint.write(last, {**self.published(self.epoch), **position})
 
     def _check_weights(self):
@@ -209,7 +211,7 @@ class Run:
         if content is None:
             self.say(f"{self.folder} holds no run yet: starting new")
             return False
-        if missing := {"model_state_dict", "optimizer_state_dict"} - set(content):
+        if missing := {self.network_key, self.optimizer_key} - set(content):
             raise checkpoint.CheckpointError(f"{path} cannot be continued: it holds no {', no '.join(sorted(missing))}")
         chosen = [dict(group, params=None) for group in self.optimizer.param_groups]
         if "step" in content:
@@ -219,7 +221,7 @@ class Run:
             self.epoch, self.step, self.records = content["epoch"], content["step"], content["records"]
             self.totals.copy_(content["totals"])
         else:
-            self.epoch = max(self.args.start_epoch, content.get("epoch", -1) + 1)
+            self.epoch = max(self.args.start_epoch, content.get("epoch", -1) + 1 - self.first)
             self.records = [{"epoch": i, "acc1": float(acc1)} for i, acc1 in enumerate(content.get("acc1_list", []))]
             self.say(f"{path} holds no position: its past losses are unknown, epoch {self.epoch} begins anew")
         for group, wanted in zip(self.optimizer.param_groups, chosen, strict=True):
@@ -247,11 +249,11 @@ class Run:
 
     def _load(self, path, content):
         """Load network and optimiser, which must fit exactly."""
-        state = {name.removeprefix("module."): value for name, value in content["model_state_dict"].items()}
+        state = {name.removeprefix("module."): value for name, value in content[self.network_key].items()}
         network = distributed.unwrap(self.model)
         checkpoint.fill(network, checkpoint.Weights(Path(path), state, self.facts["arch"], self.facts["n_out"]))
         try:
-            self.optimizer.load_state_dict(content["optimizer_state_dict"])
+            self.optimizer.load_state_dict(content[self.optimizer_key])
         except ValueError as error:
             raise checkpoint.CheckpointError(f"the optimiser in {path} does not fit this model: {error}") from error
 

@@ -94,12 +94,13 @@ def wanted_models(args):
     wanted = [(name, *PUBLISHED[name]) for name in args.model_name]
     wanted += [(Path(path).name.removesuffix(".tar").removesuffix(".pth"), path, None) for path in args.model_path]
     names = args.names or [name for name, _, _ in wanted]
-    if len(names) != len(wanted) or len(set(names)) != len(names):
-        raise UserError(f"{len(wanted)} models, named {', '.join(names)}; give each a name of its own with --names")
+    if len(names) != len(wanted) or len(set(names)) != len(names) or any("/" in name for name in names):
+        named = ", ".join(names)
+        raise UserError(f"{len(wanted)} models, named {named}; give each a name of its own, without /, with --names")
     for name, (_, source, arch) in zip(names, wanted, strict=True):
         torch.manual_seed(args.seed)
         model, found = checkpoint.source(source, args.model or arch)
-        if found and args.num_outs not in (None, found.n_out):
+        if found and found.n_out and args.num_outs not in (None, found.n_out):
             raise UserError(f"--num-outs {args.num_outs} does not fit {source}: its head has {found.n_out} outputs")
         arch, head = found.arch if found else args.model or "mobilenet_v2", models.head_name(model)
         mode = args.bn_mode or ("adapt" if source == "random" else "eval")

@@ -129,7 +129,7 @@ class Batches:
         """
         self._order.epoch, self._order.start = epoch, start
         iterator = iter(self._loader)
-        _end_at_exit(self._loader)
+        _end_at_exit(iterator)
         for pixels, factors, targets, indices, bad in iterator:
             self._note(bad, len(indices))
             if len(indices) == 0:
@@ -153,10 +153,11 @@ class Batches:
                 what = "another image of its class is taken" if self.train else "left out"
                 tqdm.write(f"{self.frames.path(i)}: {reason}; {what}")
         total = len(self.frames)
-        if self.train and len(self.bad) > BAD_SHARE * max(min(self._seen, total), min(BAD_SAMPLE, total)):
+        too_many = len(self.bad) > BAD_SHARE * max(min(self._seen, total), min(BAD_SAMPLE, total))
+        if self.train and (too_many or read == 0):  # a step without images would put the count of steps wrong
             names = "\n".join(f"  {self.frames.path(i)}: {reason}" for i, reason in sorted(self.bad.items()))
             raise UserError(
-                f"{len(self.bad)} images of {self.frames.folder} cannot be read, more than {BAD_SHARE:.0%}; "
+                f"{len(self.bad)} images of {self.frames.folder} cannot be read, too many to train on; "
                 f"mend or remove them:\n{names}"
             )
 
@@ -208,7 +209,7 @@ class Reader(torch.utils.data.Dataset):
         self.bad = {}
 
     def __getitem__(self, job):
-        """The batch of a job as _shares gives it.
+        """The batch of a job as Order gives it.
 
         Gives pixels uint8 (views, N, size, size, 3), colour factors (views, N, augment.FACTORS) where the device
         applies them (else none), targets and indices (N,), and the bad images: [(index, reason)].
@@ -260,20 +261,20 @@ def generator(seed, stream, epoch, position=0):
     return np.random.Generator(np.random.Philox(key=seed % 2**64, counter=[0, position, epoch, stream]))
 
 
-_LOADERS = weakref.WeakSet()  # those whose workers may be running
+_ITERATORS = weakref.WeakSet()  # torch's, each of which may have workers
 
 
-def _end_at_exit(loader):
-    """Let loader's workers end with this process, before torch's own way, which waits five seconds for each."""
-    _LOADERS.add(loader)
-    atexit.unregister(_end_workers)
-    atexit.register(_end_workers)  # what is registered last runs first
+def _end_at_exit(iterator):
+    """Let the workers end with this process, before torch's own way, which waits five seconds for each."""
+    if hasattr(iterator, "_shutdown_workers"):
+        _ITERATORS.add(iterator)
+        atexit.unregister(_end_workers)
+        atexit.register(_end_workers)  # what is registered last runs first
 
 
 def _end_workers():
-    for loader in _LOADERS:
-        if loader._iterator is not None:
-            loader._iterator._shutdown_workers()
+    for iterator in _ITERATORS:
+        iterator._shutdown_workers()
 
 
 def _as_it_is(batch):

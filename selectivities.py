@@ -7,8 +7,6 @@ selectivity_L.npz, the same with each unit's favourite class and its mean activa
 the distribution of selectivity by layer. With --pca also how many principal components the features fill (figure A1).
 """
 
-from pathlib import Path
-
 import numpy as np
 import torch
 
@@ -74,11 +72,10 @@ class Covariance:
 def variance_explained(covariance):
     """The share of all variance that the first 1, 2, ... C principal components explain: (C,), rising to 1.
 
-    covariance: (C, C). Of features that never vary the share is NaN.
+    covariance: (C, C). Of features that never vary all is explained by the first.
     """
     variances = np.linalg.eigvalsh(covariance)[::-1].clip(0)
-    with np.errstate(invalid="ignore"):
-        return np.cumsum(variances) / variances.sum()
+    return np.cumsum(variances) / variances.sum() if variances.any() else np.ones(len(variances))
 
 
 def measure(model, layers, frames, with_covariance, flags):
@@ -123,13 +120,13 @@ def main(argv=None):
     plots.selectivity_by_layer(found, folder / figures[0])
     if args.pca is not None:
         parts = [(frames, covariances)] + [(each, measure(model, layers, each, True, flags)[1]) for each in further]
-        curves = {
-            f"{Path(each.folder).name}, layer {layer}": variance_explained(covariance.matrix())
-            for each, of_folder in parts
-            for layer, covariance in zip(layers, of_folder, strict=True)
-        }
-        for name, curve in curves.items():
-            print(f"{name}: {np.argmax(curve >= 0.9) + 1} components explain 90 % of the variance")
+        curves = {}
+        for each, of_folder in parts:
+            for layer, covariance in zip(layers, of_folder, strict=True):
+                curve = variance_explained(covariance.matrix())
+                enough = np.argmax(curve >= 0.9) + 1
+                print(f"{each.folder}, layer {layer}: {enough} components explain 90 % of the variance")
+                curves.setdefault(str(each.folder), {})[layer] = curve
         plots.variance_explained(curves, folder / figures[1])
 
 

@@ -172,13 +172,13 @@ def selectivity_by_layer(found, path):
 def variance_explained(curves, path):
     """How much variance the first principal components explain, to path + '.pdf' and '.png' (figure A1).
 
-    curves: {name: (C,) share of the variance that 1, 2, ... C components explain}.
+    curves: {folder: {layer: (C,) share of the variance that 1, 2, ... C components explain}}.
     """
-    with _figure(path, 5.4, 3) as figure:
+    with _figure(path, 6.4, 3.2) as figure:
         axes = figure.subplots()
-        for (name, curve), colour in zip(curves.items(), itertools.cycle(COLOURS), strict=False):
-            enough = int(np.argmax(curve >= 0.9)) + 1
-            axes.plot(np.arange(len(curve)) + 1, 100 * curve, color=colour, label=f"{name}: 90 % by {enough}")
-        axes.axhline(90, linestyle=":", color="black", linewidth=1)
+        for (folder, of_layers), style in zip(curves.items(), itertools.cycle(("-", "--", ":", "-."))):
+            for (layer, curve), colour in zip(of_layers.items(), itertools.cycle(COLOURS)):
+                axes.plot(np.arange(len(curve)) + 1, 100 * curve, style, color=colour, label=f"{folder}, layer {layer}")
+        axes.axhline(90, color="0.6", linewidth=0.8, zorder=0)
         axes.set(xscale="log", xlabel="principal components", ylabel="variance explained (%)", ylim=(0, 101))
-        axes.legend(loc="lower right", fontsize=7)
+        figure.legend(loc="outside right upper", fontsize=7)

@@ -179,12 +179,13 @@ def test_covariance_in_parts_is_that_of_all_and_variance_explained_its_share():
     share = script.variance_explained(running.matrix())
     np.testing.assert_allclose(share, np.cumsum(singular) / singular.sum(), atol=1e-6)
     assert share[-1] == pytest.approx(1)
+    assert script.variance_explained(np.zeros((3, 3))).tolist() == [1, 1, 1]
 
 
 def test_dimensionality_of_several_folders(frames, tmp_path, network, capsys):
     names = measure(frames, tmp_path / "out", network, "--layer", 1, 10, "--pca", frames / "class_0001")
     assert {"variance_explained_1_10.pdf", "variance_explained_1_10.png"} <= set(names)
     lines = capsys.readouterr().out.splitlines()
-    for name in ("frames, layer 1", "frames, layer 10", "class_0001, layer 1", "class_0001, layer 10"):
-        (line,) = [line for line in lines if line.startswith(f"{name}: ")]
-        assert 1 <= int(line.split()[3]) <= 24
+    for name in (f"{folder}, layer {layer}: " for folder in (frames, frames / "class_0001") for layer in (1, 10)):
+        (line,) = [line for line in lines if line.startswith(name)]
+        assert 1 <= int(line.removeprefix(name).split()[0]) <= 24

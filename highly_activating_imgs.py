@@ -9,7 +9,7 @@ and .png, a row a unit, with its selectivity and its favourite class; and the sa
 import numpy as np
 import torch
 
-from moco import augment, checkpoint, cli, distributed, files, loader, plots, units
+from moco import augment, checkpoint, cli, distributed, files, loader, models, plots, units
 from moco.cli import UserError
 
 
@@ -35,16 +35,14 @@ def sample(total, size, seed):
     return np.sort(np.random.default_rng(seed).permutation(total)[:size])
 
 
-def wanted_units(neurons, most_selective, selectivity):
-    """The units to show: those named, or so many of the highest selectivity (C,); UserError for one out of range."""
-    n = len(selectivity)
-    if most_selective:
-        if most_selective > n:
-            raise UserError(f"--most-selective {most_selective}: the layer has {n} units")
-        return np.argsort(-selectivity, kind="stable")[:most_selective].tolist()
-    if faulty := [unit for unit in neurons if not 0 <= unit < n]:
+def check(model, layer, neurons, most_selective):
+    """UserError, before any image is read, where a layer of model has not the wanted units."""
+    with torch.no_grad():
+        n = models.Layers(model.eval(), [layer])(torch.zeros(1, 3, 64, 64))[0].shape[1]
+    if most_selective and most_selective > n:
+        raise UserError(f"--most-selective {most_selective}: the layer has {n} units")
+    if not most_selective and (faulty := [unit for unit in neurons if not 0 <= unit < n]):
         raise UserError(f"--neuron_idx {faulty[0]}: the layer has {n} units, 0 to {n - 1}")
-    return neurons
 
 
 def look(model, layer, frames, chosen, top, **flags):
@@ -66,6 +64,7 @@ def main(argv=None):
     chosen = None if args.all else sample(len(frames), args.batch_size, args.seed)
     torch.manual_seed(args.seed)
     model, _ = checkpoint.source(args.model_path, args.model, args.n_out)
+    check(model, args.layer, args.neuron_idx, args.most_selective)
     flags = dict(size=args.image_size, batch_size=args.batch_size, workers=args.workers)
     flags["device"] = distributed.device(args.device)
     means, counts, best = look(model, args.layer, frames, chosen, args.top, **flags)
@@ -73,8 +72,11 @@ def main(argv=None):
     if args.most_selective and not labelled:
         raise UserError(f"{args.data} gave images of one class only; --most-selective compares several")
     selectivity, favourite = units.selectivity(means) if labelled else (np.zeros(means.shape[1]), None)
+    wanted = args.neuron_idx
+    if args.most_selective:
+        wanted = np.argsort(-selectivity, kind="stable")[: args.most_selective].tolist()
     found, rows = [], []
-    for unit in wanted_units(args.neuron_idx, args.most_selective, selectivity):
+    for unit in wanted:
         paths = [frames.path(index) for index in best.indices[:, unit]]
         entry, margin = {"unit": unit}, f"unit {unit}"
         if labelled:

@@ -2,6 +2,8 @@
 
     python scripts/benchmark.py reader --videos videos --runs 5 --save-dir benchmark
     python scripts/benchmark.py loader --frames tests/data/images --runs 5 --save-dir benchmark
+    python scripts/benchmark.py film --frames tests/data/images --runs 3 --save-dir benchmark
+    python scripts/benchmark.py features --frames tests/data/images --runs 3 --save-dir benchmark
 
 A part is a function of the arguments that gives the rows of one table; each row is one contestant. The machine should
 have nothing else to do. In: what the part works on. Out: the table, and benchmark_PART.json in --save-dir.
@@ -22,6 +24,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from moco import cli, files  # noqa: E402
+from scripts import benchmark_inside  # noqa: E402
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -33,7 +36,7 @@ def parse_args(argv=None):
     parser.add_argument("--runs", type=cli.number(int, 1), default=5, help="runs of each contestant, in turn")
     parser.add_argument("--videos", type=Path, metavar="DIR", help="reader: a folder of landscape videos, long ones")
     add = parser.add_argument
-    add("--frames", type=Path, metavar="DIR", help="loader: a folder of 224x224 frames, a folder a class")
+    add("--frames", type=Path, metavar="DIR", help="but for reader: a folder of 224x224 frames, a folder a class")
     return parser.parse_args(argv)
 
 
@@ -178,7 +181,61 @@ class PilBlur:
         return image.filter(ImageFilter.GaussianBlur(random.uniform(0.1, 2)))
 
 
-PARTS = {"reader": reader, "loader": loading}
+def many(frames, n, folder):
+    """A folder below folder with the frames of another linked over and over, n of them, in two classes."""
+    files_there = sorted(path.resolve() for path in frames.rglob("*.jpeg"))
+    for i in range(n):
+        link = folder / str(n) / f"class_{2 * i // n}" / f"img_{i:05d}.jpeg"
+        link.parent.mkdir(parents=True, exist_ok=True)
+        link.symlink_to(files_there[i % len(files_there)])
+    return folder / str(n)
+
+
+def peak_memory(call, *values):
+    """The most memory (MB) that a process of its own has had which calls a function of benchmark_inside."""
+    work = f"benchmark_inside.{call}(*{[str(value) for value in values]})"
+    code = f"import resource; from scripts import benchmark_inside; {work}; "
+    code += "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)"
+    done = subprocess.run([sys.executable, "-c", code], check=True, stdout=subprocess.PIPE, text=True, cwd=ROOT)
+    return int(done.stdout.split()[-1])
+
+
+def with_memory(rows, frames, call, small, large):
+    """rows, to the first of which the memory is added that a function of benchmark_inside takes."""
+    with tempfile.TemporaryDirectory() as folder:
+        folders = {n: many(frames, n, Path(folder)) for n in (small, large)}
+        rows[0]["peak_mb"] = {n: peak_memory(call, data, folder) for n, data in folders.items()}
+    print("; ".join(f"memory for {n} frames: {peak} MB" for n, peak in rows[0]["peak_mb"].items()))
+    return rows
+
+
+def films(args):
+    """A film of 300 frames, reading them included, network time left out: the map is a mean over 32x32 pixels."""
+    if args.frames is None:
+        raise cli.UserError("--frames must name a folder of 224x224 frames")
+    with tempfile.TemporaryDirectory() as folder:
+        data = many(args.frames, 300, Path(folder))
+        work = {
+            "ours": lambda out: benchmark_inside.our_film(data, out),
+            "ArtistAnimation": lambda out: benchmark_inside.published_film(data, out),
+        }
+        return with_memory(in_turn(work, args.runs), args.frames, "our_film", 100, 10_000)
+
+
+def inner_features(args):
+    """Units of six layers of MobileNetV2 for 96 images: in one pass, and in one for each layer, as published."""
+    if args.frames is None:
+        raise cli.UserError("--frames must name a folder of 224x224 frames")
+    with tempfile.TemporaryDirectory() as folder:
+        data = many(args.frames, 96, Path(folder))
+        work = {
+            "six layers in one pass": lambda _: benchmark_inside.our_units(data),
+            "a pass for each": lambda _: benchmark_inside.a_pass_for_each(data),
+        }
+        return with_memory(in_turn(work, args.runs), args.frames, "our_units", 96, 960)
+
+
+PARTS = {"reader": reader, "loader": loading, "film": films, "features": inner_features}
 
 
 def table(rows):

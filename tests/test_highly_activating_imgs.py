@@ -120,7 +120,8 @@ def test_fewer_images_than_wanted_are_shown_and_said(frames, tmp_path, network, 
     assert "fewer images than the 10 of --top" in capsys.readouterr().out
 
 
-def test_mistakes_are_one_line_and_leave_nothing(frames, tmp_path, network):
+def test_mistakes_are_one_line_and_leave_nothing(frames, tmp_path, network, monkeypatch):
+    monkeypatch.setattr(loader, "Batches", None)  # whoever reads an image fails
     for words, reason in [
         (("--neuron_idx", 3, 512), "--neuron_idx 512: the layer has 512 units, 0 to 511"),
         (("--neuron_idx", -1), "--neuron_idx -1: the layer has 512 units"),
@@ -129,6 +130,7 @@ def test_mistakes_are_one_line_and_leave_nothing(frames, tmp_path, network):
     ]:
         with pytest.raises(UserError, match=reason):
             show(frames, tmp_path / "out", network, *words)
+    monkeypatch.undo()
     with pytest.raises(UserError, match="gave images of one class only; --most-selective"):
         show(frames / "class_0000", tmp_path / "out", network, "--most-selective", 2)
     assert not os.listdir(tmp_path / "out")

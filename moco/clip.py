@@ -117,11 +117,12 @@ class Look:
         """network: images (N, 3, H, W) to maps (N, h, w). UserError where no frame can be read, a map is not finite."""
         maps, self.low, self.high = [], np.inf, -np.inf
         self.darkest, self.brightest = np.full(3, 255, np.uint8), np.zeros(3, np.uint8)
+        mean, std = (255 * torch.tensor([loader.MEAN, loader.STD], device=device)[:, :, None, None]).unbind()
         with cli.Progress(len(clip), "maps", "frames") as progress, features.exact():
             for batch in _batches(clip, min(batch_size, features.BATCH)):
-                images = torch.from_numpy(((batch / 255 - MEAN) / STD).astype(np.float32)).permute(0, 3, 1, 2)
+                images = torch.from_numpy(batch).to(device).permute(0, 3, 1, 2).float().sub_(mean).div_(std)
                 with torch.inference_mode():
-                    found = network(images.to(device)).float().cpu().numpy()
+                    found = network(images).float().cpu().numpy()
                 if not np.isfinite(found).all():
                     raise UserError(f"the maps of {clip.data} are not finite; look at the weights")
                 large = np.stack([upsampled(small, *batch.shape[1:3]) for small in found])

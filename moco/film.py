@@ -156,8 +156,9 @@ def _yuv(picture, reformatter):
 
 
 def _paletted(picture):
-    """picture in 256 colours of its own."""
-    image = Image.fromarray(picture).quantize(256, Image.Quantize.FASTOCTREE, dither=Image.Dither.NONE)
+    """picture in 256 colours of its own, dithered, which hides the steps between them."""
+    image = Image.fromarray(picture)
+    image = image.quantize(palette=image.quantize(256, Image.Quantize.FASTOCTREE), dither=Image.Dither.FLOYDSTEINBERG)
     palette = np.full((256, 4), 255, np.uint8)
     colours = np.array(image.getpalette("RGB"), np.uint8).reshape(-1, 3)
     palette[: len(colours), 1:] = colours

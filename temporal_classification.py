@@ -36,18 +36,12 @@ def parse_args(argv=None):
     )
     add("--no-augmentation", dest="augmentation", action="store_false", help="show the frames as they are")
     add("--augmentation", dest="augmentation", action="store_false", help=cli.HIDDEN)  # the published spelling
-    add(
-        "--augment-on",
-        choices=["worker", "device"],
-        default="worker",
-        help="where colours are jittered and blurred; device frees the workers, where a GPU waits for them",
-    )
     add("--epochs", type=cli.number(int, 1), help="default: 16, or 6 with --recipe paper")
     add("--n_out", type=cli.number(int, 1), help="outputs of the network; default: the classes in data")
     add("--wd", "--weight-decay", dest="wd", type=cli.number(float, 0), default=0.0, help="weight decay")
     add("--model-path", metavar="FILE", help="start from the weights in this checkpoint")
     add("--compile", action="store_true", help="compile the network first: minutes at the start, then faster steps")
-    cli.shared_flags(parser, "--batch-size", "--lr", "--image-size", "--print-freq", "--workers")
+    cli.shared_flags(parser, "--batch-size", "--lr", "--image-size", "--augment-on", "--print-freq", "--workers")
     cli.shared_flags(parser, "--save-dir", "--seed", "--device", "--precision", "--overwrite")
     Run.add_flags(parser)
     distributed.add_flags(parser)

@@ -88,6 +88,11 @@ SHARED_FLAGS = {
         flags=["-b", "--batch-size"], default=256, type=number(int, 1), help="images a step, over all processes"
     ),
     "--lr": dict(flags=["--lr", "--learning-rate"], default=5e-4, type=number(float, 0), help="learning rate"),
+    "--augment-on": dict(
+        default="worker",
+        choices=["worker", "device"],
+        help="where colours are jittered and blurred; device frees the workers, where a GPU waits for them",
+    ),
     "--print-freq": dict(
         flags=["-p", "--print-freq"], default=100, type=number(int, 1), help="steps between two lines of a batch log"
     ),

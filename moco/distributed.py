@@ -23,6 +23,7 @@ class Place:
     rank: int = 0
     world: int = 1
     device: torch.device = torch.device("cpu")
+    alone: bool = False  # on this GPU and no other: it was asked for, or the others may have processes of their own
 
     @property
     def main(self):
@@ -77,7 +78,7 @@ def launch(train, args):
         return _join(train, args, *ranks, args.dist_url or _slurm_url(environment))
     if args.multiprocessing_distributed:
         return _spawn(train, args)
-    return train(args, Place(device=device(args.device, args.gpu or 0)))
+    return train(args, Place(device=device(args.device, args.gpu or 0), alone=args.gpu is not None))
 
 
 def _slurm_url(environment):
@@ -96,7 +97,7 @@ def _join(train, args, rank, world, local_rank, url):
     backend = args.dist_backend or ("nccl" if here.type == "cuda" else "gloo")
     dist.init_process_group(backend, init_method=url, rank=rank, world_size=world)
     try:
-        return train(args, Place(rank, world, here))
+        return train(args, Place(rank, world, here, alone=True))
     finally:
         dist.destroy_process_group()
 
@@ -151,7 +152,7 @@ def wrap(model, place):
     model = model.to(place.device)
     if place.world > 1:
         return nn.parallel.DistributedDataParallel(model, [place.device] if place.device.type == "cuda" else None)
-    if place.device.type == "cuda" and place.device.index == 0 and torch.cuda.device_count() > 1:
+    if place.device.type == "cuda" and not place.alone and torch.cuda.device_count() > 1:
         return nn.DataParallel(model)
     return model
 

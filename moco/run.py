@@ -251,7 +251,7 @@ class Run:
         """Load network and optimiser, which must fit exactly."""
         state = {name.removeprefix("module."): value for name, value in content[self.network_key].items()}
         network = distributed.unwrap(self.model)
-        checkpoint.fill(network, checkpoint.Weights(Path(path), state, self.facts["arch"], self.facts["n_out"]))
+        checkpoint.fill(network, checkpoint.Weights(Path(path), state, self.facts["arch"], self.facts.get("n_out")))
         try:
             self.optimizer.load_state_dict(content[self.optimizer_key])
         except ValueError as error:

@@ -102,3 +102,12 @@ def test_several_nodes_need_a_meeting_point():
     args = Namespace(**{**vars(TWO_PROCESSES), "world_size": 2})
     with pytest.raises(UserError, match="several nodes need --dist-url"):
         distributed.launch(makes_a_mistake, args)
+
+
+def test_a_gpu_that_was_asked_for_works_alone(monkeypatch):
+    """Else all GPUs of a node help; here they are made up."""
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    model = nn.Linear(1, 1)
+    monkeypatch.setattr(nn.Module, "to", lambda module, device: module)
+    assert isinstance(distributed.wrap(model, Place(device=torch.device("cuda", 0))), nn.DataParallel)
+    assert distributed.wrap(model, Place(device=torch.device("cuda", 0), alone=True)) is model

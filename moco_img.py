@@ -1,0 +1,31 @@
+"""Learn to see by telling frames of a child's life apart: MoCo, where two augmentations of one frame belong together.
+
+A query must find the key of the same frame among those of many others (static contrastive learning: Orhan, Gupta &
+Lake, 2020, section 4.2, with He et al.'s MoCo, 2020).
+
+    python moco_img.py frames_S -a resnext50_32x4d --lr 0.015 --mlp --moco-t 0.2 --aug-plus --cos --save-dir moco_img-S
+
+In: a folder of frames. Out, in --save-dir: moco_img_checkpoint_NNNN.pth.tar after every epoch, last.tar to continue
+from, log.jsonl, training_curve.pdf and .png. Accuracy is that of finding the key among all keys of the queue: high
+while the queue still holds its first, random keys, then low, then rising.
+"""
+
+import moco_utils
+from moco import cli, distributed, loader
+
+
+def parse_args(argv=None):
+    return moco_utils.parse_args(__doc__, argv)
+
+
+def train(args, place):
+    """One process of the training."""
+    moco_utils.train(args, place, "moco_img", loader.Frames(args.data), pairs=args.batch_size)
+
+
+def main(argv=None):
+    return distributed.launch(train, parse_args(argv))
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,156 @@
+"""Static MoCo, run as its user runs it: its files, exact resume, several processes, mistakes as one line."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+
+import pytest
+import torch
+
+import linear_decoding
+import moco_img
+from moco import checkpoint
+from moco.cli import UserError
+from moco.run import Run
+from tests.conftest import make_frames, single_thread
+from tests.training import everything, same, wait_for_step
+
+pytestmark = pytest.mark.usefixtures("handlers", "one_thread")
+SMALL = ["-a", "shufflenet_v2_x0_5", "--image-size", "64", "--device", "cpu", "--batch-size", "8", "--moco-k", "16"]
+SMALL += ["--moco-dim", "8", "--mlp", "--precision", "fp32", "--epochs", "2", "--workers", "0", "--print-freq", "1"]
+LAST = "moco_img_checkpoint_0001.pth.tar"
+
+
+def train(frames, save_dir, *flags):
+    return moco_img.main([str(frames), "--save-dir", str(save_dir), *SMALL, *map(str, flags)])
+
+
+def train_elsewhere(frames, save_dir, *flags):
+    command = [sys.executable, moco_img.__file__, str(frames), "--save-dir", str(save_dir), *SMALL, *map(str, flags)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """An undisturbed run of two epochs of three steps over the frames of the fixture of that name."""
+    folder = tmp_path_factory.mktemp("whole")
+    with single_thread():
+        train(make_frames(folder / "frames"), folder / "run")
+    return folder / "run"
+
+
+def test_files_are_those_of_the_published_code(whole):
+    names = {path.name for path in whole.iterdir()}
+    assert {"moco_img_checkpoint_0000.pth.tar", LAST, "last.tar", "args.json", "training_curve.pdf"} < names
+    content = checkpoint.read(whole / LAST)
+    assert (content["epoch"], content["arch"]) == (2, "shufflenet_v2_x0_5")
+    state = content["state_dict"]
+    assert all(name.startswith("module.") for name in state)
+    assert state["module.queue"].shape == (8, 16) and state["module.queue_ptr"].tolist() == [6 * 8 % 16]
+    assert state["module.encoder_q.fc.2.weight"].shape == state["module.encoder_k.fc.2.weight"].shape == (8, 1024)
+    assert content["optimizer"]["param_groups"][0]["momentum"] == 0.9
+    records = [json.loads(line) for line in (whole / "log.jsonl").read_text().splitlines()]
+    assert [record.get("step") for record in records] == [1, 2, 3, None] * 2
+    assert records[-1]["images"] == 24 and records[-1]["lr"] == 0.03
+
+
+def cut_after(steps, monkeypatch, frames, save_dir):
+    """A run that saves after every step and dies in the step after so many."""
+    taken = []
+
+    def after_step(run):
+        taken.append(1)
+        if len(taken) > steps:
+            raise InterruptedError
+        original(run)
+
+    original = Run.after_step
+    with monkeypatch.context() as patch:
+        patch.setattr(Run, "after_step", after_step)
+        with pytest.raises(InterruptedError):
+            train(frames, save_dir, "--save-minutes", 0)
+
+
+def test_a_killed_run_continues_bitwise(frames, tmp_path, whole):
+    process = train_elsewhere(frames, tmp_path / "cut", "--save-minutes", 0, "--workers", 2)
+    wait_for_step(tmp_path / "cut", process, 2)
+    process.kill()
+    process.communicate()
+    train(frames, tmp_path / "cut", "--resume")
+    assert same(everything(whole), everything(tmp_path / "cut"))
+    assert same(checkpoint.read(whole / LAST)["state_dict"], checkpoint.read(tmp_path / "cut" / LAST)["state_dict"])
+
+
+@pytest.mark.parametrize("part", ["encoder_k.conv1.0.weight", "encoder_k.conv1.1.running_mean", "queue", "queue_ptr"])
+def test_leaving_a_part_of_the_state_out_is_noticed(frames, tmp_path, monkeypatch, whole, part):
+    cut_after(4, monkeypatch, frames, tmp_path / "cut")
+    content = checkpoint.read(tmp_path / "cut" / "last.tar")
+    content["state_dict"][f"module.{part}"] += 8
+    content["state_dict"]["module.queue_ptr"] %= 16
+    checkpoint.write(tmp_path / "cut" / "last.tar", content)
+    train(frames, tmp_path / "cut", "--resume")
+    assert not same(everything(whole), everything(tmp_path / "cut"))
+
+
+def test_a_published_file_continues_at_its_epoch(frames, tmp_path, capsys, whole):
+    content = checkpoint.read(whole / "moco_img_checkpoint_0000.pth.tar")
+    published = {key: content[key] for key in ("epoch", "arch", "state_dict", "optimizer")}
+    torch.save(published, tmp_path / "0000.pth.tar")
+    train(frames, tmp_path / "more", "--resume", tmp_path / "0000.pth.tar")
+    assert "epoch 1 begins anew" in capsys.readouterr().out
+    names = [path.name for path in sorted((tmp_path / "more").glob("*.pth.tar"))]
+    assert names == [LAST]
+    assert same(checkpoint.read(whole / LAST)["state_dict"], checkpoint.read(tmp_path / "more" / LAST)["state_dict"])
+
+
+def test_an_empty_resume_is_none_and_the_learning_rate_is_the_one_used(frames, tmp_path, capsys):
+    train(frames, tmp_path / "run", "--resume", "", "--epochs", 3, "--schedule", 1, 2, "--lr", 0.02, "--aug-plus")
+    lines = capsys.readouterr().out.splitlines()
+    assert [line for line in lines if "learning rate" in line] == [
+        f"epoch {epoch}: learning rate {lr}" for epoch, lr in enumerate(["0.02", "0.002", "0.0002"])
+    ]
+    groups = [
+        checkpoint.read(tmp_path / "run" / f"moco_img_checkpoint_{epoch:04d}.pth.tar")["optimizer"]["param_groups"][0]
+        for epoch in range(3)
+    ]
+    assert [group["lr"] for group in groups] == pytest.approx([0.02, 0.002, 0.0002])
+
+
+def test_several_processes_fill_one_queue(frames, tmp_path):
+    two = ("--multiprocessing-distributed", "--processes-per-node", 2, "--epochs", 1)
+    output, errors = train_elsewhere(frames, tmp_path / "run", *two).communicate(timeout=120)
+    assert output.count("24 frames, 3 steps of 8 pairs an epoch") == 1, errors
+    content = checkpoint.read(tmp_path / "run" / "last.tar")
+    assert content["records"][0]["images"] == 24
+    assert content["state_dict"]["module.queue_ptr"].tolist() == [8] and content["args"]["bn_splits"] == 1
+
+
+def test_mistakes_are_one_line_and_a_queue_that_the_data_do_not_fill_is_said(frames, tmp_path, capsys, whole):
+    with pytest.raises(UserError, match="--moco-k 20 is no multiple of the 8 keys of a step; 16 would be"):
+        train(frames, tmp_path / "run", "--moco-k", 20)
+    with pytest.raises(UserError, match="24 images do not fill one batch"):
+        train(frames, tmp_path / "run", "--batch-size", 32, "--moco-k", 32)
+    assert not (tmp_path / "run").exists()
+    shutil.copytree(whole, tmp_path / "run")
+    with pytest.raises(UserError, match="moco_t was 0.07 and is 0.2; give --override"):
+        train(frames, tmp_path / "run", "--moco-t", 0.2, "--resume")
+    train(frames, tmp_path / "small", "--epochs", 1, "--moco-k", 32)
+    assert "the 24 frames do not fill --moco-k 32" in capsys.readouterr().out
+
+
+def test_the_last_incomplete_batch_is_left_out(frames, tmp_path):
+    (frames / "class_0002" / "img_0007.jpeg").unlink()
+    train(frames, tmp_path / "run", "--epochs", 1)
+    assert checkpoint.read(tmp_path / "run" / "last.tar")["records"][0]["images"] == 16
+
+
+def test_a_checkpoint_decodes_as_it_is(frames, tmp_path, whole):
+    flags = ["--image-size", "64", "--epochs", "2", "--device", "cpu", "--save-dir", str(tmp_path / "decoded")]
+    linear_decoding.main([str(frames), "--model-path", str(whole / LAST), *flags])
+    decoded = checkpoint.weights(tmp_path / "decoded" / "moco_img_checkpoint_0001_labeledS_5_iid.tar")
+    assert (decoded.arch, decoded.n_out) == ("shufflenet_v2_x0_5", 3)
+    trunk = checkpoint.read(whole / LAST)["state_dict"]
+    assert torch.equal(decoded.state["conv1.0.weight"], trunk["module.encoder_q.conv1.0.weight"])

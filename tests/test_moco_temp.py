@@ -1,0 +1,63 @@
+"""MoCo over time, run as its user runs it: what it pairs, its files, exact resume."""
+
+import pytest
+import torch
+
+import moco_temp
+import moco_utils
+from moco import checkpoint
+from moco.cli import UserError
+from tests.test_moco_img import SMALL
+from tests.training import everything, same
+
+pytestmark = pytest.mark.usefixtures("handlers", "one_thread")
+
+
+def train(frames, save_dir, *flags):
+    return moco_temp.main([str(frames), "--save-dir", str(save_dir), *SMALL, *map(str, flags)])
+
+
+def test_a_run_pairs_neighbours_and_continues_bitwise(frames, tmp_path, monkeypatch):
+    """Batches of 8 frames are 4 pairs; 24 frames make 3 of them."""
+    seen = []
+
+    def contrast(model, images, targets):
+        seen.append(images)
+        return original(model, images, targets)
+
+    original = moco_utils.contrast
+    monkeypatch.setattr(moco_utils, "contrast", contrast)
+    train(frames, tmp_path / "whole")
+    assert len(seen) == 6 and all(len(view) == 4 for images in seen for view in images)
+    assert len({image.sum().item() for images in seen for view in images for image in view}) == 48
+    content = checkpoint.read(tmp_path / "whole" / "moco_temp_checkpoint_0001.pth.tar")
+    assert content["epoch"] == 2 and content["state_dict"]["module.queue_ptr"].tolist() == [6 * 4 % 16]
+
+    train(frames, tmp_path / "cut", "--epochs", 1)
+    train(frames, tmp_path / "cut", "--resume", "--workers", 2)
+    assert same(everything(tmp_path / "whole"), everything(tmp_path / "cut"))
+
+
+def test_each_view_is_another_frame(frames, tmp_path, monkeypatch):
+    """Without augmentation the views are the frames themselves: neighbours, or with published draws often one frame."""
+    same_frame = []
+
+    def contrast(model, images, targets):
+        same_frame.extend(torch.equal(a, b) for a, b in zip(*images, strict=True))
+        return original(model, images, targets)
+
+    original = moco_utils.contrast
+    monkeypatch.setattr(moco_utils, "contrast", contrast)
+    monkeypatch.setitem(moco_utils.augment.RECIPES, "moco_v1", {})
+    train(frames, tmp_path / "ours")
+    assert not any(same_frame)
+    train(frames, tmp_path / "published", "--published-sampling")
+    assert any(same_frame) and not all(same_frame)
+
+
+def test_mistakes_are_one_line(frames, tmp_path):
+    with pytest.raises(UserError, match="--batch-size 1 makes no pair"):
+        train(frames, tmp_path / "run", "--batch-size", 1)
+    with pytest.raises(UserError, match="--moco-k 16 is no multiple of the 3 keys of a step; 15 would be"):
+        train(frames, tmp_path / "run", "--batch-size", 6)
+    assert not (tmp_path / "run").exists()

@@ -1,0 +1,124 @@
+"""What the two contrastive learners share: learning rate, parts of a batch, pairs of frames, the whole training."""
+
+import itertools
+from collections import Counter
+
+import pytest
+import torch
+
+import moco_utils
+from moco import loader, manifest
+from moco.cli import UserError
+from moco_utils import ContrastiveBatchSampler, DistributedProxySampler, learning_rate, norm_parts
+from tests.test_manifest import images, make
+
+
+def test_the_learning_rate_falls_by_ten_at_the_schedule_or_like_a_cosine():
+    course = [learning_rate(epoch, 0.03, 24, [11, 20]) for epoch in range(24)]
+    assert course == pytest.approx([0.03] * 11 + [0.003] * 9 + [0.0003] * 4)
+    course = [learning_rate(epoch, 2, 4, [1], cosine=True) for epoch in range(4)]
+    assert course == pytest.approx([2, 1 + 0.5**0.5, 1, 1 - 0.5**0.5])
+
+
+def test_batch_norm_takes_as_many_parts_as_have_two_images_each():
+    assert [norm_parts(None, pairs, 1) for pairs in (1, 3, 8, 16, 256)] == [1, 1, 4, 8, 8]
+    assert norm_parts(2, 8, 1) == 2 and norm_parts(None, 64, 2) == 1 and norm_parts(1, 64, 2) == 1
+    with pytest.raises(UserError, match="--bn-splits 5: the 8 pairs of a step make at most 4 parts"):
+        norm_parts(5, 8, 1)
+    with pytest.raises(UserError, match="--bn-splits 4 is for a single process: leave it out, 2 shuffle"):
+        norm_parts(4, 8, 2)
+
+
+def drawn(sampler, epoch=0):
+    return DistributedProxySampler(sampler, epoch)[:].tolist()
+
+
+def test_a_pair_is_a_frame_and_a_neighbour_of_its_class(frames):
+    """Three classes of eight frames: 24 frames make 4 batches of 6, three pairs each."""
+    sampler = ContrastiveBatchSampler(loader.Frames(frames), 6, seed=0)
+    assert len(sampler) == 4 and len(DistributedProxySampler(sampler, 0)) == 12
+    pairs = list(itertools.chain.from_iterable(drawn(sampler, epoch) for epoch in range(200)))
+    assert {abs(a - b) for a, b in pairs} == {1}
+    assert all(a // 8 == b // 8 for a, b in pairs)
+    assert {a for a, _ in pairs} == set(range(24))
+    signs = Counter(b - a for a, b in pairs if a % 8 not in (0, 7))
+    assert abs(signs[1] - signs[-1]) < 4 * len(pairs) ** 0.5
+    assert any(len({a for a, _ in drawn(sampler, epoch)}) < 12 for epoch in range(5))  # with replacement
+
+
+def test_a_wider_window_reaches_further_on_both_sides(frames):
+    sampler = ContrastiveBatchSampler(loader.Frames(frames), 6, seed=0, window=3)
+    pairs = list(itertools.chain.from_iterable(drawn(sampler, epoch) for epoch in range(100)))
+    assert {b - a for a, b in pairs} == {-3, -2, -1, 1, 2, 3}
+    assert all(a // 8 == b // 8 for a, b in pairs)
+
+
+def test_published_pairs_are_the_frame_before_or_the_frame_itself(frames):
+    sampler = ContrastiveBatchSampler(loader.Frames(frames), 6, seed=0, published=True)
+    pairs = list(itertools.chain.from_iterable(drawn(sampler, epoch) for epoch in range(200)))
+    offsets = Counter(b - a for a, b in pairs)
+    assert offsets.keys() == {-1, 0} and abs(offsets[0] - offsets[-1]) < 4 * len(pairs) ** 0.5
+    assert any(a // 8 != b // 8 for a, b in pairs)  # across classes, as published
+    assert min(b for _, b in pairs) == 0 and max(a for a, _ in pairs) == 23
+    with pytest.raises(UserError, match="--pos-window 13 reaches beyond the 24 frames"):
+        ContrastiveBatchSampler(loader.Frames(frames), 6, seed=0, window=13, published=True)
+
+
+def test_processes_draw_their_own_parts_of_one_whole(frames, monkeypatch):
+    """The whole depends on seed and epoch alone, and nobody draws a pair that is not its own."""
+    sampler = ContrastiveBatchSampler(loader.Frames(frames), 8, seed=5)
+    whole = drawn(sampler, 3)
+    again = ContrastiveBatchSampler(loader.Frames(frames), 8, seed=5)
+    assert drawn(again, 3) == whole != drawn(again, 4)
+    assert drawn(ContrastiveBatchSampler(loader.Frames(frames), 8, seed=6), 3) != whole
+
+    asked = []
+    original = ContrastiveBatchSampler.pair
+    monkeypatch.setattr(
+        ContrastiveBatchSampler, "pair", lambda self, *where: asked.append(where[1]) or original(self, *where)
+    )
+    parts = []
+    for rank in range(2):
+        order = loader.Order(lambda epoch: DistributedProxySampler(again, epoch), 12, 4, 5, True, True, rank, 2)
+        order.epoch = 3
+        parts.append([indices.tolist() for _, _, indices in order])
+        assert asked == [position for position in range(12) if position % 2 == rank]
+        asked.clear()
+    merged = [pair for batch in zip(*parts, strict=True) for pair in itertools.chain(*zip(*batch, strict=True))]
+    assert merged == whole
+
+
+def test_frames_without_neighbours_are_one_line(frames):
+    for label in range(3):
+        for path in sorted((frames / f"class_{label:04d}").iterdir())[1:]:
+            path.unlink()
+    sampler = ContrastiveBatchSampler(loader.Frames(frames), 2, seed=0)
+    with pytest.raises(UserError, match="have no neighbours in time"):
+        drawn(sampler)
+
+
+def test_published_flags():
+    args = moco_utils.parse_args("doc", ["data"])
+    assert (args.arch, args.epochs, args.batch_size, args.lr, args.schedule) == ("resnet50", 12, 256, 0.03, [11, 20])
+    assert (args.momentum, args.wd, args.moco_dim, args.moco_k, args.moco_m) == (0.9, 0, 128, 65536, 0.999)
+    assert (args.moco_t, args.mlp, args.aug_plus, args.cos, args.print_freq) == (0.07, False, False, False, 1000)
+
+
+def test_several_gpus_get_a_process_each(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert moco_utils.parse_args("doc", ["data"]).multiprocessing_distributed
+    assert not moco_utils.parse_args("doc", ["data", "--gpu", "0"]).multiprocessing_distributed
+    assert not moco_utils.parse_args("doc", ["data", "--device", "cpu"]).multiprocessing_distributed
+
+
+def test_pairs_of_a_planned_folder_stay_within_a_video(tmp_path):
+    """Classes of ten frames, from videos of 7, 5 and 8, of which three are missing."""
+    plan = make([7, 5, 8], missing={3, 13, 14})
+    manifest.write(tmp_path, plan)
+    frames, kept = loader.Frames(tmp_path), images(plan)
+    assert len(frames) == len(kept) == 17 and len(frames.classes) == 2
+    sampler = ContrastiveBatchSampler(frames, 17, seed=0)
+    pairs = list(itertools.chain.from_iterable(drawn(sampler, epoch) for epoch in range(200)))
+    found = {(kept[a][1:], kept[b][1:]) for a, b in pairs}
+    near = itertools.permutations([place for _, *place in kept], 2)
+    assert found == {((va, a), (vb, b)) for (va, a), (vb, b) in near if va == vb and abs(a - b) == 1}

@@ -35,7 +35,7 @@ def main(argv=None):
     trunk = models.freeze(models.spatial_trunk(model)).to(device)
     weights, names = models.head(model).weight.detach().to(device), found and found.classes
     number = checkpoint.class_number(args.class_idx, names, len(weights))
-    title = f"class {names[number] if names else number}"
+    title = names[number] if names else f"class {number}"
     clip.animate(args, class_maps(trunk, weights[number]), title, f"computers_feature_animation_{number}.mp4")
 
 

@@ -35,7 +35,7 @@ def test_a_class_goes_by_number_or_name(frames, tmp_path, network, name, monkeyp
     titles = []
     monkeypatch.setattr(film, "Page", lambda height, width, title, *_: titles.append(title) or (lambda shown: shown))
     animate(frames, tmp_path / "out", network, "--class-idx", name)
-    assert titles == ["class class_0002"]
+    assert titles == ["class_0002"]
     with av.open(str(tmp_path / "out" / "computers_feature_animation_2.mp4")) as container:
         assert container.streams.video[0].frames == 24
 

@@ -234,7 +234,7 @@ def device_colour(images, factors, gray_first=False):
     known without waiting for the device. Gives the same shape and range.
     """
     if gray_first:
-        images = _where(factors[:, GRAY] > 0, images, factors, _grey)
+        images = _where(factors[:, GRAY] > 0, images, factors, _luma)
     order = factors[:, ORDER : ORDER + 4].long()
     amounts = torch.where(order == HUE, 1, factors.gather(1, order))  # of the three that blend the image with another
     steps = torch.stack([amounts, order == SATURATION, order == CONTRAST]).to(images.device, non_blocking=True)
@@ -245,7 +245,7 @@ def device_colour(images, factors, gray_first=False):
         images = (images - towards).mul_(amount).add_(towards).clamp_(0, 255).floor_()
         images = _where((order[:, slot] == HUE) & (factors[:, HUE] != 0), images, factors, _turn)
     if not gray_first:
-        images = _where(factors[:, GRAY] > 0, images, factors, _grey)
+        images = _where(factors[:, GRAY] > 0, images, factors, _luma)
     return _where(factors[:, BLUR] > 0, images, factors, _blur)
 
 
@@ -260,18 +260,15 @@ def _where(which, images, factors, function):
     return changed
 
 
-def _grey(images, _):
-    return _luma(images).expand_as(images)
-
-
-def _luma(images):
-    weights = torch.tensor([0.299, 0.587, 0.114], device=images.device)
-    return (torch.einsum("nchw,c->nhw", images, weights)[:, None] + 0.5).floor()
+def _luma(images, _=None):
+    """PIL's grey of images, (N, 1, height, width): the same for all three colours."""
+    red, green, blue = images.unbind(1)
+    return (0.299 * red + 0.587 * green + 0.114 * blue + 0.5).floor()[:, None]
 
 
 def _turn(images, factors):
     """Hues turned: each colour is the largest one less a share of the chroma that follows the hue circle."""
-    turn = factors[:, HUE, None, None].to(images.device, non_blocking=True)
+    turn = (255 * factors[:, HUE, None, None]).trunc().to(images.device, non_blocking=True)
     red, green, blue = images.unbind(1)
     largest = images.amax(1)
     chroma = largest - images.amin(1)
@@ -280,7 +277,8 @@ def _turn(images, factors):
         (green - blue) / chroma,
         torch.where(largest == green, (blue - red) / chroma + 2, (red - green) / chroma + 4),
     )
-    sector = torch.where(chroma == 0, 0, sector) + 6 * turn
+    hues = (255 * (torch.where(chroma == 0, 0, sector) / 6).remainder(1)).floor()  # in PIL's whole steps
+    sector = (hues + turn).remainder(256) * 6 / 255
     ramps = [(start + sector).remainder(6) for start in (5, 3, 1)]
     return torch.stack([largest - chroma * torch.minimum(k, 4 - k).clamp(0, 1) for k in ramps], 1)
 

@@ -14,7 +14,7 @@ CDPATH='' cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.."
 model=resnet18 # learns fastest from so few frames
 size=64        # pixels
 episode=6      # seconds: a class of temporal classification
-pictures=36000 # that the network looks at, over all epochs
+pictures=34000 # that the network looks at, over all epochs
 
 step() {
     printf '\n== %s (%d s)\n' "$1" "$SECONDS"
@@ -50,8 +50,8 @@ frames=$(find demo/frames -name 'img_*.jpeg' | wc -l)
 epochs=$((pictures / frames))
 epochs=$((epochs < 1 ? 1 : epochs > 100 ? 100 : epochs))
 step "Temporal classification: $epochs epochs of $frames frames"
-"$python" temporal_classification.py demo/frames --model "$model" --image-size "$size" --batch-size 32 --lr 1e-3 \
-    --epochs "$epochs" --save-dir demo/TC
+"$python" temporal_classification.py demo/frames --model "$model" --recipe released --image-size "$size" \
+    --batch-size 32 --lr 1e-3 --epochs "$epochs" --save-dir demo/TC
 checkpoint=demo/TC/${model}_epoch_$((epochs - 1)).tar
 find demo/TC -name "${model}_epoch_*.tar" ! -path "$checkpoint" -delete # the others fill 2 GB
 
@@ -59,11 +59,11 @@ step "Linear readout on the frozen network, beside a random one and HOG"
 readout=("$labelled" --split "${splits[@]}" --seeds 3)
 "$python" hog_baseline.py "${readout[@]}" --save-dir demo/hog
 "$python" linear_decoding.py "${readout[@]}" --model "$model" --model-path random "$checkpoint" --names random TC \
-    --image-size "$size" --beside demo/hog/results.json --save-dir demo/decoding
+    --image-size "$size" --batch-size 32 --beside demo/hog/results.json --save-dir demo/decoding
 
 step "Where the network sees class $shown"
 "$python" linear_combination_maps.py "$labelled" --model-path "demo/decoding/TC_labeledS_5_${splits[-1]}.tar" \
-    --class-idx "$shown" --class-only --save-dir demo/maps
+    --class-idx "$shown" --class-only --image-size 128 --save-dir demo/maps
 
 step "Done"
 "$python" scripts/demo_table.py demo/decoding/results.json --save-dir demo --overwrite

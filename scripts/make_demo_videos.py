@@ -25,7 +25,7 @@ from scripts.demo_toys import TOYS, WHITE, draw, rotation  # noqa: E402
 
 WIDTH, HEIGHT, RATE = 640, 480, Fraction(30000, 1001)
 HELD = 2  # frames that a picture is held for: drawing 15 a second is smooth enough, and twice as fast
-ROOMS = 6  # rooms in the videos, and as many others in the labelled set
+ROOMS = 4  # rooms in the videos, and as many others in the labelled set
 CATEGORIES = sorted(TOYS)
 TRANSFORMATIONS = ("rotate", "move", "grow")
 MIDDLE = np.array([320, 270])  # of the part of a picture that read_saycam.py keeps
@@ -40,7 +40,7 @@ def parse_args(argv=None):
     parser.add_argument("--videos", type=count, default=4, help="video files")
     parser.add_argument("--episodes", type=count, default=16, help="episodes a video, each about one toy")
     parser.add_argument("--seconds", type=cli.number(float, 0.1), default=6.0, help="length of an episode in seconds")
-    parser.add_argument("--toys", type=count, default=4, help="toys of a category in the videos")
+    parser.add_argument("--toys", type=count, default=6, help="toys of a category in the videos")
     parser.add_argument("--exemplars", type=count, default=10, help="toys of a category in the labelled set")
     parser.add_argument("--views", type=count, default=12, help="labelled pictures of a toy")
     return parser.parse_args(argv)
@@ -73,12 +73,12 @@ def make_episode(rng, t, free=TRANSFORMATIONS):
     """
     turning, moving, growing = (t if movement in free else 0 * t for movement in TRANSFORMATIONS)
     jitter = np.stack([wander(rng, t, -9, 9, 0.8), wander(rng, t, -9, 9, 0.8)], 1)
-    pan = np.stack([wander(rng, t, -180, 180, 9), wander(rng, t, -110, 110, 9)], 1)
+    look = np.stack([wander(rng, t, 350, ROOM[1] - 350, 7), wander(rng, t, 350, ROOM[0] - 350, 5)], 1)
     path = np.stack([wander(rng, moving, -100, 100, 5), wander(rng, moving, -80, 80, 5)], 1)
-    tint = np.stack([wander(rng, t, 0.85, 1.15, 6) for _ in "bgr"], 1)
+    tint = np.stack([wander(rng, t, 0.8, 1.2, 4) for _ in "bgr"], 1)
     spin = rng.uniform(0, 2 * np.pi) + rng.choice([-1, 1]) * rng.uniform(0.4, 0.9) * turning
     return {
-        "look": rng.uniform((450, 350), (ROOM[1] - 450, ROOM[0] - 350)) + pan + jitter,
+        "look": look + jitter,
         "tilt": wander(rng, t, -0.16, 0.16, 4),
         "zoom": wander(rng, t, 0.8, 1.2, 8),
         "place": MIDDLE + path + jitter,
@@ -87,7 +87,7 @@ def make_episode(rng, t, free=TRANSFORMATIONS):
         "pitch": wander(rng, turning, -0.1, 0.9, 5),
         "roll": wander(rng, turning, -0.5, 0.5, 5),
         "lamp": np.stack([wander(rng, t, -1, 1, 7), wander(rng, t, -1, -0.2, 7), np.full(len(t), -0.7)], 1),
-        "light": wander(rng, t, 0.7, 1.2, 5)[:, None] * tint,
+        "light": wander(rng, t, 0.7, 1.2, 3)[:, None] * tint,
     }
 
 

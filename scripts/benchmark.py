@@ -4,6 +4,8 @@
     python scripts/benchmark.py loader --frames tests/data/images --runs 5 --save-dir benchmark
     python scripts/benchmark.py film --frames tests/data/images --runs 3 --save-dir benchmark
     python scripts/benchmark.py features --frames tests/data/images --runs 3 --save-dir benchmark
+    python scripts/benchmark.py decode --frames tests/data/images --runs 1 --save-dir benchmark
+    python scripts/benchmark.py hog --frames tests/data/images --runs 3 --save-dir benchmark
 
 A part is a function of the arguments that gives the rows of one table; each row is one contestant. The machine should
 have nothing else to do. In: what the part works on. Out: the table, and benchmark_PART.json in --save-dir.
@@ -24,7 +26,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from moco import cli, files  # noqa: E402
-from scripts import benchmark_inside  # noqa: E402
+from scripts import benchmark_inside, benchmark_readouts  # noqa: E402
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -183,6 +185,8 @@ class PilBlur:
 
 def many(frames, n, folder):
     """A folder below folder with the frames of another linked over and over, n of them, in two classes."""
+    if frames is None:
+        raise cli.UserError("--frames must name a folder of 224x224 frames")
     files_there = sorted(path.resolve() for path in frames.rglob("*.jpeg"))
     for i in range(n):
         link = folder / str(n) / f"class_{2 * i // n}" / f"img_{i:05d}.jpeg"
@@ -192,16 +196,16 @@ def many(frames, n, folder):
 
 
 def peak_memory(call, *values):
-    """The most memory (MB) that a process of its own has had which calls a function of benchmark_inside."""
-    work = f"benchmark_inside.{call}(*{[str(value) for value in values]})"
-    code = f"import resource; from scripts import benchmark_inside; {work}; "
+    """The most memory (MB) that a process of its own has had which calls 'module.function' of scripts."""
+    work = f"{call}(*{[str(value) for value in values]})"
+    code = f"import resource; from scripts import {call.split('.')[0]}; {work}; "
     code += "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)"
     done = subprocess.run([sys.executable, "-c", code], check=True, stdout=subprocess.PIPE, text=True, cwd=ROOT)
     return int(done.stdout.split()[-1])
 
 
 def with_memory(rows, frames, call, small, large):
-    """rows, to the first of which the memory is added that a function of benchmark_inside takes."""
+    """rows, to the first of which the memory is added that 'module.function' of scripts takes."""
     with tempfile.TemporaryDirectory() as folder:
         folders = {n: many(frames, n, Path(folder)) for n in (small, large)}
         rows[0]["peak_mb"] = {n: peak_memory(call, data, folder) for n, data in folders.items()}
@@ -211,31 +215,58 @@ def with_memory(rows, frames, call, small, large):
 
 def films(args):
     """A film of 300 frames, reading them included, network time left out: the map is a mean over 32x32 pixels."""
-    if args.frames is None:
-        raise cli.UserError("--frames must name a folder of 224x224 frames")
     with tempfile.TemporaryDirectory() as folder:
         data = many(args.frames, 300, Path(folder))
         work = {
             "ours": lambda out: benchmark_inside.our_film(data, out),
             "ArtistAnimation": lambda out: benchmark_inside.published_film(data, out),
         }
-        return with_memory(in_turn(work, args.runs), args.frames, "our_film", 100, 10_000)
+        return with_memory(in_turn(work, args.runs), args.frames, "benchmark_inside.our_film", 100, 10_000)
 
 
 def inner_features(args):
     """Units of six layers of MobileNetV2 for 96 images: in one pass, and in one for each layer, as published."""
-    if args.frames is None:
-        raise cli.UserError("--frames must name a folder of 224x224 frames")
     with tempfile.TemporaryDirectory() as folder:
         data = many(args.frames, 96, Path(folder))
         work = {
             "six layers in one pass": lambda _: benchmark_inside.our_units(data),
             "a pass for each": lambda _: benchmark_inside.a_pass_for_each(data),
         }
-        return with_memory(in_turn(work, args.runs), args.frames, "our_units", 96, 960)
+        return with_memory(in_turn(work, args.runs), args.frames, "benchmark_inside.our_units", 96, 960)
 
 
-PARTS = {"reader": reader, "loader": loading, "film": films, "features": inner_features}
+def decoding(args):
+    """A readout of 2000 frames by MobileNetV2: from features computed once, and with the trunk run in every epoch.
+
+    The loop of 100 epochs is drawn out from one of 1 and one of 3: it would take an hour.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        decode, data = benchmark_readouts.decode, many(args.frames, 2000, Path(folder))
+        work = {
+            "features once": lambda out: decode(data, out, 100, "eval", args.workers),
+            "the trunk, 1 epoch": lambda out: decode(data, out, 1, "train", args.workers),
+            "the trunk, 3 epochs": lambda out: decode(data, out, 3, "train", args.workers),
+        }
+        return benchmark_readouts.drawn_out(in_turn(work, args.runs), 100)
+
+
+def hogs(args):
+    """HOGs of 600 frames in one process and in --workers; the memory that 2000 and a fit take, beside a plain loop."""
+    calls = ("nothing", "our_hog", "plain_hog")
+    with tempfile.TemporaryDirectory() as folder:
+        data, more = (many(args.frames, n, Path(folder)) for n in (600, 2000))
+        features = benchmark_readouts.our_features
+        work = {f"{n} workers": lambda out, n=n: features(data, out, n) for n in (1, args.workers)}
+        rows = in_turn(work, args.runs)
+        rows[0]["peak_mb"] = {call: peak_memory(f"benchmark_readouts.{call}", more, folder) for call in calls}
+    print("; ".join(f"memory of {call}: {peak} MB" for call, peak in rows[0]["peak_mb"].items()))
+    return rows
+
+
+PARTS = {
+    **{"reader": reader, "loader": loading, "film": films, "features": inner_features},
+    **{"decode": decoding, "hog": hogs},
+}
 
 
 def table(rows):

@@ -10,7 +10,9 @@ Features stay on disk, 4 bytes a value; a fit holds those of its training images
 of disk, and 2 GB of memory when half of them train.
 """
 
+import signal
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 
 import numpy as np
 from skimage.feature import hog
@@ -46,6 +48,20 @@ def readable_features(path):
         return str(error)
 
 
+def in_processes(function, tasks, workers):
+    """Yield function(task) for every task in order, worked out by so many processes; 0 works in this one."""
+    if not workers:
+        yield from map(function, tasks)
+        return
+    pool = ProcessPoolExecutor(workers, initializer=signal.signal, initargs=(signal.SIGINT, signal.SIG_IGN))
+    try:
+        yield from pool.map(function, tasks, chunksize=16)
+    except BrokenProcessPool as error:
+        raise UserError("a worker process was killed (was memory short?); start again with fewer --workers") from error
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
 def all_features(frames, images, workers, cache):
     """The HOGs (N, n) of some images of frames, as an array on disk; NaN for images that cannot be read.
 
@@ -55,10 +71,8 @@ def all_features(frames, images, workers, cache):
     if path.exists():
         return np.load(path, mmap_mode="r")
     paths, rows = [frames.path(i) for i in images], None
-    pool = ProcessPoolExecutor(workers) if workers else None
-    found = pool.map(readable_features, paths, chunksize=16) if pool else map(readable_features, paths)
     with files.whole(path) as part, cli.Progress(len(images), "HOG", "images") as progress:
-        for i, row in enumerate(found):
+        for i, row in enumerate(in_processes(readable_features, paths, workers)):
             if isinstance(row, str):
                 progress.say(f"{paths[i]}: {row}; left out")
                 continue

@@ -1,6 +1,9 @@
 """The HOG baseline: features equal to golden, results by the same splits as linear decoding."""
 
 import json
+import multiprocessing
+import os
+import signal
 
 import cv2
 import numpy as np
@@ -50,6 +53,22 @@ def test_workers_change_nothing(tmp_path):
     )
     np.testing.assert_array_equal(alone, two)
     assert alone.dtype == np.float32 and alone.shape == (4, 11664)
+
+
+def die_at_3(task):
+    if task == 3:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return task
+
+
+def test_a_killed_worker_is_an_error_and_no_process_is_left():
+    assert list(hog_baseline.in_processes(abs, range(-40, 0), 2)) == [*range(40, 0, -1)]
+    with pytest.raises(UserError, match="a worker process was killed .* fewer --workers"):
+        list(hog_baseline.in_processes(die_at_3, range(40), 2))
+    some = hog_baseline.in_processes(abs, range(1000), 2)
+    next(some)
+    some.close()
+    assert not multiprocessing.active_children()
 
 
 def test_edges_tell_stripes_apart(stripes, tmp_path):

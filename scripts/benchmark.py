@@ -6,6 +6,7 @@
     python scripts/benchmark.py features --frames tests/data/images --runs 3 --save-dir benchmark
     python scripts/benchmark.py decode --frames tests/data/images --runs 1 --save-dir benchmark
     python scripts/benchmark.py hog --frames tests/data/images --runs 3 --save-dir benchmark
+    python scripts/benchmark.py train --runs 5 --save-dir benchmark
 
 A part is a function of the arguments that gives the rows of one table; each row is one contestant. The machine should
 have nothing else to do. In: what the part works on. Out: the table, and benchmark_PART.json in --save-dir.
@@ -26,7 +27,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from moco import cli, files  # noqa: E402
-from scripts import benchmark_inside, benchmark_readouts  # noqa: E402
+from scripts import benchmark_inside, benchmark_readouts, benchmark_train  # noqa: E402
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -265,16 +266,16 @@ def hogs(args):
 
 PARTS = {
     **{"reader": reader, "loader": loading, "film": films, "features": inner_features},
-    **{"decode": decoding, "hog": hogs},
+    **{"decode": decoding, "hog": hogs, "train": lambda args: benchmark_train.training(args, in_turn)},
 }
 
 
 def table(rows):
     """Rows as lines of text."""
-    lines = [f"{'':24}{'wall s':>10}{'CPU s':>10}{'wall ratio':>12}{'CPU ratio':>12}"]
+    lines = [f"{'':32}{'wall s':>10}{'CPU s':>10}{'wall ratio':>12}{'CPU ratio':>12}"]
     for row in rows:
         numbers = f"{row['seconds']:10.2f}{row['cpu_seconds']:10.2f}"
-        lines.append(f"{row['name']:24}{numbers}{row['seconds_ratio']:12.2f}{row['cpu_seconds_ratio']:12.2f}")
+        lines.append(f"{row['name']:32}{numbers}{row['seconds_ratio']:12.2f}{row['cpu_seconds_ratio']:12.2f}")
     return "\n".join(lines)
 
 

@@ -13,7 +13,7 @@ from moco import files
 from moco.cli import UserError
 
 CODECS = {
-    ".mp4": ("libx264", {"crf": "20", "preset": "superfast"}),
+    ".mp4": ("libx264", {"crf": "20", "preset": "ultrafast"}),
     ".webm": ("libvpx-vp9", {"crf": "24", "b": "0", "deadline": "realtime", "cpu-used": "6", "row-mt": "1"}),
     ".gif": ("gif", {}),
 }

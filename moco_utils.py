@@ -1,6 +1,5 @@
 """What the two contrastive learners share: flags, learning rate, pairs of frames close in time, and the training."""
 
-from functools import partial
 from math import cos, pi
 
 import numpy as np
@@ -153,20 +152,18 @@ def train(args, place, name, frames, pairs, order=None):
     )  # fmt: skip
     torch.manual_seed(args.seed)
     model = MoCo(
-        partial(encoder, args.arch), args.moco_dim, args.moco_k, args.moco_m, args.moco_t, args.mlp, args.bn_splits
-    )
-    model = engine.prepare(model, place)
-    optimizer = torch.optim.SGD(
-        model.parameters(), args.lr, args.momentum, weight_decay=args.wd, fused=place.device.type != "mps"
-    )
-    run = Run(
-        args, place, model, optimizer, f"{name}_checkpoint_{{:04d}}.pth.tar",
-        {"arch": args.arch, "images": len(frames)}, LAYOUT,
+        lambda num_classes: models.build(args.arch, num_classes),
+        args.moco_dim, args.moco_k, args.moco_m, args.moco_t, args.mlp, args.bn_splits,
     )  # fmt: skip
+    model = engine.prepare(model, place)
+    fused = place.device.type != "mps"
+    optimizer = torch.optim.SGD(model.parameters(), args.lr, args.momentum, weight_decay=args.wd, fused=fused)
+    facts = {"arch": args.arch, "images": len(frames)}
+    run = Run(args, place, model, optimizer, f"{name}_checkpoint_{{:04d}}.pth.tar", facts, LAYOUT)
     dtype = engine.precision(args.precision, place.device, args.arch)
     run.say(
         f"{len(frames)} frames, {len(batches)} steps of {pairs} pairs an epoch; {args.arch} in {dtype} on "
-        f"{place.world} x {place.device}, batch norm in {args.bn_splits} parts"
+        f"{place.world} x {place.device}, --bn-splits {args.bn_splits}"
     )
     if args.moco_k > len(frames):
         run.say(f"note: the {len(frames)} frames do not fill --moco-k {args.moco_k}: keys of a frame oppose its query")
@@ -178,8 +175,3 @@ def train(args, place, name, frames, pairs, order=None):
         run.end_epoch({**engine.train(run, model, batches, optimizer, dtype, args.print_freq, contrast), "lr": lr})
         if place.main:
             plots.training_curve(run.records, run.folder / "training_curve")
-
-
-def encoder(arch, num_classes):
-    """A torchvision architecture, named as MoCo's base encoders are."""
-    return models.build(arch, num_classes)

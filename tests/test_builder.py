@@ -164,6 +164,23 @@ def test_the_key_encoder_follows_and_keeps_its_batch_norm_in_training():
     assert model.encoder_k.bn.num_batches_tracked == 1
 
 
+def test_it_finds_keys_easily_among_random_ones_then_hardly_then_by_learning():
+    """The course that training takes; here views of an image share their red alone, green and blue are a nuisance."""
+    torch.manual_seed(0)
+    model, hits = MoCo(Encoder, dim=8, K=160, m=0.98, T=0.2, mlp=True), []
+    optimizer = torch.optim.SGD(model.parameters(), 0.03, momentum=0.9)
+    for _ in range(400):
+        red = torch.randn(16, 1, 1, 1)
+        colours = (torch.cat([red, torch.randn(16, 2, 1, 1)], 1) for _ in range(2))
+        logits, targets = model(*(colour + 0.3 * torch.randn(16, 3, 8, 8) for colour in colours))
+        optimizer.zero_grad()
+        functional.cross_entropy(logits, targets).backward()
+        optimizer.step()
+        hits.append((logits.argmax(1) == targets).float().mean().item())
+    first, filled, end = hits[0], np.mean(hits[10:30]), np.mean(hits[-50:])
+    assert first > 0.6 and filled < 0.2 and end > 0.4, (first, filled, end)
+
+
 @pytest.mark.parametrize("arch", ["mobilenet_v2", "resnet18", "efficientnet_b0", "vit_b_32", "vgg11"])
 def test_any_architecture_gets_its_head(arch):
     with torch.device("meta"):

@@ -1,10 +1,13 @@
 """Static MoCo, run as its user runs it: its files, exact resume, several processes, mistakes as one line."""
 
+import itertools
 import json
 import os
+import random
 import shutil
 import subprocess
 import sys
+import time
 
 import pytest
 import torch
@@ -82,6 +85,20 @@ def test_a_killed_run_continues_bitwise(frames, tmp_path, whole):
     train(frames, tmp_path / "cut", "--resume")
     assert same(everything(whole), everything(tmp_path / "cut"))
     assert same(checkpoint.read(whole / LAST)["state_dict"], checkpoint.read(tmp_path / "cut" / LAST)["state_dict"])
+
+
+@pytest.mark.thorough
+def test_kills_at_random_moments_with_any_number_of_workers(frames, tmp_path, whole):
+    draws = random.Random(0)
+    for before, after in itertools.product((0, 2), (0, 2)):
+        folder = tmp_path / f"cut_{before}_{after}"
+        process = train_elsewhere(frames, folder, "--save-minutes", 0, "--workers", before)
+        wait_for_step(folder, process, draws.randrange(1, 7))
+        time.sleep(draws.uniform(0, 0.05))
+        process.kill()
+        process.communicate()
+        train(frames, folder, "--resume", "--workers", after)
+        assert same(everything(whole), everything(folder)), (before, after)
 
 
 @pytest.mark.parametrize("part", ["encoder_k.conv1.0.weight", "encoder_k.conv1.1.running_mean", "queue", "queue_ptr"])

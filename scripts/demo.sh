@@ -48,7 +48,7 @@ fi
 
 frames=$(find demo/frames -name 'img_*.jpeg' | wc -l)
 epochs=$((pictures / frames))
-epochs=$((epochs < 1 ? 1 : epochs > 100 ? 100 : epochs))
+epochs=$((epochs < 1 ? 1 : epochs > 60 ? 60 : epochs))
 step "Temporal classification: $epochs epochs of $frames frames"
 "$python" temporal_classification.py demo/frames --model "$model" --recipe released --image-size "$size" \
     --batch-size 32 --lr 1e-3 --epochs "$epochs" --save-dir demo/TC

@@ -33,7 +33,7 @@ if [ -z "$videos" ]; then
     videos=demo/world/videos
     labelled=demo/world/labelled
     splits=(iid exemplar)
-    shown=duck
+    shown=book
 else
     labelled=demo/labelled
     splits=(iid)

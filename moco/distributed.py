@@ -1,6 +1,7 @@
 """One process, many GPUs or many nodes: start, rank, wrap, gather."""
 
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -83,10 +84,14 @@ def launch(train, args):
 
 def _slurm_url(environment):
     """A meeting point that every task of a SLURM step works out alike: its first node, a port from the job's number."""
-    command = ["scontrol", "show", "hostnames", environment["SLURM_STEP_NODELIST"]]
-    listing = subprocess.run(command, capture_output=True, text=True, check=True)
+    first = _scontrol("hostnames", environment["SLURM_STEP_NODELIST"]).split()[0]
+    address = re.search(r"NodeAddr=(\S+)", _scontrol("node", first))[1]  # a node's name need not be a host's
     port = 20000 + (int(environment["SLURM_JOB_ID"]) * 7 + int(environment.get("SLURM_STEP_ID", 0))) % 20000
-    return f"tcp://{listing.stdout.split()[0]}:{port}"
+    return f"tcp://{address}:{port}"
+
+
+def _scontrol(what, which):
+    return subprocess.run(["scontrol", "show", what, which], capture_output=True, text=True, check=True).stdout
 
 
 def _join(train, args, rank, world, local_rank, url):

@@ -158,7 +158,7 @@ def train(args, place, name, frames, pairs, order=None):
     model = engine.prepare(model, place)
     fused = place.device.type != "mps"
     optimizer = torch.optim.SGD(model.parameters(), args.lr, args.momentum, weight_decay=args.wd, fused=fused)
-    facts = {"arch": args.arch, "images": len(frames)}
+    facts = {"arch": args.arch, "classes": list(frames.classes), "images": len(frames)}
     run = Run(args, place, model, optimizer, f"{name}_checkpoint_{{:04d}}.pth.tar", facts, LAYOUT)
     dtype = engine.precision(args.precision, place.device, args.arch)
     run.say(

@@ -72,7 +72,7 @@ def begin(folder, plan):
     """Write a new plan into a frame folder and return it; UserError where its classes are there, of unknown origin."""
     there = {path.name for path in Path(folder).iterdir()}
     for name in [*manifest.class_names(plan), *ledger_names(folder)]:
-        if name in there:
+        if name in there and not (Path(folder) / manifest.NAME).exists():  # by now another shard may have begun
             raise cli.UserError(f"{folder} has a {name} already, but no {manifest.NAME}. Give another --save-dir")
     manifest.write(folder, plan)
     return plan

@@ -1,0 +1,22 @@
+#!/usr/bin/env bash
+#SBATCH --job-name=feature_animation
+#SBATCH --nodes=1
+#SBATCH --ntasks=1
+#SBATCH --cpus-per-task=8
+#SBATCH --gres=gpu:2
+#SBATCH --mem=150G
+#SBATCH --time=01:00:00
+#SBATCH --requeue
+#SBATCH --open-mode=append
+#SBATCH --output=%x_%j.out
+# A film of where a feature answers, over the frames of a folder or of a video.
+#     DATA=frames_S SAVE=films sbatch scripts/feature_animation.sh [flags of feature_animation.py]
+set -euo pipefail
+house=${HOUSE:-${SLURM_SUBMIT_DIR:-$(dirname "$0")/..}}
+source "$house/scripts/step.sh"
+
+DATA=${DATA:-frames_S}
+SAVE=${SAVE:-films}
+MODEL_PATH=${MODEL_PATH:-TC-S.tar}
+
+run feature_animation.py "$DATA" --model-path "$MODEL_PATH" --save-dir "$SAVE" "$@"

@@ -1,0 +1,22 @@
+#!/usr/bin/env bash
+#SBATCH --job-name=feature_animation_class
+#SBATCH --nodes=1
+#SBATCH --ntasks=1
+#SBATCH --cpus-per-task=1
+#SBATCH --gres=gpu:4
+#SBATCH --mem=100G
+#SBATCH --time=01:00:00
+#SBATCH --requeue
+#SBATCH --open-mode=append
+#SBATCH --output=%x_%j.out
+# A film of what speaks for a class, over the frames of a folder or of a video.
+#     DATA=frames_S SAVE=films sbatch scripts/feature_animation_class.sh [flags of feature_animation_class.py]
+set -euo pipefail
+house=${HOUSE:-${SLURM_SUBMIT_DIR:-$(dirname "$0")/..}}
+source "$house/scripts/step.sh"
+
+DATA=${DATA:-frames_S}
+SAVE=${SAVE:-films}
+MODEL_PATH=${MODEL_PATH:-decoding/TC-S_labeledS_5_iid.tar}
+
+run feature_animation_class.py "$DATA" --model-path "$MODEL_PATH" --save-dir "$SAVE" "$@"

@@ -1,0 +1,22 @@
+#!/usr/bin/env bash
+#SBATCH --job-name=highly_activating_imgs
+#SBATCH --nodes=1
+#SBATCH --ntasks=1
+#SBATCH --cpus-per-task=1
+#SBATCH --gres=gpu:1
+#SBATCH --mem=16G
+#SBATCH --time=01:00:00
+#SBATCH --requeue
+#SBATCH --open-mode=append
+#SBATCH --output=%x_%j.out
+# The images that units of a network answer to most strongly.
+#     DATA=labeled_S SAVE=top_images sbatch scripts/highly_activating_imgs.sh [flags of highly_activating_imgs.py]
+set -euo pipefail
+house=${HOUSE:-${SLURM_SUBMIT_DIR:-$(dirname "$0")/..}}
+source "$house/scripts/step.sh"
+
+DATA=${DATA:-labeled_S}
+SAVE=${SAVE:-top_images}
+MODEL_PATH=${MODEL_PATH:-TC-S.tar}
+
+run highly_activating_imgs.py "$DATA" --model-path "$MODEL_PATH" --save-dir "$SAVE" "$@"

@@ -1,0 +1,22 @@
+#!/usr/bin/env bash
+#SBATCH --job-name=linear_combination_maps
+#SBATCH --nodes=1
+#SBATCH --ntasks=1
+#SBATCH --cpus-per-task=1
+#SBATCH --gres=gpu:1
+#SBATCH --mem=16G
+#SBATCH --time=01:00:00
+#SBATCH --requeue
+#SBATCH --open-mode=append
+#SBATCH --output=%x_%j.out
+# What in images speaks for a class, to a network that a linear readout has been trained on.
+#     DATA=labeled_S SAVE=maps sbatch scripts/linear_combination_maps.sh [flags of linear_combination_maps.py]
+set -euo pipefail
+house=${HOUSE:-${SLURM_SUBMIT_DIR:-$(dirname "$0")/..}}
+source "$house/scripts/step.sh"
+
+DATA=${DATA:-labeled_S}
+SAVE=${SAVE:-maps}
+MODEL_PATH=${MODEL_PATH:-decoding/TC-S_labeledS_5_iid.tar}
+
+run linear_combination_maps.py "$DATA" --model-path "$MODEL_PATH" --save-dir "$SAVE" "$@"

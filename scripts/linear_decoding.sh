@@ -1,0 +1,30 @@
+#!/usr/bin/env bash
+#SBATCH --job-name=linear_decoding
+#SBATCH --nodes=1
+#SBATCH --ntasks=1
+#SBATCH --cpus-per-task=8
+#SBATCH --gres=gpu:2
+#SBATCH --mem=150G
+#SBATCH --time=12:00:00
+#SBATCH --requeue
+#SBATCH --open-mode=append
+#SBATCH --output=%x_%j.out
+# A linear readout of frozen networks. As an array, a task decodes one of MODELS into a folder of its own.
+#     DATA=labeled_S SAVE=decoding sbatch scripts/linear_decoding.sh [flags of linear_decoding.py]
+set -euo pipefail
+house=${HOUSE:-${SLURM_SUBMIT_DIR:-$(dirname "$0")/..}}
+source "$house/scripts/step.sh"
+
+DATA=${DATA:-labeled_S}
+SAVE=${SAVE:-decoding}
+# Checkpoints, random or imagenet, whose names have no spaces, and names for them in the results.
+MODELS=${MODELS:-random TC-S/resnext50_32x4d_epoch_15.tar}
+NAMES=${NAMES:-random TC-S}
+
+read -ra models <<<"$MODELS"
+read -ra names <<<"$NAMES"
+if [ -n "${SLURM_ARRAY_TASK_ID:-}" ]; then
+    models=("${models[SLURM_ARRAY_TASK_ID]}") names=("${names[SLURM_ARRAY_TASK_ID]}")
+    SAVE=$SAVE/${names[0]}
+fi
+run linear_decoding.py "$DATA" --model-path "${models[@]}" --names "${names[@]}" --save-dir "$SAVE" "$@"

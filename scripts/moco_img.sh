@@ -1,0 +1,24 @@
+#!/usr/bin/env bash
+#SBATCH --job-name=moco_img
+#SBATCH --nodes=1
+#SBATCH --ntasks-per-node=4
+#SBATCH --cpus-per-task=4
+#SBATCH --gres=gpu:4
+#SBATCH --mem=150G
+#SBATCH --time=48:00:00
+#SBATCH --signal=B:USR2@120
+#SBATCH --requeue
+#SBATCH --open-mode=append
+#SBATCH --output=%x_%j.out
+# Frames to a network, by MoCo on two augmentations of a frame: a task a GPU, on any number of nodes.
+# On the warning before its time is up the job saves, goes back into the queue, and goes on from there.
+#     DATA=frames_S SAVE=moco_img-S sbatch [--nodes=2] scripts/moco_img.sh [flags of moco_img.py]
+set -euo pipefail
+house=${HOUSE:-${SLURM_SUBMIT_DIR:-$(dirname "$0")/..}}
+source "$house/scripts/step.sh"
+
+DATA=${DATA:-frames_S}
+SAVE=${SAVE:-moco_img-S}
+MODEL=${MODEL:-resnext50_32x4d}
+
+train moco_img.py "$DATA" --arch "$MODEL" --lr 0.015 --mlp --moco-t 0.2 --aug-plus --cos --save-dir "$SAVE" "$@"

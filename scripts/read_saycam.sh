@@ -1,0 +1,24 @@
+#!/usr/bin/env bash
+#SBATCH --job-name=read_saycam
+#SBATCH --array=0-7
+#SBATCH --nodes=1
+#SBATCH --ntasks=1
+#SBATCH --cpus-per-task=1
+#SBATCH --mem=16G
+#SBATCH --time=48:00:00
+#SBATCH --requeue
+#SBATCH --open-mode=append
+#SBATCH --output=%x_%A_%a.out
+# Videos to frames. The tasks of the array share the videos; what is read already is not read again.
+#     DATA="videos_S" SAVE=frames_S sbatch --array=0-15 scripts/read_saycam.sh [flags of read_saycam.py]
+set -euo pipefail
+house=${HOUSE:-${SLURM_SUBMIT_DIR:-$(dirname "$0")/..}}
+source "$house/scripts/step.sh"
+
+DATA=${DATA:-videos_S} # one folder or several, whose names have no spaces
+SAVE=${SAVE:-frames_S}
+
+shard=()
+[ -z "${SLURM_ARRAY_TASK_ID:-}" ] || shard=(--shard "$SLURM_ARRAY_TASK_ID/$SLURM_ARRAY_TASK_COUNT")
+read -ra folders <<<"$DATA"
+SLURM_RESTART_COUNT=0 run read_saycam.py "${folders[@]}" --save-dir "$SAVE" "${shard[@]}" "$@"

@@ -1,0 +1,45 @@
+#!/usr/bin/env bash
+# What the steps share; sourced by each of them, with $house set to the project's folder. Gives them
+#     run SCRIPT [ARGUMENTS]      one process, which computes its result anew if SLURM starts the job again
+#     train SCRIPT [ARGUMENTS]    under SLURM one process for each task of the job, which goes on where it was stopped
+# PYTHON chooses another Python than that of .venv.
+set -euo pipefail
+
+python=${PYTHON:-$house/.venv/bin/python}
+if ! command -v "$python" >/dev/null; then
+    echo "error: there is no $python; run 'bash scripts/setup.sh' in the project's folder, or set PYTHON" >&2
+    exit 2
+fi
+export SRUN_CPUS_PER_TASK=${SLURM_CPUS_PER_TASK:-1} # srun does not take it over from sbatch by itself
+
+run() {
+    local again=()
+    [ "${SLURM_RESTART_COUNT:-0}" = 0 ] || again=(--overwrite)
+    status=0
+    "$python" "$house/$1" "${@:2}" "${again[@]}" || status=$?
+    finish "$1"
+}
+
+train() {
+    local command=("$python" "$house/$1" "${@:2}" --resume) child
+    [ -z "${SLURM_JOB_ID:-}" ] || command=(srun "${command[@]}")
+    "${command[@]}" &
+    child=$!
+    # The batch script alone is told that its time is up (--signal=B:); SIGTERM comes with scancel and preemption.
+    warned=
+    trap 'warned=yes; kill -USR2 "$child"' USR2
+    trap 'kill -TERM "$child"' TERM
+    while status=0; wait "$child" || status=$?; kill -0 "$child" 2>/dev/null; do :; done
+    if [ "$status" = 75 ] && [ -n "$warned" ] && [ -n "${SLURM_JOB_ID:-}" ]; then
+        echo "saved and put back into the queue: job $SLURM_JOB_ID goes on when its turn comes"
+        scontrol requeue "$SLURM_JOB_ID"
+    fi
+    finish "$1"
+}
+
+finish() { # SCRIPT: end with $status, and say what a failure means for the jobs that wait for this one
+    if [ "$status" != 0 ] && [ "$status" != 75 ]; then
+        echo "$1 failed with status $status. Jobs that depend on it are cancelled; mend it and submit again." >&2
+    fi
+    exit "$status"
+}

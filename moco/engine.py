@@ -63,12 +63,13 @@ def train(run, model, batches, optimizer, dtype, print_freq, forward=classify):
             totals.count(run.totals, loss.detach(), logits.detach(), targets, run.step)
             clock.images += len(targets) * place.world
             bar.update()
-            run.after_step()
+            run.step += 1
             if run.step % print_freq == 0:
                 record = {"epoch": run.epoch, "step": run.step, **run.averages(), **clock.speed()}
                 run.log(record)
                 bar.update(0, describe(record))
                 bar.line()
+            run.after_step()  # perhaps the last one, if a signal says so
         record = {"epoch": run.epoch, **run.averages(), **clock.speed()}
         bar.update(0, describe(record))
     if record["waiting"] > 1 / 3:

@@ -30,8 +30,8 @@ MAY_DIFFER = {  # flags that do not change what is learned; data is compared by 
 class Run:
     """What a training run keeps: its position, the epochs so far, and all its files. Only rank 0 prints and writes.
 
-    epoch, step: where to go on. records: one dict for every finished epoch. totals: moco.totals of this process's steps
-    of this epoch.
+    epoch, step: where to go on. records: one dict for every finished epoch. totals: moco.totals of this epoch's steps,
+    of this process's since the start, and on rank 0 those of all before it.
 
     pattern: name of an epoch's checkpoint, such as "resnet50_epoch_{}.tar". facts: what a reader of a checkpoint must
     know (arch, n_out, classes) and what must be the same to continue (images). layout: as LAYOUT.
@@ -104,12 +104,11 @@ class Run:
         )
 
     def after_step(self):
-        """Count a step as done; save by the clock; on a stop signal save and end the process with TRY_AGAIN."""
-        self.step += 1
+        """Save by the clock; on a stop signal save and end the process with TRY_AGAIN."""
         if self.step % LOOK == 0:
             self.check_loss()
-        stop = self._stop_signal()
-        if stop or time.monotonic() - self.saved > 60 * self.args.save_minutes:
+        stop, due = self._agreed(self.stopped_by, time.monotonic() - self.saved > 60 * self.args.save_minutes)
+        if stop or due:
             self.save()
         if stop:
             name = signal.Signals(stop).name
@@ -118,13 +117,13 @@ class Run:
                 dist.barrier(self.host_group)  # nobody leaves, and thereby ends the others, before rank 0 has saved
             sys.exit(TRY_AGAIN)
 
-    def _stop_signal(self):
-        """The stop signal that any of the processes got, so that all of them stop after the same step; 0 for none."""
+    def _agreed(self, *wishes):
+        """The largest that any process has of each of the numbers, so that all do the same after the same step."""
         if self.place.world == 1:
-            return self.stopped_by
-        flag = torch.tensor(self.stopped_by)
-        dist.all_reduce(flag, dist.ReduceOp.MAX, self.host_group)
-        return int(flag)
+            return wishes
+        flags = torch.tensor([int(wish) for wish in wishes])
+        dist.all_reduce(flags, dist.ReduceOp.MAX, self.host_group)
+        return flags.tolist()
 
     def end_epoch(self, record, is_best=False):
         """Write the finished epoch's record to the log and its network to a file, and go to the next.
@@ -166,13 +165,13 @@ class Run:
 
     def save(self):
         """Write last.tar with all that a bitwise resume needs; the one before stays as last.old.tar."""
-        self.saved = time.monotonic()
+        self.saved, seen = time.monotonic(), distributed.total(self.totals, self.place)
         if not self.place.main:
             return
         self._check_weights()
         last = self.folder / "last.tar"
         keep_previous(last)
-        position = {"epoch": self.epoch, "step": self.step, "records": self.records, "totals": self.totals.cpu()}
+        position = {"epoch": self.epoch, "step": self.step, "records": self.records, "totals": seen.cpu()}
         checkpoint.write(last, {**self.published(self.epoch), **position})
 
     def _check_weights(self):
@@ -219,7 +218,8 @@ class Run:
         self._load(path, content)
         if "step" in content:
             self.epoch, self.step, self.records = content["epoch"], content["step"], content["records"]
-            self.totals.copy_(content["totals"])
+            if self.place.main:  # they are of all processes
+                self.totals.copy_(content["totals"])
         else:
             self.epoch = max(self.args.start_epoch, content.get("epoch", -1) + 1 - self.first)
             self.records = [{"epoch": i, "acc1": float(acc1)} for i, acc1 in enumerate(content.get("acc1_list", []))]

@@ -4,17 +4,18 @@
 #                                               a flag the steps are submitted to SLURM
 #     step NAME "BEFORE ..." RESULT [VARIABLE=VALUE ...] SCRIPT [ARGUMENTS]
 #                                               run scripts/SCRIPT.sh after the steps BEFORE, unless the file RESULT is
-#                                               there; a frame folder's manifest.json counts once it says it is complete
+#                                               there; a frame folder's manifest.json counts once it says 'complete'
 #     chain_end                                 say where to look
 # A step that waits in the queue from an earlier call is not submitted again. SBATCH_FLAGS go to every sbatch, and
 # SBATCH_FLAGS_NAME to that of step NAME (with _ for -).
+set -euo pipefail
 export HOUSE=${house:?}
 declare -A job=() # step -> its number in the queue; none for a step that is done
 
 chain_begin() {
     out=$1 mode=${2:-}
     case $mode in
-    "") command -v sbatch >/dev/null || chain_error "there is no sbatch here; give --local to run the steps one by one" ;;
+    "") command -v sbatch >/dev/null || chain_error "there is no sbatch here; give --local to run the steps here" ;;
     --local | --dry-run) ;;
     *) chain_error "unknown argument $mode; give --local or --dry-run" ;;
     esac
@@ -81,7 +82,8 @@ submit() { # NAME RESULT: with the variables before, variables and command of st
         flags+=("--dependency=afterok:$(IFS=: && echo "${after[*]}")" --kill-on-invalid-dep=yes)
     fi
     job[$1]=$(
-        env "${variables[@]}" sbatch --parsable --job-name="$1" --output="$out/logs/%x_%j.out" "${flags[@]}" "${command[@]}"
+        env "${variables[@]}" sbatch --parsable --job-name="$1" --output="$out/logs/%x_%j.out" "${flags[@]}" \
+            "${command[@]}"
     )
     job[$1]=${job[$1]%%;*}
     echo "$1 ${job[$1]}" >>"$out/jobs"

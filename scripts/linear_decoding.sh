@@ -17,12 +17,11 @@ source "$house/scripts/step.sh"
 
 DATA=${DATA:-labeled_S}
 SAVE=${SAVE:-decoding}
-# Checkpoints, random or imagenet, whose names have no spaces, and names for them in the results.
-MODELS=${MODELS:-random TC-S/resnext50_32x4d_epoch_15.tar}
-NAMES=${NAMES:-random TC-S}
+MODELS=${MODELS:-random:TC-S/resnext50_32x4d_epoch_15.tar} # checkpoints, random, imagenet
+NAMES=${NAMES:-random:TC-S}                                # what the results call them
 
-read -ra models <<<"$MODELS"
-read -ra names <<<"$NAMES"
+IFS=: read -ra models <<<"$MODELS"
+IFS=: read -ra names <<<"$NAMES"
 if [ -n "${SLURM_ARRAY_TASK_ID:-}" ]; then
     models=("${models[SLURM_ARRAY_TASK_ID]}") names=("${names[SLURM_ARRAY_TASK_ID]}")
     SAVE=$SAVE/${names[0]}

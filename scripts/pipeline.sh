@@ -26,7 +26,7 @@ read -ra look_flags <<<"--overwrite ${LOOK_FLAGS:-}"
 
 chain_begin "$OUT" "${@:3}"
 frames=$OUT/frames tc=$OUT/TC/${MODEL}_epoch_$((EPOCHS - 1)).tar decoded=$OUT/decoding/TC_labeledS_5_iid.tar
-models=(random "$tc") names=(random TC) trained=(TC)
+models=random:$tc names=random:TC trained=(TC)
 moco_epochs=$(printf '%s\n' "${moco_flags[@]}" | grep -A 1 -x -e --epochs | tail -n 1)
 
 step frames "" "$frames/manifest.json" DATA="$videos" SAVE="$frames" read_saycam "${read_flags[@]}"
@@ -35,12 +35,12 @@ if [ -n "${MOCO:-}" ]; then
     for learner in moco_img moco_temp; do
         last=$OUT/$learner/${learner}_checkpoint_$(printf %04d $((moco_epochs - 1))).pth.tar
         step "$learner" frames "$last" DATA="$frames" SAVE="$OUT/$learner" MODEL="$MODEL" "$learner" "${moco_flags[@]}"
-        models+=("$last") names+=("$learner") trained+=("$learner")
+        models+=:$last names+=:$learner trained+=("$learner")
     done
 fi
 step hog "" "$OUT/hog/results.json" DATA="$labelled" SAVE="$OUT/hog" hog_baseline "${hog_flags[@]}"
 step decoding "${trained[*]} hog" "$OUT/decoding/results.json" DATA="$labelled" SAVE="$OUT/decoding" \
-    MODELS="${models[*]}" NAMES="${names[*]}" linear_decoding --model "$MODEL" --beside "$OUT/hog/results.json" \
+    MODELS="$models" NAMES="$names" linear_decoding --model "$MODEL" --beside "$OUT/hog/results.json" \
     "${decode_flags[@]}"
 step maps decoding "$OUT/maps/linear_combination_maps_class_0.pdf" DATA="$labelled" MODEL_PATH="$decoded" \
     SAVE="$OUT/maps" linear_combination_maps --class-idx 0 "${look_flags[@]}"

@@ -10,15 +10,15 @@
 #SBATCH --open-mode=append
 #SBATCH --output=%x_%A_%a.out
 # Videos to frames. The tasks of the array share the videos; what is read already is not read again.
-#     DATA="videos_S" SAVE=frames_S sbatch --array=0-15 scripts/read_saycam.sh [flags of read_saycam.py]
+#     DATA=videos_S SAVE=frames_S sbatch --array=0-15 scripts/read_saycam.sh [flags of read_saycam.py]
 set -euo pipefail
 house=${HOUSE:-${SLURM_SUBMIT_DIR:-$(dirname "$0")/..}}
 source "$house/scripts/step.sh"
 
-DATA=${DATA:-videos_S} # one folder or several, whose names have no spaces
+DATA=${DATA:-videos_S} # one folder, or several as videos_S:videos_A
 SAVE=${SAVE:-frames_S}
 
 shard=()
 [ -z "${SLURM_ARRAY_TASK_ID:-}" ] || shard=(--shard "$SLURM_ARRAY_TASK_ID/$SLURM_ARRAY_TASK_COUNT")
-read -ra folders <<<"$DATA"
+IFS=: read -ra folders <<<"$DATA"
 SLURM_RESTART_COUNT=0 run read_saycam.py "${folders[@]}" --save-dir "$SAVE" "${shard[@]}" "$@"

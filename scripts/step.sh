@@ -32,7 +32,8 @@ train() {
     while status=0; wait "$child" || status=$?; kill -0 "$child" 2>/dev/null; do :; done
     if [ "$status" = 75 ] && [ -n "$warned" ] && [ -n "${SLURM_JOB_ID:-}" ]; then
         echo "saved and put back into the queue: job $SLURM_JOB_ID goes on when its turn comes"
-        scontrol requeue "$SLURM_JOB_ID"
+        trap - USR2 TERM
+        scontrol requeue "$SLURM_JOB_ID" && sleep 600 # until SLURM ends this script: a status of its own might count
     fi
     finish "$1"
 }

@@ -14,7 +14,7 @@ from moco.cli import UserError
 from scripts import demo_table
 
 ROOT = Path(__file__).parent.parent
-SHELL = sorted([*(ROOT / "scripts").glob("*.sh"), ROOT / ".ci" / "run"])
+SHELL = sorted([*(ROOT / "scripts").glob("*.sh"), ROOT / "tests" / "slurm.sh", ROOT / ".ci" / "run"])
 
 # A python that notes what it is told in calls.txt, and that makes environments of itself.
 FAKE_PYTHON = """#!/bin/sh
@@ -105,6 +105,13 @@ def test_shell_scripts_are_well_formed_and_stop_at_the_first_mistake(path):
     subprocess.run(["bash", "-n", str(path)], check=True)
     text = path.read_text()
     assert text.startswith("#!/usr/bin/env bash\n") and "\nset -euo pipefail\n" in text
+
+
+@pytest.mark.skipif(not (shutil.which("shellcheck") or os.environ.get("CI")), reason="needs shellcheck")
+@pytest.mark.parametrize("path", SHELL, ids=lambda path: path.name)
+def test_shellcheck_finds_nothing(path):
+    done = subprocess.run(["shellcheck", str(path)], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout
 
 
 def test_ci_runs_the_tests_and_nothing_else():

@@ -12,7 +12,8 @@ from moco import cli, distributed, models, totals
 def precision(name, device, arch, compiled=False):
     """The dtype that --precision stands for in training; auto is bf16 where that is faster.
 
-    On a CPU that is one with bf16 instructions, where a ResNeXt's grouped convolutions gain only when compiled.
+    On a CPU that is one with bf16 instructions, where a ResNeXt's grouped convolutions gain only when compiled, unless
+    it multiplies tiles (AMX).
     """
     if name != "auto":
         return {"fp32": torch.float32, "bf16": torch.bfloat16}[name]
@@ -20,7 +21,7 @@ def precision(name, device, arch, compiled=False):
         faster = torch.cuda.is_bf16_supported(including_emulation=False)
     else:
         has_bf16 = device.type == "cpu" and torch.ops.mkldnn._is_mkldnn_bf16_supported()
-        faster = has_bf16 and (compiled or not arch.startswith("resnext"))
+        faster = has_bf16 and (compiled or not arch.startswith("resnext") or torch.cpu._is_amx_tile_supported())
     return torch.bfloat16 if faster else torch.float32
 
 

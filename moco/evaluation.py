@@ -124,7 +124,7 @@ def table(models):
     rows = [["top-1 %", *columns]]
     for name in ("chance", "majority"):
         rows.append([name, *(f"{100 * baselines(models, task)[name]:.1f}" for task in columns)])
-    rows += [[name, *(_cell(by_task.get(task)) for task in columns)] for name, by_task in models.items()]
+    rows += [[name, *(cell(by_task.get(task)) for task in columns)] for name, by_task in models.items()]
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     align = [str.ljust] + [str.rjust] * len(columns)
     return "\n".join(
@@ -132,7 +132,8 @@ def table(models):
     )
 
 
-def _cell(entry):
+def cell(entry):
+    """A summary's accuracy in %, with its spread and the published one where there are such; a dash for None."""
     if entry is None:
         return "-"
     text = f"{100 * entry['mean']:.1f}"

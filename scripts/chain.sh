@@ -3,8 +3,9 @@
 #     chain_begin OUT [--local | --dry-run]     where results, logs (OUT/logs) and job numbers (OUT/jobs) go; without
 #                                               a flag the steps are submitted to SLURM
 #     step NAME "BEFORE ..." RESULT [VARIABLE=VALUE ...] SCRIPT [ARGUMENTS]
-#                                               run scripts/SCRIPT.sh after the steps BEFORE, unless the file RESULT is
-#                                               there; a frame folder's manifest.json counts once it says 'complete'
+#                                               run scripts/SCRIPT.sh once the steps BEFORE have succeeded (with
+#                                               when=afterany: have ended), unless the file RESULT is there; that of a
+#                                               folder of frames, manifest.json, counts once it says 'complete'
 #     chain_end                                 say where to look
 # A step that waits in the queue from an earlier call is not submitted again. SBATCH_FLAGS go to every sbatch, and
 # SBATCH_FLAGS_NAME to that of step NAME (with _ for -).
@@ -79,7 +80,7 @@ submit() { # NAME RESULT: with the variables before, variables and command of st
     for each in "${before[@]}"; do [ -z "${job[$each]:-}" ] || after+=("${job[$each]}"); done
     read -ra flags <<<"${SBATCH_FLAGS:-} ${!own:-}"
     if [ ${#after[@]} -gt 0 ]; then
-        flags+=("--dependency=afterok:$(IFS=: && echo "${after[*]}")" --kill-on-invalid-dep=yes)
+        flags+=("--dependency=${when:-afterok}:$(IFS=: && echo "${after[*]}")" --kill-on-invalid-dep=yes)
     fi
     job[$1]=$(
         env "${variables[@]}" sbatch --parsable --job-name="$1" --output="$out/logs/%x_%j.out" "${flags[@]}" \

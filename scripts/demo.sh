@@ -1,10 +1,15 @@
 #!/usr/bin/env bash
 # The main job, end to end and small: videos to frames, temporal classification, a linear readout, maps of one class.
-#     bash scripts/demo.sh [VIDEO_DIR]
+#     bash scripts/demo.sh [--full] [VIDEO_DIR]
 # Without a folder of videos it renders a small world of its own, with labelled pictures of toys that no video shows.
-# With one, the readout has to tell the videos apart. All results are in demo/; those of an earlier demo are replaced.
+# With one, the readout has to tell the videos apart. --full trains MoCo too, on images and over time. All results are
+# in demo/; those of an earlier demo are replaced.
 set -euo pipefail
-videos=
+videos='' full=''
+if [ "${1:-}" = --full ]; then
+    full=yes
+    shift
+fi
 if [ $# -gt 0 ]; then
     [ -d "$1" ] || { echo "demo.sh: error: there is no folder $1; give one that holds videos" >&2; exit 2; }
     videos=$(CDPATH='' cd -- "$1" && pwd)
@@ -24,7 +29,7 @@ bash scripts/setup.sh
 SECONDS=0
 python=$PWD/.venv/bin/python
 mkdir -p demo
-rm -rf demo/frames demo/TC demo/labelled demo/hog demo/decoding demo/maps demo/results.json
+rm -rf demo/frames demo/TC demo/moco_img demo/moco_temp demo/labelled demo/hog demo/decoding demo/maps demo/results.json
 
 if [ -z "$videos" ]; then
     step "Rendering a world of toys and rooms"
@@ -55,11 +60,27 @@ step "Temporal classification: $epochs epochs of $frames frames"
 checkpoint=demo/TC/${model}_epoch_$((epochs - 1)).tar
 find demo/TC -name "${model}_epoch_*.tar" ! -path "$checkpoint" -delete # the others fill 2 GB
 
+models=(random "$checkpoint") names=(random TC)
+
+if [ -n "$full" ]; then
+    # An epoch over time has half as many pairs as one of images, so that twice the epochs are as many steps.
+    moco=(-a "$model" --image-size "$size" --moco-k 512 --moco-t 0.1 --mlp --aug-plus --cos --lr 0.06)
+    step "MoCo on images: $epochs epochs"
+    "$python" moco_img.py demo/frames "${moco[@]}" --batch-size 64 --epochs "$epochs" --save-dir demo/moco_img
+    step "MoCo over time: $((2 * epochs)) epochs"
+    "$python" moco_temp.py demo/frames "${moco[@]}" --batch-size 128 --epochs "$((2 * epochs))" --save-dir demo/moco_temp
+    for learner in moco_img moco_temp; do
+        last=$(find "demo/$learner" -name "${learner}_checkpoint_*.tar" | sort | tail -n 1)
+        find "demo/$learner" -name "${learner}_checkpoint_*.tar" ! -path "$last" -delete
+        models+=("$last") names+=("$learner")
+    done
+fi
+
 step "Linear readout on the frozen network, beside a random one and HOG"
 readout=("$labelled" --split "${splits[@]}" --seeds 3)
 "$python" hog_baseline.py "${readout[@]}" --save-dir demo/hog
-"$python" linear_decoding.py "${readout[@]}" --model "$model" --model-path random "$checkpoint" --names random TC \
-    --image-size "$size" --batch-size 32 --beside demo/hog/results.json --save-dir demo/decoding
+"$python" linear_decoding.py "${readout[@]}" --model "$model" --model-path "${models[@]}" \
+    --names "${names[@]}" --image-size "$size" --batch-size 32 --beside demo/hog/results.json --save-dir demo/decoding
 
 step "Where the network sees class $shown"
 "$python" linear_combination_maps.py "$labelled" --model-path "demo/decoding/TC_labeledS_5_${splits[-1]}.tar" \

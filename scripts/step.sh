@@ -35,6 +35,7 @@ train() {
         trap - USR2 TERM
         scontrol requeue "$SLURM_JOB_ID" && sleep 600 # until SLURM ends this script: a status of its own might count
     fi
+    [ "$status" != 0 ] || touch "$SAVE/finished" # for who cannot tell from the checkpoints, whose names may not change
     finish "$1"
 }
 

@@ -126,18 +126,30 @@ def test_the_demo_names_a_missing_folder_before_any_work(tmp_path):
     assert done.stderr.splitlines() == ["demo.sh: error: there is no folder no/videos; give one that holds videos"]
 
 
+def flags_of(words):
+    """The flags among the words of a command line."""
+    return {word for word in words if word.startswith("--")}
+
+
+def known_flags(script, capsys):
+    """The flags that the help of a script names; it is of the top folder, or of scripts."""
+    name = script.removesuffix(".py").replace("/", ".")
+    module = importlib.import_module(name if "." in name or (ROOT / script).exists() else f"scripts.{name}")
+    with pytest.raises(SystemExit):
+        module.parse_args(["--help"])
+    return flags_of(re.findall(r"--[\w-]+", capsys.readouterr().out))
+
+
 def test_every_flag_of_the_demo_exists(capsys):
     """Each flag that demo.sh gives a script is one that the script's help knows."""
-    lines = (ROOT / "scripts" / "demo.sh").read_text().replace("\\\n", " ").splitlines()
-    readout = next(line for line in lines if line.startswith("readout=("))
-    calls = [line.split()[1:] for line in lines if line.strip().startswith('"$python"')]
-    assert len(calls) == 8
+    lines = [line.strip() for line in (ROOT / "scripts" / "demo.sh").read_text().replace("\\\n", " ").splitlines()]
+    arrays = dict(re.findall(r"^(\w+)=\((.*)\)$", "\n".join(lines), re.MULTILINE))
+    calls = [line.split()[1:] for line in lines if line.startswith('"$python"')]
+    assert len(calls) == 10
     for script, *words in calls:
-        words = words + (readout.split() if '"${readout[@]}"' in words else [])
-        with pytest.raises(SystemExit):
-            importlib.import_module(script.removesuffix(".py").replace("/", ".")).parse_args(["--help"])
-        known = set(re.findall(r"--[\w-]+", capsys.readouterr().out))
-        assert {word for word in words if word.startswith("--")} <= known, script
+        for name in re.findall(r'"\$\{(\w+)\[@\]\}"', " ".join(words)):
+            words += arrays.get(name, "").split()
+        assert flags_of(words) <= known_flags(script, capsys), script
 
 
 def test_the_demos_table_joins_the_evaluations(tmp_path, capsys):

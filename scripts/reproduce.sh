@@ -1,0 +1,139 @@
+#!/usr/bin/env bash
+# The paper in one command: all its trainings and evaluations as a chain of SLURM jobs, and one page with what came out.
+#     S=saycam/S A=saycam/A Y=saycam/Y LABELED_S=labeled_S TOYBOX=toybox_videos IMAGENET=imagenet \
+#         bash scripts/reproduce.sh [--local | --dry-run]
+#     bash scripts/reproduce.sh --tiny [--dry-run]
+# S, A, Y: folders of videos of the three children. LABELED_S: its labelled images, a folder a class. TOYBOX: its
+# videos, or TOYBOX_FRAMES: its images. IMAGENET: train/ and val/. What is not given is left out, and the page says so.
+# --tiny does all of it here in miniature on the demo's world. The same line goes on after a failure. Further variables:
+#     OUT=reproduction                    folder of all results: report.html and report.md are the page
+#     MODEL=resnext50_32x4d, BASELINES=random:imagenet
+#     TC_FLAGS, MOCO_FLAGS, DECODE_FLAGS, HOG_FLAGS, LOOK_FLAGS, IMAGENET_FLAGS     more flags for the scripts
+#     SBATCH_FLAGS, SBATCH_FLAGS_NAME     more flags for every sbatch, or for that of the step NAME (with _ for -)
+set -euo pipefail
+house=$(CDPATH='' cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.." && pwd)
+source "$house/scripts/chain.sh"
+
+tiny() {
+    local python=${PYTHON:-$house/.venv/bin/python} world=$OUT/world child picture part class number=0
+    if [ "$mode" != --dry-run ] && [ ! -d "$world/imagenet/val" ]; then
+        "$python" "$house/scripts/make_demo_videos.py" --save-dir "$world" --videos 3
+        for child in S A Y; do
+            mkdir -p "$world/$child"
+            mv "$(find "$world/videos" -name '*.mp4' | sort | head -n 1)" "$world/$child/"
+        done
+        for picture in "$world"/labelled/*/*; do # every fifth picture is for validation
+            part='train' class=$(basename "$(dirname "$picture")")
+            [ $((number++ % 5)) != 0 ] || part='val'
+            mkdir -p "$world/imagenet/$part/$class"
+            cp "$picture" "$world/imagenet/$part/$class/"
+        done
+    fi
+    S=$world/S A=$world/A Y=$world/Y LABELED_S=$world/labelled TOYBOX_FRAMES=$world/labelled IMAGENET=$world/imagenet
+    MODEL=resnet18 BASELINES=random SEG_LEN=6 EPOCHS=12 MOCO_EPOCHS=8 IMAGENET_EPOCHS=6
+    TC_FLAGS='--image-size 64 --batch-size 32 --lr 1e-3' IMAGENET_FLAGS='--image-size 64 --batch-size 32'
+    MOCO_FLAGS='--image-size 64 --batch-size 64 --moco-k 256' DECODE_FLAGS='--image-size 64 --batch-size 32 --seeds 3'
+    HOG_FLAGS='--seeds 3' LOOK_FLAGS='--image-size 64' FRACTION=0.1 LAYERS='1 2 3'
+}
+
+OUT=${OUT:-reproduction} mode=${1:-}
+if [ "$mode" = --tiny ]; then
+    mode=${2:---local}
+    [ "$mode" = --local ] || [ "$mode" = --dry-run ] || chain_error "--tiny runs here: give --dry-run or nothing with it"
+    tiny
+fi
+MODEL=${MODEL:-resnext50_32x4d} EPOCHS=${EPOCHS:-16} MOCO_EPOCHS=${MOCO_EPOCHS:-12} SEG_LEN=${SEG_LEN:-288}
+IMAGENET_EPOCHS=${IMAGENET_EPOCHS:-25} FRACTION=${FRACTION:-0.01} LAYERS=${LAYERS:-1 2 3}
+for name in S A Y LABELED_S TOYBOX TOYBOX_FRAMES IMAGENET; do
+    [ -z "${!name:-}" ] || [ -d "${!name}" ] || chain_error "$name: there is no folder ${!name}"
+done
+read -ra tc_flags <<<"--epochs $EPOCHS ${TC_FLAGS:-}"
+read -ra moco_flags <<<"--epochs $MOCO_EPOCHS ${MOCO_FLAGS:-}"
+read -ra decode_flags <<<"--overwrite --model $MODEL ${DECODE_FLAGS:---seeds 5}"
+read -ra hog_flags <<<"--overwrite ${HOG_FLAGS:---seeds 5}"
+read -ra look_flags <<<"--overwrite ${LOOK_FLAGS:-}"
+read -ra imagenet_flags <<<"--epochs $IMAGENET_EPOCHS ${IMAGENET_FLAGS:-}"
+read -ra layers <<<"$LAYERS"
+chain_begin "$OUT" "$mode"
+
+# Frames, and a network from those of each child and of all three.
+models=${BASELINES:-random:imagenet} names=$models trained=() best=''
+for child in S A Y SAY; do
+    videos=${!child:-}
+    if [ "$child" = SAY ]; then
+        videos=${S:+${A:+${Y:+$S:$A:$Y}}}
+    fi
+    [ -n "$videos" ] || continue
+    last=$OUT/TC-$child/${MODEL}_epoch_$((EPOCHS - 1)).tar
+    step "frames-$child" "" "$OUT/frames-$child/manifest.json" DATA="$videos" SAVE="$OUT/frames-$child" \
+        read_saycam --seg-len "$SEG_LEN"
+    step "TC-$child" "frames-$child" "$last" DATA="$OUT/frames-$child" SAVE="$OUT/TC-$child" MODEL="$MODEL" \
+        temporal_classification "${tc_flags[@]}"
+    models+=:$last names+=:TC-$child trained+=("TC-$child") best=$child
+done
+if [ -n "${S:-}" ]; then
+    for learner in moco_img moco_temp; do
+        last=$OUT/$learner-S/${learner}_checkpoint_$(printf %04d $((MOCO_EPOCHS - 1))).pth.tar
+        step "$learner-S" frames-S "$last" DATA="$OUT/frames-S" SAVE="$OUT/$learner-S" MODEL="$MODEL" "$learner" \
+            "${moco_flags[@]}"
+        models+=:$last names+=:$learner-S trained+=("$learner-S")
+    done
+fi
+
+# Readouts of all models beside HOG: decode NAME BEFORE DATA [FLAGS ...]
+decode() {
+    local name=$1 data=$3
+    step "hog-$name" "$2" "$OUT/hog-$name/results.json" DATA="$data" SAVE="$OUT/hog-$name" hog_baseline \
+        "${@:4}" "${hog_flags[@]}"
+    step "decoding-$name" "$2 hog-$name ${trained[*]}" "$OUT/decoding-$name/results.json" DATA="$data" \
+        SAVE="$OUT/decoding-$name" MODELS="$models" NAMES="$names" linear_decoding "${@:4}" \
+        --beside "$OUT/hog-$name/results.json" "${decode_flags[@]}"
+}
+if [ -n "${LABELED_S:-}" ]; then
+    decode labeled_S "" "$LABELED_S"
+    decode labeled_S-subsampled "" "$LABELED_S" --subsample
+    if [ -d "$LABELED_S/car" ] && [ -d "$LABELED_S/road" ]; then
+        decode labeled_S-binary "" "$LABELED_S" --binary-tasks
+    fi
+fi
+toybox=${TOYBOX_FRAMES:-} toybox_step=''
+if [ -n "${TOYBOX:-}" ]; then
+    toybox=$OUT/frames-toybox toybox_step=frames-toybox
+    step frames-toybox "" "$toybox/manifest.json" DATA="$TOYBOX" SAVE="$toybox" read_saycam --fps 1 --class-by name \
+        --no-rotate --shift 0 --recursive
+fi
+[ -z "$toybox" ] || decode toybox "$toybox_step" "$toybox" --split iid exemplar
+
+# What the networks look at.
+if [ -n "$best" ] && [ -n "${LABELED_S:-}" ]; then
+    tc=$OUT/TC-$best/${MODEL}_epoch_$((EPOCHS - 1)).tar decoded=$OUT/decoding-labeled_S/TC-${best}_labeledS_5_iid.tar
+    for panel in class-only others; do
+        step "maps-$panel" decoding-labeled_S "$OUT/maps-$panel/linear_combination_maps_class_1.pdf" DATA="$LABELED_S" \
+            MODEL_PATH="$decoded" SAVE="$OUT/maps-$panel" linear_combination_maps --class-idx 1 "--$panel" \
+            "${look_flags[@]}"
+    done
+    step selectivities "TC-$best" "$OUT/selectivities/variance_explained_${LAYERS// /_}.pdf" DATA="$LABELED_S" \
+        MODEL_PATH="$tc" SAVE="$OUT/selectivities" selectivities --pca --layer "${layers[@]}" "${look_flags[@]}"
+    step top_images "TC-$best" "$OUT/top_images/highly_activating_imgs_most_selective_6.pdf" DATA="$LABELED_S" \
+        MODEL_PATH="$tc" SAVE="$OUT/top_images" highly_activating_imgs --most-selective 6 --all "${look_flags[@]}"
+    step film "TC-$best" "$OUT/films/intphys_feature_animation_1.mp4" DATA="$OUT/frames-$best" MODEL_PATH="$tc" \
+        SAVE="$OUT/films" feature_animation --frames 200 "${look_flags[@]}"
+    step class_film decoding-labeled_S "$OUT/films/computers_feature_animation_1.mp4" DATA="$OUT/frames-$best" \
+        MODEL_PATH="$decoded" SAVE="$OUT/films" feature_animation_class "${look_flags[@]}"
+fi
+
+# ImageNet: the head alone; and the whole network on a hundredth of the images, then the head alone.
+if [ -n "$best" ] && [ -n "${IMAGENET:-}" ]; then
+    tc=$OUT/TC-$best/${MODEL}_epoch_$((EPOCHS - 1)).tar
+    imagenet() { # NAME BEFORE START_WEIGHTS FLAGS
+        step "$1" "$2" "$OUT/$1/finished" DATA="$IMAGENET" MODEL_PATH="$3" SAVE="$OUT/$1" imagenet_finetuning \
+            "${imagenet_flags[@]}" "${@:4}"
+    }
+    imagenet imagenet-linear "TC-$best" "$tc" --freeze-trunk
+    imagenet imagenet-part "TC-$best" "$tc" --frac-retained "$FRACTION"
+    imagenet imagenet-part-linear imagenet-part "$OUT/imagenet-part/ft_IN_$(basename "$tc")" --freeze-trunk
+fi
+
+[ "$mode" = --dry-run ] || rm -f "$OUT/report.html"
+when=afterany step report "${!job[*]}" "$OUT/report.html" OUT="$OUT" paper_report
+chain_end

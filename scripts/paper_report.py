@@ -16,10 +16,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from moco import cli, evaluation, files  # noqa: E402
 
 TRAININGS = ["TC-S", "TC-A", "TC-Y", "TC-SAY", "moco_img-S", "moco_temp-S"]
+TRAININGS += ["TC-S-1-fps", "TC-S-half-length", "TC-S-no-augmentation"]
 READOUTS = {
     "labeled_S": "Labeled S, random halves (Figure 3)",
     "labeled_S-subsampled": "Labeled S, a tenth of the frames (Figure 3)",
     "labeled_S-binary": "Four pairs of classes (Figure 4a)",
+    "variants": "Frame rate, length of an episode, augmentation (Figure 5)",
     "toybox": "Toybox, random halves and unseen exemplars (Figure 3)",
 }
 IMAGENET = {  # folder -> what it is, published top-1 of the ResNeXt-50 trained on all three children, in %

@@ -96,6 +96,25 @@ if [ -n "${LABELED_S:-}" ]; then
         decode labeled_S-binary "" "$LABELED_S" --binary-tasks
     fi
 fi
+
+# What frame rate, length of an episode and augmentation are worth: vary NAME FRAMES FLAGS_OF_THE_READER [FLAGS OF TC]
+vary() {
+    local last=$OUT/TC-S-$1/${MODEL}_epoch_$((EPOCHS - 1)).tar flags
+    read -ra flags <<<"$3"
+    step "$2" "" "$OUT/$2/manifest.json" DATA="$S" SAVE="$OUT/$2" read_saycam "${flags[@]}"
+    step "TC-S-$1" "$2" "$last" DATA="$OUT/$2" SAVE="$OUT/TC-S-$1" MODEL="$MODEL" temporal_classification \
+        "${tc_flags[@]}" "${@:4}"
+    variants+=:$last variant_names+=:TC-S-$1 varied+=("TC-S-$1")
+}
+if [ -n "${S:-}" ] && [ -n "${LABELED_S:-}" ]; then
+    variants=$OUT/TC-S/${MODEL}_epoch_$((EPOCHS - 1)).tar variant_names=TC-S varied=(TC-S)
+    vary 1-fps frames-S-1-fps "--fps 1 --seg-len $SEG_LEN"
+    vary half-length frames-S-half-length "--seg-len $((SEG_LEN / 2))"
+    vary no-augmentation frames-S "--seg-len $SEG_LEN" --no-augmentation
+    step decoding-variants "${varied[*]}" "$OUT/decoding-variants/results.json" DATA="$LABELED_S" \
+        SAVE="$OUT/decoding-variants" MODELS="$variants" NAMES="$variant_names" linear_decoding "${decode_flags[@]}"
+fi
+
 toybox=${TOYBOX_FRAMES:-} toybox_step=''
 if [ -n "${TOYBOX:-}" ]; then
     toybox=$OUT/frames-toybox toybox_step=frames-toybox

@@ -109,3 +109,13 @@ def test_mistakes_are_one_line(pipeline, tmp_path, arguments, word):
 def test_a_step_without_a_python_says_so(pipeline):
     done, _ = pipeline("my videos", "labelled", "--local", PYTHON="no-such-python")
     assert done.returncode == 1 and "there is no no-such-python; run 'bash scripts/setup.sh'" in done.stderr
+
+
+def test_a_task_of_an_array_decodes_the_model_of_its_number(pipeline, tmp_path):
+    pipeline("my videos", "labelled", "--dry-run")  # leaves the calls' file
+    variables = {"SLURM_ARRAY_TASK_ID": "1", "MODELS": "random:my nets/a.tar", "NAMES": "random:a", "HOUSE": str(ROOT)}
+    variables |= {name: str(tmp_path / name.lower()) for name in ("PYTHON", "CALLS", "RESULTS")}
+    step = ["bash", str(ROOT / "scripts" / "linear_decoding.sh"), "--seeds", "2"]
+    subprocess.run(step, env=os.environ | variables, cwd=tmp_path, check=True)
+    flags = "--model-path|my nets/a.tar|--names|a|--save-dir|decoding/a|--seeds|2"
+    assert (tmp_path / "calls").read_text() == f"linear_decoding.py|labeled_S|{flags}\n"

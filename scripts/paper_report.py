@@ -38,7 +38,8 @@ FIGURES = {  # folder -> what its pictures show
 STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; color: #222 }
 table { border-collapse: collapse; margin: 1rem 0 } td, th { padding: .2rem .8rem; border-bottom: 1px solid #ddd }
-td + td, th + th { text-align: right } th { border-bottom: 2px solid #888 } img { max-width: 100% }
+th { text-align: left } td + td, th + th { text-align: right } th { border-bottom: 2px solid #888 }
+img { max-width: 100% } video { min-width: 20rem } figure { margin: 1.5rem 0 }
 h2 { margin-top: 2.5rem; border-bottom: 1px solid #ccc }
 """
 
@@ -91,7 +92,9 @@ def imagenet(results):
         log = results / name / "log.jsonl"
         lines = [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()] if log.exists() else []
         if found := [line for line in lines if "val_acc1" in line]:
-            last = found[-1]
+            last, images = found[-1], (results / name / "train_list.txt").read_text(encoding="utf-8").split("\n")
+            if len({image.partition("/")[0] for image in images} - {""}) != 1000:  # another set than ImageNet
+                known = None
             rows.append([what, f"{last['val_acc1']:.1f}", f"{last['val_acc5']:.1f}", f"{known}" if known else "-"])
     return rows
 
@@ -155,11 +158,11 @@ def as_html(page):
                 lines.append(f"<table>{''.join(f'<tr>{row}</tr>' for row in rows)}</table>")
             else:
                 data = base64.b64encode(part.read_bytes()).decode()
-                name = html.escape(part.stem, quote=True)
-                if part.suffix == ".png":
-                    lines.append(f"<p><img alt='{name}' src='data:image/png;base64,{data}'></p>")
-                else:
-                    lines.append(f"<p><video controls title='{name}' src='data:video/mp4;base64,{data}'></video></p>")
+                name = html.escape(f"{part.parent.name}/{part.stem}", quote=True)
+                shown = f"<img alt='{name}' src='data:image/png;base64,{data}'>"
+                if part.suffix == ".mp4":
+                    shown = f"<video controls src='data:video/mp4;base64,{data}'></video>"
+                lines.append(f"<figure>{shown}<figcaption>{name}</figcaption></figure>")
     return "\n".join([*lines, "</body></html>\n"])
 
 

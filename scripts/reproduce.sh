@@ -127,9 +127,9 @@ fi
 if [ -n "$best" ] && [ -n "${LABELED_S:-}" ]; then
     tc=$OUT/TC-$best/${MODEL}_epoch_$((EPOCHS - 1)).tar decoded=$OUT/decoding-labeled_S/TC-${best}_labeledS_5_iid.tar
     for panel in class-only others; do
-        step "maps-$panel" decoding-labeled_S "$OUT/maps-$panel/linear_combination_maps_class_1.pdf" DATA="$LABELED_S" \
-            MODEL_PATH="$decoded" SAVE="$OUT/maps-$panel" linear_combination_maps --class-idx 1 "--$panel" \
-            "${look_flags[@]}"
+        step "maps-$panel" decoding-labeled_S "$OUT/maps-$panel/linear_combination_maps_class_1_${panel%-only}.pdf" \
+            DATA="$LABELED_S" MODEL_PATH="$decoded" SAVE="$OUT/maps-$panel" linear_combination_maps --class-idx 1 \
+            "--$panel" "${look_flags[@]}"
     done
     step selectivities "TC-$best" "$OUT/selectivities/variance_explained_${LAYERS// /_}.pdf" DATA="$LABELED_S" \
         MODEL_PATH="$tc" SAVE="$OUT/selectivities" selectivities --pca --layer "${layers[@]}" "${look_flags[@]}"

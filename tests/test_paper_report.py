@@ -36,6 +36,7 @@ def results(tmp_path):
     }
     put("decoding-toybox/results.json", {"models": models, "seeds": [0, 1]})
     put("imagenet-linear/log.jsonl", json.dumps({"epoch": 0, "val_acc1": 31.26, "val_acc5": 55.0}))
+    put("imagenet-linear/train_list.txt", "".join(f"n{label:04d}/a.jpeg\n" for label in range(1000)))
     (tmp_path / "out" / "top_images").mkdir()
     cv2.imwrite(str(tmp_path / "out" / "top_images" / "best.png"), np.zeros((8, 8, 3), np.uint8))
     return tmp_path / "out"
@@ -47,6 +48,9 @@ def test_every_number_stands_beside_the_published_one(results):
     assert "| TC-S | resnext50_32x4d | 1000 | 2 of 16 | 3.3 | 2.50 | 41.2 |" in page and "commit abc123" in page
     assert "| TC-S | 87.1 ± 1.0 (published 88.5) |" in page and "2 seeds: 0, 1" in page
     assert "| frozen network, new head | 31.3 | 55.0 | 36.0 |" in page
+    (results / "imagenet-linear" / "train_list.txt").write_text("cat/a.jpeg\ndog/a.jpeg\n")
+    paper_report.main([str(results)])
+    assert "| frozen network, new head | 31.3 | 55.0 | - |" in (results / "report.md").read_text()
     assert "![best](<top_images/best.png>)" in page
 
 

@@ -21,22 +21,30 @@ run() {
 }
 
 train() {
-    local command=("$python" "$house/$1" "${@:2}" --resume) child
-    [ -z "${SLURM_JOB_ID:-}" ] || command=(srun "${command[@]}")
-    "${command[@]}" &
+    local command=("$python" "$house/$1" "${@:2}" --resume)
+    status=0
+    if [ -z "${SLURM_JOB_ID:-}" ]; then
+        "${command[@]}" || status=$? # in the foreground, where Ctrl-C reaches it
+    else
+        train_in_job "${command[@]}"
+    fi
+    [ "$status" != 0 ] || touch "$SAVE/finished" # for who cannot tell from the checkpoints, whose names may not change
+    finish "$1"
+}
+
+train_in_job() { # COMMAND: run it under srun, pass signals on, and set $status
+    local child warned=
+    srun "$@" &
     child=$!
     # The batch script alone is told that its time is up (--signal=B:); SIGTERM comes with scancel and preemption.
-    warned=
     trap 'warned=yes; kill -USR2 "$child"' USR2
     trap 'kill -TERM "$child"' TERM
     while status=0; wait "$child" || status=$?; kill -0 "$child" 2>/dev/null; do :; done
-    if [ "$status" = 75 ] && [ -n "$warned" ] && [ -n "${SLURM_JOB_ID:-}" ]; then
+    if [ "$status" = 75 ] && [ -n "$warned" ]; then
         echo "saved and put back into the queue: job $SLURM_JOB_ID goes on when its turn comes"
         trap - USR2 TERM
         scontrol requeue "$SLURM_JOB_ID" && sleep 600 # until SLURM ends this script: a status of its own might count
     fi
-    [ "$status" != 0 ] || touch "$SAVE/finished" # for who cannot tell from the checkpoints, whose names may not change
-    finish "$1"
 }
 
 finish() { # SCRIPT: end with $status, and say what a failure means for the jobs that wait for this one

@@ -58,8 +58,8 @@ def write(path, content):
     with files.whole(path) as part, open(part, "wb") as file:
         try:
             torch.save(content, file)
-        except RuntimeError as error:  # torch hides the disk's own error behind one about positions
-            raise error.__context__ if isinstance(error.__context__, OSError) else error from None
+        except RuntimeError as error:  # torch hides the disk's own error, or Ctrl-C, behind one about positions
+            raise error.__context__ if isinstance(error.__context__, OSError | KeyboardInterrupt) else error from None
 
 
 @dataclass

@@ -47,8 +47,8 @@ train_in_job() { # COMMAND: run it under srun, pass signals on, and set $status
     fi
 }
 
-finish() { # SCRIPT: end with $status, and say what a failure means for the jobs that wait for this one
-    if [ "$status" != 0 ] && [ "$status" != 75 ]; then
+finish() { # SCRIPT: end with $status, and say what a failure means for the jobs that wait
+    if [ -n "${SLURM_JOB_ID:-}" ] && [ "$status" != 0 ] && [ "$status" != 75 ]; then
         echo "$1 failed with status $status. Jobs that depend on it are cancelled; mend it and submit again." >&2
     fi
     exit "$status"

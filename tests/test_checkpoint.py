@@ -173,3 +173,22 @@ def test_full_disk_is_a_clear_error_and_keeps_the_last_good_file(tmp_path):
         assert [path.name for path in tmp_path.iterdir()] == ["a.tar"]
     finally:
         subprocess.run(["umount", tmp_path], check=True)
+
+
+def test_ctrl_c_while_saving_is_ctrl_c_and_keeps_what_was_there(tmp_path, monkeypatch):
+    def save_until_ctrl_c(content, file):
+        class Interrupted:
+            def write(self, part):
+                raise KeyboardInterrupt
+
+            def flush(self):
+                file.flush()
+
+        save(content, Interrupted())
+
+    checkpoint.write(tmp_path / "a.tar", {"epoch": 1})
+    save = torch.save
+    monkeypatch.setattr(torch, "save", save_until_ctrl_c)
+    with pytest.raises(KeyboardInterrupt):
+        checkpoint.write(tmp_path / "a.tar", {"epoch": 2, "weights": torch.zeros(100_000)})
+    assert checkpoint.read(tmp_path / "a.tar") == {"epoch": 1} and len(list(tmp_path.iterdir())) == 1

@@ -109,15 +109,16 @@ def train(args, place):
     if args.freeze_trunk:
         models.freeze(model)
         models.head(model).requires_grad_(True)
-    model = engine.prepare(model, place)
-    optimizer = torch.optim.Adam([weight for weight in model.parameters() if weight.requires_grad], args.lr)
+    dtype = engine.precision(args.precision, place.device, arch)
+    model = engine.prepare(model, place, dtype)
+    learning = [weight for weight in model.parameters() if weight.requires_grad]
+    optimizer = torch.optim.Adam(learning, args.lr, fused=place.device.type != "mps")
     name = f"ft_IN_{Path(args.model_path or arch + '.tar').name}"
     facts = {"arch": arch, "n_out": len(frames.classes), "classes": frames.classes, "images": len(images)}
     run = Run(args, place, model, optimizer, name, facts)
     if place.main:
         names = [frames.path(i).relative_to(frames.folder).as_posix() for i in images]
         files.write_text(run.folder / "train_list.txt", "\n".join(names) + "\n")
-    dtype = engine.precision(args.precision, place.device, arch)
     for epoch in run.epochs():
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(epoch, args.lr, args.schedule)

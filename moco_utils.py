@@ -155,12 +155,12 @@ def train(args, place, name, frames, pairs, order=None):
         lambda num_classes: models.build(args.arch, num_classes),
         args.moco_dim, args.moco_k, args.moco_m, args.moco_t, args.mlp, args.bn_splits,
     )  # fmt: skip
-    model = engine.prepare(model, place)
+    dtype = engine.precision(args.precision, place.device, args.arch)
+    model = engine.prepare(model, place, dtype)
     fused = place.device.type != "mps"
     optimizer = torch.optim.SGD(model.parameters(), args.lr, args.momentum, weight_decay=args.wd, fused=fused)
     facts = {"arch": args.arch, "classes": list(frames.classes), "images": len(frames)}
     run = Run(args, place, model, optimizer, f"{name}_checkpoint_{{:04d}}.pth.tar", facts, LAYOUT)
-    dtype = engine.precision(args.precision, place.device, args.arch)
     run.say(
         f"{len(frames)} frames, {len(batches)} steps of {pairs} pairs an epoch; {args.arch} in {dtype} on "
         f"{place.world} x {place.device}, --bn-splits {args.bn_splits}"

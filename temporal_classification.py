@@ -71,11 +71,11 @@ def train(args, place):
         frames, recipe, args.batch_size, args.workers, args.seed, place.device, rank=place.rank, world=place.world
     )
     torch.manual_seed(args.seed)
-    model = engine.prepare(network(args.model, n_out, args.model_path), place, args.compile)
+    dtype = engine.precision(args.precision, place.device, args.model, args.compile)
+    model = engine.prepare(network(args.model, n_out, args.model_path), place, dtype, args.compile)
     optimizer = torch.optim.Adam(model.parameters(), args.lr, weight_decay=args.wd, fused=place.device.type != "mps")
     facts = {"arch": args.model, "n_out": n_out, "classes": list(frames.classes), "images": len(frames)}
     run = Run(args, place, model, optimizer, f"{args.model}_epoch_{{}}.tar", facts)
-    dtype = engine.precision(args.precision, place.device, args.model, args.compile)
     run.say(f"{len(frames)} frames in {n_out} classes; {args.model} in {dtype} on {place.world} x {place.device}")
     for _ in run.epochs():
         run.end_epoch(engine.train(run, model, batches, optimizer, dtype, args.print_freq))

@@ -1,48 +1,89 @@
-"""Training steps as scripts/benchmark.py measures them: ours beside plain float32, the images already there."""
+"""Training steps as scripts/benchmark.py measures them: ours beside plain float32, the images already there.
 
-BATCH = 16
+    python -m scripts.benchmark_train mobilenet_v2 64 ours
+
+Learner, images in a batch, and ours or plain; prints the seconds that STEPS steps took. Each is a process of its own,
+as ours changes how its process keeps memory.
+"""
+
+import json
+import resource
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import torch
+from torch.nn import functional
+
+from moco import builder, distributed, engine, models
+
+ROOT = Path(__file__).resolve().parents[1]
+STEPS = 4
+LEARNERS = [("mobilenet_v2", 64, ""), ("resnext50_32x4d", 16, "compiled"), ("moco mobilenet_v2", 64, "")]
 
 
 def training(args, in_turn):
-    """Three steps of 16 images at 224 pixels: MobileNetV2 as it is, ResNeXt-50 with --compile."""
-    import torch
-
-    from moco import distributed, engine, models
-
-    place = distributed.Place(device=distributed.device("auto"))
+    """Steps at 224 pixels: MobileNetV2 and MoCo with it as they are, ResNeXt-50 with --compile."""
     rows = []
-    for arch, compiled in (("mobilenet_v2", False), ("resnext50_32x4d", True)):
-        network = models.build(arch, 1000).to(place.device)
-        plain = _steps(network, torch.randn(BATCH, 3, 224, 224, device=place.device), torch.float32)
-        network = engine.prepare(models.build(arch, 1000), place, compiled)
-        images = torch.randn(BATCH, 3, 224, 224, device=place.device).to(memory_format=torch.channels_last)
-        dtype = engine.precision("auto", place.device, arch, compiled)
-        ours = _steps(network, images, dtype, fused=True)
-        for steps in (plain, ours):
-            steps(None)  # compiles, and lets the libraries choose their ways
-        names = f"{arch} ours", f"{arch} plain float32"
-        rows += in_turn({names[0]: ours, names[1]: plain}, args.runs)
+    for learner, batch, compiled in LEARNERS:
+        work = {
+            f"{learner} {name}": lambda _, words=(learner, batch, *way): _in_a_process(words)
+            for name, way in {"ours": ("ours", compiled), "plain float32": ("plain", "")}.items()
+        }
+        rows += in_turn(work, args.runs)
     return rows
 
 
-def _steps(model, images, dtype, **options):
-    """A function that takes three training steps."""
-    import torch
-    from torch.nn import functional
+def _in_a_process(words):
+    """What one of these processes says it took."""
+    command = [sys.executable, "-m", "scripts.benchmark_train", *map(str, words)]
+    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, cwd=ROOT)
+    return json.loads(done.stdout.splitlines()[-1])
 
-    from moco import engine
 
-    optimizer = torch.optim.Adam(model.train().parameters(), 5e-4, **options)
-    targets = torch.zeros(len(images), dtype=torch.long, device=images.device)
+def steps(learner, batch, way, compiled):
+    """A function that takes STEPS training steps."""
+    place = distributed.Place(device=distributed.device("auto"))
+    arch, ours = learner.split()[-1], way == "ours"
+    views = 2 if learner.startswith("moco") else 1
+    if views == 2:
+        model = builder.MoCo(lambda num_classes: models.build(arch, num_classes), K=4096, bn_splits=8 if ours else 1)
+    else:
+        model = models.build(arch, 1000)
+    images = [torch.randn(batch, 3, 224, 224, device=place.device) for _ in range(views)]
+    targets = torch.zeros(batch, dtype=torch.long, device=place.device)
+    dtype = engine.precision("auto", place.device, arch, bool(compiled)) if ours else torch.float32
+    if ours:
+        model = engine.prepare(model, place, dtype, bool(compiled))
+        images = [view.to(memory_format=torch.channels_last) for view in images]
+    else:
+        model = model.to(place.device)
+    optimizer = torch.optim.Adam(model.train().parameters(), 5e-4, fused=ours or None)
 
-    def steps(folder):
-        for _ in range(3):
-            with engine.autocast(images.device, dtype):
-                logits = model(images)
-            loss = functional.cross_entropy(logits.float(), targets)
+    def work():
+        for _ in range(STEPS):
+            with engine.autocast(place.device, dtype):
+                logits = model(*images)
+            loss = functional.cross_entropy((logits[0] if views == 2 else logits).float(), targets)
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
         loss.item()  # waits for the device
 
-    return steps
+    return work
+
+
+def main(learner, batch, way, compiled=""):
+    work = steps(learner, int(batch), way, compiled)
+    for _ in range(2):  # compiles, lets the libraries choose their ways, and the system find the memory
+        work()
+    start, before = time.perf_counter(), resource.getrusage(resource.RUSAGE_SELF)
+    work()
+    used = resource.getrusage(resource.RUSAGE_SELF)
+    cpu = used.ru_utime + used.ru_stime - before.ru_utime - before.ru_stime
+    print(json.dumps({"seconds": time.perf_counter() - start, "cpu_seconds": cpu}))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

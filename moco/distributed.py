@@ -65,6 +65,11 @@ def device(name, local_rank=0):
     return torch.device(name)
 
 
+def all_like(device):
+    """The devices among which one process may share work that device could do alone: all GPUs for a GPU."""
+    return [torch.device("cuda", n) for n in range(torch.cuda.device_count())] if device.type == "cuda" else [device]
+
+
 def launch(train, args):
     """Run train(args, place) in this process, in the one torchrun or srun made it, or in several started here.
 

@@ -1,6 +1,8 @@
 """What a network makes of images: pooled features of a frozen trunk, kept on disk, and maps of its classes."""
 
+import copy
 import hashlib
+from itertools import zip_longest
 from pathlib import Path
 
 import numpy as np
@@ -44,18 +46,15 @@ def pooled(trunk, frames, images, size, workers, device, cache):
 
     trunk: images to features, in evaluation mode. images: (N,) rising indices. size: side of the squares that trunk
     sees, in pixels. cache: folder where features once computed are kept, under a key of weights, images (names, sizes,
-    times of change) and transform. UserError where no image can be read, or a feature is not finite.
+    times of change) and transform. UserError where no image can be read, or a feature is not finite. All GPUs of this
+    machine share the work.
     """
     path = Path(cache) / f"{key(frames, images, 'features', size, _weights(trunk))}.npy"
     if path.exists():
         return np.load(path, mmap_mode="r")
-    batches = loader.Batches(frames, augment.Recipe("none", size), BATCH, workers, 0, device, False, order=images)
-    network = distributed.wrap(trunk.eval().to(memory_format=torch.channels_last), distributed.Place(device=device))
     rows = None
     with files.whole(path) as part, cli.Progress(len(images), "features", "images") as progress, exact():
-        for pictures, _, indices in batches.epoch(0):
-            with torch.inference_mode():
-                found = network(pictures).cpu().numpy()
+        for found, indices in _forward(trunk.eval(), frames, images, size, workers, distributed.all_like(device)):
             check_finite(found, [frames.path(i) for i in indices])
             if rows is None:
                 rows = empty_rows(part, len(images), found.shape[1])
@@ -65,6 +64,23 @@ def pooled(trunk, frames, images, size, workers, device, cache):
             raise UserError(f"none of the {len(images)} images in {frames.folder} can be read")
         rows.flush()
     return np.load(path, mmap_mode="r")
+
+
+@torch.inference_mode()
+def _forward(trunk, frames, images, size, workers, devices):
+    """The features of some images of frames as (features (n, C), indices (n,)), the devices all at work at once."""
+    devices = devices[: len(images)]
+    networks = [copy.deepcopy(trunk).to(device, memory_format=torch.channels_last) for device in devices]
+    recipe, workers = augment.Recipe("none", size), -(-workers // len(devices))
+    shares = [
+        loader.Batches(frames, recipe, BATCH, workers, 0, device, False, order=share).epoch(0)
+        for device, share in zip(devices, np.array_split(images, len(devices)), strict=True)
+    ]
+    for batches in zip_longest(*shares):
+        pairs = [(network, batch) for network, batch in zip(networks, batches, strict=True) if batch]
+        found = [(network(pictures), indices) for network, (pictures, _, indices) in pairs]  # a GPU does not wait
+        for rows, indices in found:
+            yield rows.cpu().numpy(), indices
 
 
 def exact():

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from moco import augment, features, loader, models
+from moco import augment, distributed, features, loader, models
 from moco.cli import UserError
 from tests import golden
 
@@ -39,6 +39,18 @@ def test_features_are_computed_once(frames, tmp_path, monkeypatch):
     monkeypatch.setattr(loader, "Batches", None)  # whoever computes again fails
     again = features.pooled(mean_colour(), images, every(images), 32, 0, CPU, tmp_path)
     np.testing.assert_array_equal(first, again)
+
+
+@pytest.mark.parametrize("n", [2, 3, 30])
+def test_several_devices_make_the_same_features(frames, tmp_path, monkeypatch, n):
+    images = loader.Frames(frames)
+    alone = features.pooled(mean_colour(), images, every(images), 32, 0, CPU, tmp_path)[:]
+    monkeypatch.setattr(distributed, "all_like", lambda device: [device] * n)
+    monkeypatch.setattr(features, "BATCH", 5)
+    for kept in tmp_path.glob("*.npy"):
+        kept.unlink()
+    shared = features.pooled(mean_colour(), images, every(images), 32, 0, CPU, tmp_path)
+    np.testing.assert_allclose(shared, alone, atol=1e-6)
 
 
 @pytest.mark.parametrize("change", ["weights", "network", "size", "images", "file"])

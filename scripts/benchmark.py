@@ -1,18 +1,14 @@
 """Measure how fast this project is beside plain ways of doing the same, run in turn, and print medians and ratios.
 
+    python scripts/benchmark.py all --videos videos --frames tests/data/images --save-dir benchmark
     python scripts/benchmark.py reader --videos videos --runs 5 --save-dir benchmark
-    python scripts/benchmark.py loader --frames tests/data/images --runs 5 --save-dir benchmark
-    python scripts/benchmark.py film --frames tests/data/images --runs 3 --save-dir benchmark
-    python scripts/benchmark.py features --frames tests/data/images --runs 3 --save-dir benchmark
     python scripts/benchmark.py decode --frames tests/data/images --runs 1 --save-dir benchmark
-    python scripts/benchmark.py hog --frames tests/data/images --runs 3 --save-dir benchmark
     python scripts/benchmark.py train --runs 5 --save-dir benchmark
 
 A part is a function of the arguments that gives the rows of one table; each row is one contestant. The machine should
 have nothing else to do. In: what the part works on. Out: the table, and benchmark_PART.json in --save-dir.
 """
 
-import json
 import random
 import re
 import resource
@@ -35,7 +31,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 def parse_args(argv=None):
     parser = cli.parser(__doc__)
-    parser.add_argument("part", choices=list(PARTS), help="what to measure")
+    parser.add_argument("part", choices=[*PARTS, "all"], help="what to measure")
     cli.shared_flags(parser, "--save-dir", "--workers")
     parser.add_argument("--runs", type=cli.number(int, 1), default=5, help="runs of each contestant, in turn")
     parser.add_argument("--videos", type=Path, metavar="DIR", help="reader: a folder of landscape videos, long ones")
@@ -69,7 +65,8 @@ def measure(work, folder):
     """Wall and CPU seconds of work(folder), with all processes that it starts and ends, or those that it says."""
     before, start = _cpu_seconds(), time.perf_counter()
     said = work(folder)
-    return said or {"seconds": time.perf_counter() - start, "cpu_seconds": _cpu_seconds() - before}
+    used = {"seconds": time.perf_counter() - start, "cpu_seconds": _cpu_seconds() - before}
+    return said if isinstance(said, dict) else used
 
 
 def _cpu_seconds():
@@ -282,11 +279,11 @@ def table(rows):
 
 def main(argv=None):
     args = parse_args(argv)
-    rows = PARTS[args.part](args)
-    print(table(rows))
-    path = files.output_folder(args.save_dir) / f"benchmark_{args.part}.json"
-    path.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
-    print(f"written: {path}")
+    folder = files.output_folder(args.save_dir)
+    for part in PARTS if args.part == "all" else [args.part]:
+        rows = PARTS[part](args)
+        print(f"{part}\n{table(rows)}", flush=True)
+        files.write_json(folder / f"benchmark_{part}.json", rows)
 
 
 if __name__ == "__main__":

@@ -45,7 +45,7 @@ fi
 MODEL=${MODEL:-resnext50_32x4d} EPOCHS=${EPOCHS:-16} MOCO_EPOCHS=${MOCO_EPOCHS:-12} SEG_LEN=${SEG_LEN:-288}
 IMAGENET_EPOCHS=${IMAGENET_EPOCHS:-25} FRACTION=${FRACTION:-0.01} LAYERS=${LAYERS:-1 2 3}
 for name in S A Y LABELED_S TOYBOX TOYBOX_FRAMES IMAGENET; do
-    [ -z "${!name:-}" ] || [ -d "${!name}" ] || chain_error "$name: there is no folder ${!name}"
+    [ -z "${!name:-}" ] || [ -d "${!name}" ] || [ "${1:-}" = --tiny ] || chain_error "$name: there is no folder ${!name}"
 done
 read -ra tc_flags <<<"--epochs $EPOCHS ${TC_FLAGS:-}"
 read -ra moco_flags <<<"--epochs $MOCO_EPOCHS ${MOCO_FLAGS:-}"

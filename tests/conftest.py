@@ -18,13 +18,15 @@ def frames(tmp_path):
     return make_frames(tmp_path / "frames")
 
 
-def make_frames(folder):
+def make_frames(folder, classes=("class_0000", "class_0001", "class_0002"), n=8, size=40):
+    """A folder of n square frames a class, each class of a colour of its own."""
     draws = np.random.default_rng(0)
-    for label, colour in enumerate([(200, 60, 60), (60, 200, 60), (60, 60, 200)]):
-        (folder / f"class_{label:04d}").mkdir(parents=True)
-        for i in range(8):
-            image = np.clip(draws.normal(colour, 30, (40, 40, 3)), 0, 255).astype(np.uint8)
-            cv2.imwrite(str(folder / f"class_{label:04d}" / f"img_{i:04d}.jpeg"), image)
+    for label, name in enumerate(classes):
+        colour = np.roll([200, 60, 60], label) + 15 * (label // 3)
+        (folder / name).mkdir(parents=True)
+        for i in range(n):
+            image = np.clip(draws.normal(colour, 30, (size, size, 3)), 0, 255).astype(np.uint8)
+            cv2.imwrite(str(folder / name / f"img_{i:04d}.jpeg"), image)
     return folder
 
 

@@ -1,5 +1,7 @@
 """Architectures by name: a torchvision trunk with one linear head, cut where it is wanted."""
 
+from difflib import get_close_matches
+
 import torch
 from torch import nn
 from torchvision import models as torchvision_models
@@ -14,7 +16,8 @@ def known(arch):
     """arch, if torchvision has a classification architecture of this name; UserError if not (an argparse type)."""
     names = torchvision_models.list_models(module=torchvision_models)
     if arch not in names:
-        raise UserError(f"no architecture is called {arch}; published: {', '.join(PUBLISHED)}; all: {', '.join(names)}")
+        near = get_close_matches(arch, names, 4) or PUBLISHED
+        raise UserError(f"no architecture of torchvision's is called {arch}; there are {', '.join(near)} and others")
     return arch
 
 

@@ -41,7 +41,7 @@ def test_maps_without_a_linear_head_over_them_are_refused():
 
 
 def test_unknown_architecture_and_one_without_linear_head():
-    with pytest.raises(UserError, match="no architecture is called resnet49; published: resnet50"):
+    with pytest.raises(UserError, match="is called resnet49; there are resnet34, resnet50"):
         models.known("resnet49")
     with torch.device("meta"), pytest.raises(UserError, match="no linear head"):
         models.build("squeezenet1_0", 2)

@@ -48,10 +48,10 @@ def prepare(model, place, dtype, compiled=False):
 
 def _keep_memory():
     """Let the C library keep freed memory: Linux clears each page that it gives back and takes again, in every step."""
-    if sys.platform == "linux" and hasattr(ctypes.CDLL(None), "mallopt"):
-        mmap_max, trim_threshold = -4, -1  # of glibc's malloc.h
-        ctypes.CDLL(None).mallopt(mmap_max, 0)
-        ctypes.CDLL(None).mallopt(trim_threshold, -1)
+    if sys.platform == "linux" and hasattr(libc := ctypes.CDLL(None), "mallopt"):
+        mmap_max, trim_threshold = -4, -1  # numbers of glibc's malloc.h
+        libc.mallopt(mmap_max, 0)
+        libc.mallopt(trim_threshold, -1)  # never
 
 
 class _Float32Conv2d(nn.Conv2d):

@@ -5,6 +5,8 @@ from collections import Counter
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 import moco_utils
 from moco import loader, manifest
@@ -51,6 +53,28 @@ def test_a_wider_window_reaches_further_on_both_sides(frames):
     pairs = list(itertools.chain.from_iterable(drawn(sampler, epoch) for epoch in range(100)))
     assert {b - a for a, b in pairs} == {-3, -2, -1, 1, 2, 3}
     assert all(a // 8 == b // 8 for a, b in pairs)
+
+
+class OneVideo:
+    """Frames that are all of one video."""
+
+    def __init__(self, n):
+        self.n = n
+
+    def __len__(self):
+        return self.n
+
+    def neighbours(self, frame, window):
+        return [other for other in range(frame - window, frame + window + 1) if 0 <= other < self.n and other != frame]
+
+
+@given(st.integers(2, 60), st.integers(2, 16), st.integers(1, 5), st.integers(0, 9), st.slices(60))
+def test_any_share_of_an_epoch_is_what_the_whole_has_there(n, batch_size, window, epoch, share):
+    sampler = ContrastiveBatchSampler(OneVideo(n), batch_size, seed=1, window=window)
+    whole = drawn(sampler, epoch)
+    assert len(whole) == n // batch_size * (batch_size // 2)
+    assert all(0 < abs(a - b) <= window and min(a, b) >= 0 and max(a, b) < n for a, b in whole)
+    assert DistributedProxySampler(sampler, epoch)[share].tolist() == whole[share]
 
 
 def test_published_pairs_are_the_frame_before_or_the_frame_itself(frames):

@@ -46,13 +46,12 @@ def read(path):
     except PermissionError as error:
         raise CheckpointError(f"the checkpoint {path} may not be read; change its permissions") from error
     except Exception as error:  # what torch raises for damaged files ranges from struct.error to IndexError
-        if isinstance(error, pickle.UnpicklingError):
-            if "GLOBAL " in str(error):
-                reason = str(error).split("GLOBAL ")[1].split(" ")[0]
-                raise CheckpointError(f"the checkpoint {path} is refused: it asks to run code ({reason})") from error
-            reason = "torch.save did not write this"
-        else:
-            reason = str(error).strip().split("\n")[0][:100] or type(error).__name__
+        if isinstance(error, pickle.UnpicklingError) and "GLOBAL " in str(error):
+            reason = str(error).split("GLOBAL ")[1].split(" ")[0]
+            raise CheckpointError(f"the checkpoint {path} is refused: it asks to run code ({reason})") from error
+        reason = str(error).strip().split("\n")[0][:100] or type(error).__name__
+        if reason.startswith("Weights only load failed"):  # what follows is advice to run whatever the file holds
+            reason = "torch.save does not write such files"
         raise CheckpointError(f"{path} is damaged or no checkpoint ({reason}); fetch or make it anew") from error
 
 

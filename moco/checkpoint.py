@@ -49,8 +49,9 @@ def read(path):
         if isinstance(error, pickle.UnpicklingError) and "GLOBAL " in str(error):
             reason = str(error).split("GLOBAL ")[1].split(" ")[0]
             raise CheckpointError(f"the checkpoint {path} is refused: it asks to run code ({reason})") from error
-        reason = str(error).strip().split("\n")[0][:100] or type(error).__name__
-        if reason.startswith("Weights only load failed"):  # what follows is advice to run whatever the file holds
+        reason = str(error).strip().split("\n")[0][:100]
+        speaks = isinstance(error, OSError | RuntimeError | pickle.UnpicklingError)
+        if not speaks or reason.startswith("Weights only load failed"):  # and advice to run whatever the file holds
             reason = "torch.save does not write such files"
         raise CheckpointError(f"{path} is damaged or no checkpoint ({reason}); fetch or make it anew") from error
 

@@ -112,7 +112,7 @@ def train(args, place):
     dtype = engine.precision(args.precision, place.device, arch)
     model = engine.prepare(model, place, dtype)
     learning = [weight for weight in model.parameters() if weight.requires_grad]
-    optimizer = torch.optim.Adam(learning, args.lr, fused=place.device.type != "mps")
+    optimizer = torch.optim.Adam(learning, args.lr, fused=place.fuses)
     name = f"ft_IN_{Path(args.model_path or arch + '.tar').name}"
     facts = {"arch": arch, "n_out": len(frames.classes), "classes": frames.classes, "images": len(images)}
     run = Run(args, place, model, optimizer, name, facts)

@@ -157,8 +157,7 @@ def train(args, place, name, frames, pairs, order=None):
     )  # fmt: skip
     dtype = engine.precision(args.precision, place.device, args.arch)
     model = engine.prepare(model, place, dtype)
-    fused = place.device.type != "mps"
-    optimizer = torch.optim.SGD(model.parameters(), args.lr, args.momentum, weight_decay=args.wd, fused=fused)
+    optimizer = torch.optim.SGD(model.parameters(), args.lr, args.momentum, weight_decay=args.wd, fused=place.fuses)
     facts = {"arch": args.arch, "classes": list(frames.classes), "images": len(frames)}
     run = Run(args, place, model, optimizer, f"{name}_checkpoint_{{:04d}}.pth.tar", facts, LAYOUT)
     run.say(

@@ -73,7 +73,7 @@ def train(args, place):
     torch.manual_seed(args.seed)
     dtype = engine.precision(args.precision, place.device, args.model, args.compile)
     model = engine.prepare(network(args.model, n_out, args.model_path), place, dtype, args.compile)
-    optimizer = torch.optim.Adam(model.parameters(), args.lr, weight_decay=args.wd, fused=place.device.type != "mps")
+    optimizer = torch.optim.Adam(model.parameters(), args.lr, weight_decay=args.wd, fused=place.fuses)
     facts = {"arch": args.model, "n_out": n_out, "classes": list(frames.classes), "images": len(frames)}
     run = Run(args, place, model, optimizer, f"{args.model}_epoch_{{}}.tar", facts)
     run.say(f"{len(frames)} frames in {n_out} classes; {args.model} in {dtype} on {place.world} x {place.device}")

@@ -31,6 +31,11 @@ class Place:
         """Whether this is the process that prints and writes."""
         return self.rank == 0
 
+    @property
+    def fuses(self):
+        """Whether torch's optimisers can take a whole step at once on this device."""
+        return self.device.type != "mps"
+
 
 def add_flags(parser):
     """Add the flags of PyTorch's ImageNet example, as published, to parser."""

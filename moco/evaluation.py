@@ -118,21 +118,26 @@ def baselines(models, task):
     return {"chance": entry["chance"], "majority": entry["majority"]}
 
 
-def table(models):
-    """The top-1 accuracies as lines of text: a model a row, a task a column, mean and standard deviation in %."""
+def cells(models):
+    """The top-1 accuracies as rows of words: a model a row, a task a column, mean and standard deviation in %."""
     columns = task_names(models)
     rows = [["top-1 %", *columns]]
     for name in ("chance", "majority"):
         rows.append([name, *(f"{100 * baselines(models, task)[name]:.1f}" for task in columns)])
-    rows += [[name, *(cell(by_task.get(task)) for task in columns)] for name, by_task in models.items()]
+    return rows + [[name, *(_cell(by_task.get(task)) for task in columns)] for name, by_task in models.items()]
+
+
+def table(models):
+    """The cells as lines of text, in columns."""
+    rows = cells(models)
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    align = [str.ljust] + [str.rjust] * len(columns)
+    align = [str.ljust] + [str.rjust] * (len(widths) - 1)
     return "\n".join(
         "  ".join(put(cell, width) for put, cell, width in zip(align, row, widths, strict=True)) for row in rows
     )
 
 
-def cell(entry):
+def _cell(entry):
     """A summary's accuracy in %, with its spread and the published one where there are such; a dash for None."""
     if entry is None:
         return "-"

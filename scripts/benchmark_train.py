@@ -7,10 +7,8 @@ as ours changes how its process keeps memory.
 """
 
 import json
-import resource
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import torch
@@ -75,14 +73,12 @@ def steps(learner, batch, way, compiled):
 
 
 def main(learner, batch, way, compiled=""):
+    from scripts.benchmark import measure  # which imports this file
+
     work = steps(learner, int(batch), way, compiled)
     for _ in range(2):  # compiles, lets the libraries choose their ways, and the system find the memory
         work()
-    start, before = time.perf_counter(), resource.getrusage(resource.RUSAGE_SELF)
-    work()
-    used = resource.getrusage(resource.RUSAGE_SELF)
-    cpu = used.ru_utime + used.ru_stime - before.ru_utime - before.ru_stime
-    print(json.dumps({"seconds": time.perf_counter() - start, "cpu_seconds": cpu}))
+    print(json.dumps(measure(lambda _: work(), None)))
 
 
 if __name__ == "__main__":

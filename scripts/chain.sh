@@ -2,6 +2,8 @@
 # Steps that follow one another; sourced by pipeline.sh and reproduce.sh, with $house set to the project's folder.
 #     chain_begin OUT [--local | --dry-run]     where results, logs (OUT/logs) and job numbers (OUT/jobs) go; without
 #                                               a flag the steps are submitted to SLURM
+#     chain_flags                               more flags for the steps as arrays tc_flags, decode_flags, hog_flags and
+#                                               look_flags, from EPOCHS, MODEL and the variables of the same names
 #     step NAME "BEFORE ..." RESULT [VARIABLE=VALUE ...] SCRIPT [ARGUMENTS]
 #                                               run scripts/SCRIPT.sh once the steps BEFORE have succeeded (with
 #                                               when=afterany: have ended), unless the file RESULT is there; that of a
@@ -26,6 +28,14 @@ chain_begin() {
 chain_error() {
     echo "$(basename "$0"): error: $1" >&2
     exit 2
+}
+
+# shellcheck disable=SC2034 # they are for who sources this file
+chain_flags() {
+    read -ra tc_flags <<<"--epochs $EPOCHS ${TC_FLAGS:-}"
+    read -ra decode_flags <<<"--overwrite --model $MODEL ${DECODE_FLAGS:---seeds 5}"
+    read -ra hog_flags <<<"--overwrite ${HOG_FLAGS:---seeds 5}"
+    read -ra look_flags <<<"--overwrite ${LOOK_FLAGS:-}"
 }
 
 step() {

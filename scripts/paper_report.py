@@ -50,11 +50,16 @@ def parse_args(argv=None):
     return parser.parse_args(argv)
 
 
+def log(folder):
+    """The records that a trainer has written; none where it has not begun."""
+    path = folder / "log.jsonl"
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
+
+
 def training(folder):
     """A training's line of the table, None before its first epoch has ended; and the commit of its code."""
     flags = json.loads((folder / "args.json").read_text(encoding="utf-8"))
-    lines = [json.loads(line) for line in (folder / "log.jsonl").read_text(encoding="utf-8").splitlines()]
-    epochs = [line for line in lines if "step" not in line]
+    epochs = [line for line in log(folder) if "step" not in line]
     if not epochs:
         return None, flags["commit"]
     seconds = sum(line["images"] / line["images_per_second"] for line in epochs)
@@ -77,21 +82,15 @@ def trainings(results):
 
 def accuracies(path):
     """The table of a results.json: a model a row, a task a column, mean and spread, and the published value beside."""
-    models = evaluation.read_results([path])
-    tasks = evaluation.task_names(models)
-    rows = [["top-1 %, mean ± sd", *tasks]]
-    for name in ("chance", "majority"):
-        rows.append([name, *(f"{100 * evaluation.baselines(models, task)[name]:.1f}" for task in tasks)])
-    return rows + [[name, *(evaluation.cell(by_task.get(task)) for task in tasks)] for name, by_task in models.items()]
+    (_, *tasks), *rows = evaluation.cells(evaluation.read_results([path]))
+    return [["top-1 %, mean ± sd", *tasks], *rows]
 
 
 def imagenet(results):
     """The table of ImageNet: protocol, measured top-1 and top-5 of the last epoch, published top-1."""
     rows = [["protocol", "top-1 %", "top-5 %", "published top-1 %"]]
     for name, (what, known) in IMAGENET.items():
-        log = results / name / "log.jsonl"
-        lines = [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()] if log.exists() else []
-        if found := [line for line in lines if "val_acc1" in line]:
+        if found := [line for line in log(results / name) if "val_acc1" in line]:
             last, images = found[-1], (results / name / "train_list.txt").read_text(encoding="utf-8").split("\n")
             if len({image.partition("/")[0] for image in images} - {""}) != 1000:  # another set than ImageNet
                 known = None

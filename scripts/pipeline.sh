@@ -18,11 +18,8 @@ for folder in "$1" "$2"; do [ -d "$folder" ] || chain_error "there is no folder 
 videos=$(CDPATH='' cd -- "$1" && pwd) labelled=$(CDPATH='' cd -- "$2" && pwd)
 OUT=${OUT:-pipeline} MODEL=${MODEL:-resnext50_32x4d} EPOCHS=${EPOCHS:-16}
 read -ra read_flags <<<"${READ_FLAGS:-}"
-read -ra tc_flags <<<"--epochs $EPOCHS ${TC_FLAGS:-}"
 read -ra moco_flags <<<"--epochs 12 ${MOCO_FLAGS:-}"
-read -ra decode_flags <<<"--overwrite ${DECODE_FLAGS:---seeds 5}"
-read -ra hog_flags <<<"--overwrite ${HOG_FLAGS:---seeds 5}"
-read -ra look_flags <<<"--overwrite ${LOOK_FLAGS:-}"
+chain_flags
 
 chain_begin "$OUT" "${@:3}"
 frames=$OUT/frames tc=$OUT/TC/${MODEL}_epoch_$((EPOCHS - 1)).tar decoded=$OUT/decoding/TC_labeledS_5_iid.tar
@@ -40,7 +37,7 @@ if [ -n "${MOCO:-}" ]; then
 fi
 step hog "" "$OUT/hog/results.json" DATA="$labelled" SAVE="$OUT/hog" hog_baseline "${hog_flags[@]}"
 step decoding "${trained[*]} hog" "$OUT/decoding/results.json" DATA="$labelled" SAVE="$OUT/decoding" \
-    MODELS="$models" NAMES="$names" linear_decoding --model "$MODEL" --beside "$OUT/hog/results.json" \
+    MODELS="$models" NAMES="$names" linear_decoding --beside "$OUT/hog/results.json" \
     "${decode_flags[@]}"
 step maps decoding "$OUT/maps/linear_combination_maps_class_0.pdf" DATA="$labelled" MODEL_PATH="$decoded" \
     SAVE="$OUT/maps" linear_combination_maps --class-idx 0 "${look_flags[@]}"

@@ -41,17 +41,15 @@ if [ "$mode" = --tiny ]; then
     mode=${2:---local}
     [ "$mode" = --local ] || [ "$mode" = --dry-run ] || chain_error "--tiny runs here: give --dry-run or nothing with it"
     tiny
+else
+    for name in S A Y LABELED_S TOYBOX TOYBOX_FRAMES IMAGENET; do
+        [ -z "${!name:-}" ] || [ -d "${!name}" ] || chain_error "$name: there is no folder ${!name}"
+    done
 fi
 MODEL=${MODEL:-resnext50_32x4d} EPOCHS=${EPOCHS:-16} MOCO_EPOCHS=${MOCO_EPOCHS:-12} SEG_LEN=${SEG_LEN:-288}
 IMAGENET_EPOCHS=${IMAGENET_EPOCHS:-25} FRACTION=${FRACTION:-0.01} LAYERS=${LAYERS:-1 2 3}
-for name in S A Y LABELED_S TOYBOX TOYBOX_FRAMES IMAGENET; do
-    [ -z "${!name:-}" ] || [ -d "${!name}" ] || [ "${1:-}" = --tiny ] || chain_error "$name: there is no folder ${!name}"
-done
-read -ra tc_flags <<<"--epochs $EPOCHS ${TC_FLAGS:-}"
+chain_flags
 read -ra moco_flags <<<"--epochs $MOCO_EPOCHS ${MOCO_FLAGS:-}"
-read -ra decode_flags <<<"--overwrite --model $MODEL ${DECODE_FLAGS:---seeds 5}"
-read -ra hog_flags <<<"--overwrite ${HOG_FLAGS:---seeds 5}"
-read -ra look_flags <<<"--overwrite ${LOOK_FLAGS:-}"
 read -ra imagenet_flags <<<"--epochs $IMAGENET_EPOCHS ${IMAGENET_FLAGS:-}"
 read -ra layers <<<"$LAYERS"
 chain_begin "$OUT" "$mode"

@@ -59,7 +59,12 @@ def network(tmp_path_factory):
     """The file of a small ResNet with random weights, whose three classes are those of frames."""
     torch.manual_seed(0)
     path = tmp_path_factory.mktemp("network") / "net.tar"
-    state = {f"module.{name}": value for name, value in models.build("resnet18", 3).state_dict().items()}
     names = [f"class_{label:04d}" for label in range(3)]
-    checkpoint.write(path, {"model_state_dict": state, "arch": "resnet18", "n_out": 3, "classes": names})
+    save_network(path, models.build("resnet18", 3), arch="resnet18", n_out=3, classes=names)
     return path
+
+
+def save_network(path, model, **facts):
+    """Write a checkpoint of model as our trainers do, with the facts that they would know."""
+    state = {f"module.{name}": value for name, value in model.state_dict().items()}
+    checkpoint.write(path, {"model_state_dict": state, **facts})

@@ -14,17 +14,6 @@ from tests import golden
 CPU = torch.device("cpu")
 
 
-@pytest.fixture
-def network(tmp_path):
-    """A ResNet-18 for the three classes of the frames, decoded from random features."""
-    torch.manual_seed(0)
-    state = {f"module.{name}": value for name, value in models.build("resnet18", 3).state_dict().items()}
-    names = ["class_0000", "class_0001", "class_0002"]
-    content = {"model_state_dict": state, "arch": "resnet18", "n_out": 3, "classes": names}
-    checkpoint.write(tmp_path / "net.tar", content)
-    return tmp_path / "net.tar"
-
-
 def draw(data, save_dir, *words):
     """Run the script; the names of the figures it leaves."""
     small = ["--image-size", 64, "--workers", 0, "--device", "cpu", "--save-dir", save_dir]

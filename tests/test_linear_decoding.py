@@ -12,6 +12,7 @@ import linear_decoding
 from moco import augment, checkpoint, features, loader, models
 from moco.cli import UserError
 from tests import golden
+from tests.conftest import save_network
 
 ARCH = "shufflenet_v2_x0_5"
 CPU = torch.device("cpu")
@@ -30,8 +31,7 @@ def network(tmp_path):
     torch.manual_seed(3)
     model = models.build(ARCH, 5)
     models.adapt_batch_norm(model, [torch.randn(32, 3, 32, 32)])  # else all its features are nearly the same
-    state = {f"module.{name}": value for name, value in model.state_dict().items()}
-    checkpoint.write(tmp_path / "net.tar", {"model_state_dict": state, "arch": ARCH, "n_out": 5})
+    save_network(tmp_path / "net.tar", model, arch=ARCH, n_out=5)
     return tmp_path / "net.tar"
 
 

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from moco import checkpoint, models
-from tests.conftest import make_frames
+from moco import models
+from tests.conftest import make_frames, save_network
 from tests.making_videos import write_video
 
 ROOT = Path(__file__).parent.parent
@@ -71,11 +71,6 @@ def house(tmp_path, monkeypatch):
     return house
 
 
-def save_network(path, arch, n_out):
-    state = {f"module.{name}": value for name, value in models.build(arch, n_out).state_dict().items()}
-    checkpoint.write(path, {"model_state_dict": state})
-
-
 def make_inputs(house):
     """All videos, images and networks that the page speaks of, by the names it has for them."""
     for folder in ("videos_S", "videos_A", "videos_Y", "saycam/S", "saycam/A", "saycam/Y", "my_videos"):
@@ -90,9 +85,8 @@ def make_inputs(house):
     for part in ("train", "val"):
         make_frames(house / "imagenet" / part)
     make_frames(house / "labeled_S", CATEGORIES, 20, 64)
-    save_network(house / "TC-S.tar", "resnet18", 3)
-    save_network(house / "TC-S-mobilenet.tar", "mobilenet_v2", 3)
-    save_network(house / "TC-SAY.tar", "resnext50_32x4d", 3)
+    for name, arch in {"TC-S": "resnet18", "TC-S-mobilenet": "mobilenet_v2", "TC-SAY": "resnext50_32x4d"}.items():
+        save_network(house / f"{name}.tar", models.build(arch, 3))
     shutil.copy(house / "TC-SAY.tar", house / "TC-SAY-resnext-IN-linear.tar")
 
 

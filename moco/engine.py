@@ -1,30 +1,22 @@
 """One pass over the data: train or evaluate, on any device, in any precision."""
 
-import ctypes
-import sys
 import time
 from contextlib import nullcontext
 
 import torch
-from torch import nn
 from torch.nn import functional
 
-from moco import cli, distributed, models, totals
+from moco import cli, cpu, distributed, models, totals
 
 
 def precision(name, device, arch, compiled=False):
-    """The dtype that --precision stands for in training; auto is bf16 where that is faster.
-
-    On a CPU that is one with bf16 instructions, where a ResNeXt's grouped convolutions gain only when compiled, unless
-    it multiplies tiles (AMX).
-    """
+    """The dtype that --precision stands for in training; auto is bf16 where that is faster."""
     if name != "auto":
         return {"fp32": torch.float32, "bf16": torch.bfloat16}[name]
     if device.type == "cuda":
         faster = torch.cuda.is_bf16_supported(including_emulation=False)
     else:
-        has_bf16 = device.type == "cpu" and torch.ops.mkldnn._is_mkldnn_bf16_supported()
-        faster = has_bf16 and (compiled or not arch.startswith("resnext") or torch.cpu._is_amx_tile_supported())
+        faster = device.type == "cpu" and cpu.is_faster_in_bf16(arch, compiled)
     return torch.bfloat16 if faster else torch.float32
 
 
@@ -38,41 +30,12 @@ def prepare(model, place, dtype, compiled=False):
     torch.backends.cudnn.benchmark = True  # all steps but the last have one shape
     model = model.to(memory_format=torch.channels_last)
     if place.device.type == "cpu":
-        _keep_memory()
+        cpu.keep_memory()
         if dtype == torch.bfloat16:
-            _around_slow_bf16(model)
+            cpu.around_slow_bf16(model)
     if compiled:
         model.compile()
     return distributed.wrap(model, place)
-
-
-def _keep_memory():
-    """Let the C library keep freed memory: Linux clears each page that it gives back and takes again, in every step."""
-    if sys.platform == "linux" and hasattr(libc := ctypes.CDLL(None), "mallopt"):
-        mmap_max, trim_threshold = -4, -1  # numbers of glibc's malloc.h
-        libc.mallopt(mmap_max, 0)
-        libc.mallopt(trim_threshold, -1)  # never
-
-
-class _Float32Conv2d(nn.Conv2d):
-    """A convolution that autocast leaves in float32."""
-
-    def forward(self, x):
-        with torch.autocast(x.device.type, enabled=False):
-            return super().forward(x.float())
-
-
-def _around_slow_bf16(model):
-    """Keep from bf16 what a CPU is slower in.
-
-    The gradient of a depthwise convolution with strides takes 5 to 30 times as long as in float32, a rectifier in place
-    twice as long as out of it.
-    """
-    for module in model.modules():
-        if type(module) is nn.Conv2d and module.groups == module.in_channels > 1 and module.stride != (1, 1):
-            module.__class__ = _Float32Conv2d
-        if hasattr(module, "inplace"):
-            module.inplace = False
 
 
 def classify(model, images, targets):

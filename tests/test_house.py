@@ -8,7 +8,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 FLOORS = {
     **dict.fromkeys(["cli", "files"], 0),
-    **dict.fromkeys(["distributed", "models", "augment", "index", "manifest"], 1),
+    **dict.fromkeys(["distributed", "models", "augment", "index", "manifest", "cpu"], 1),
     **dict.fromkeys(["video", "film", "folders", "parallel"], 1),
     **dict.fromkeys(["loader", "builder", "checkpoint", "splits", "totals", "reader"], 2),
     **dict.fromkeys(["engine", "run", "features", "evaluation"], 3),

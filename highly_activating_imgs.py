@@ -24,9 +24,9 @@ def parse_args(argv=None):
     add("--layer", type=cli.number(int, 1), default=1, metavar="L", help="their layer, counted from the end")
     add("--top", type=cli.number(int, 1), default=10, metavar="N", help="images a unit")
     add("--all", action="store_true", help="look at all images, and not at a random sample of --batch-size")
-    cli.shared_flags(parser, "--batch-size", "--image-size", "--workers")
+    cli.shared_flags(parser, "--batch-size", default=1024, help="size of the random sample the images are chosen from")
+    cli.shared_flags(parser, "--image-size", "--workers")
     cli.shared_flags(parser, "--save-dir", "--seed", "--device", "--overwrite")
-    parser.set_defaults(batch_size=1024)
     return parser.parse_args(argv)
 
 

@@ -36,6 +36,8 @@ def hog_features(path):
     """
     with open(path, "rb") as file:
         image = augment.decode(file.read())
+    if min(image.shape[:2]) < 48:
+        raise augment.BadImage("it is smaller than the 48 pixels of a block")
     found = hog(image, 9, (16, 16), (3, 3), block_norm="L2", channel_axis=-1)
     return found.astype(np.float32)
 
@@ -109,6 +111,7 @@ def scores(classifier, rows, test, n_classes):
 def main(argv=None):
     args = parse_args(argv)
     report = Report(args)
+    report.expect(["HOG"])
     for task in report.tasks:
         rows = all_features(report.frames, task.images, args.workers, report.cache)
         task, found = task.without(np.isnan(rows[:, 0])), []

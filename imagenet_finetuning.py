@@ -77,7 +77,9 @@ def evaluate(args, place, batches):
     if found.n_out != classes:
         raise UserError(f"{args.model_path} has {found.n_out} outputs and {batches.frames.folder} {classes} classes")
     result = engine.evaluate(distributed.wrap(models.freeze(model), place), batches, place)
-    print(f"{args.model_path}: top-1 {result['acc1']:.2f} %, top-5 {result['acc5']:.2f} %, {result['images']} images")
+    if place.main:
+        accuracies = f"top-1 {result['acc1']:.2f} %, top-5 {result['acc5']:.2f} %"
+        print(f"{args.model_path}: {accuracies}, {result['images']} images")
 
 
 def train(args, place):
@@ -125,7 +127,7 @@ def train(args, place):
         record = engine.train(run, model, batches, optimizer, dtype, args.print_freq)
         found = engine.evaluate(model, tests, place)
         run.say(f"epoch {epoch}: val top-1 {found['acc1']:.2f} %, top-5 {found['acc5']:.2f} %, lr {group['lr']:g}")
-        is_best = all(found["acc1"] > past["val_acc1"] for past in run.records)
+        is_best = all(found["acc1"] > past.get("val_acc1", -1) for past in run.records)
         run.end_epoch(record | {"val_acc1": found["acc1"], "val_acc5": found["acc5"]}, is_best)
         if place.main:
             plots.training_curve(run.records, run.folder / "training_curve")

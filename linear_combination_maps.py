@@ -23,9 +23,9 @@ def parse_args(argv=None):
     which.add_argument("--class-only", action="store_true", help="show images of this class only")
     which.add_argument("--others", action="store_true", help="show images of the other classes only")
     add("--overlay", action="store_true", help="show the maps as heat over the images, not as masks")
-    cli.shared_flags(parser, "--batch-size", "--image-size", "--workers")
+    cli.shared_flags(parser, "--batch-size", default=36, help="images shown at most, chosen at random")
+    cli.shared_flags(parser, "--image-size", "--workers")
     cli.shared_flags(parser, "--save-dir", "--seed", "--device", "--overwrite")
-    parser.set_defaults(batch_size=36)
     return parser.parse_args(argv)
 
 

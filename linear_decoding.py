@@ -113,6 +113,7 @@ def main(argv=None):
     device, opened = distributed.device(args.device), list(wanted_models(args))
     if args.data and not opened:
         raise UserError("name at least one model with --model-name or --model-path")
+    report.expect([name for name, *_ in opened])
     options = dict(frames=report.frames, size=args.image_size, workers=args.workers, device=device, cache=report.cache)
     for (name, trunk, arch, head, mode), task in itertools.product(opened, report.tasks):
         trunk = copy.deepcopy(trunk).to(device)

@@ -9,6 +9,7 @@ interrupted goes on when started again.
 """
 
 import os
+from contextlib import suppress
 from fractions import Fraction
 from functools import partial
 from pathlib import Path
@@ -139,20 +140,21 @@ def main(argv=None):
             plan = reader.read_videos(folder, plan, roots, fill, crew, args.shard or (0, 1))
     print(reader.summary(plan))
     if args.dry_run:
-        print(f"expected size: {plan['slots'] * image_size(plan, roots) / 1e9:.3g} GB")
+        print(f"expected size: {plan['slots'] * image_size(plan) / 1e9:.3g} GB")
     left_out = manifest.left_out(plan)
     for name, reason in left_out:
         print(f"left out: {folders.shown(name)}: {reason}")
     return 1 if args.strict and left_out else None
 
 
-def image_size(plan, roots, looks=8):
+def image_size(plan, looks=8):
     """Bytes of an image, on average over the first ones of a few videos."""
     settings, sizes = plan["settings"], []
     for entry in plan["videos"][:: len(plan["videos"]) // looks + 1]:
-        path = os.path.join(roots[entry["folder"]], entry["name"])
-        for _, picture in video.frames(path, np.arange(1), video.contents(path)):
-            sizes.append(len(jpeg(picture, settings)))
+        path = os.path.join(plan["folders"][entry["folder"]], entry["name"])
+        with suppress(video.UnreadableVideo):  # it may be gone by now
+            _, picture = next(video.frames(path, np.arange(1), video.contents(path)), (0, None))
+            sizes += [] if picture is None else [len(jpeg(picture, settings))]
     return sum(sizes) / max(1, len(sizes))
 
 

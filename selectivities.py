@@ -33,9 +33,9 @@ def parse_args(argv=None):
         metavar="FOLDER",
         help="also the variance that principal components explain, of data and of any further folders of images",
     )
-    cli.shared_flags(parser, "--batch-size", "--image-size", "--workers", "--save-dir", "--seed", "--device")
+    cli.shared_flags(parser, "--batch-size", default=580, help="images a forward pass")
+    cli.shared_flags(parser, "--image-size", "--workers", "--save-dir", "--seed", "--device")
     cli.shared_flags(parser, "--overwrite")
-    parser.set_defaults(batch_size=580)
     return parser.parse_args(argv)
 
 

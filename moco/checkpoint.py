@@ -1,5 +1,6 @@
 """Safe reading of any checkpoint of this family, and writing that leaves no half file."""
 
+import os
 import pickle
 import warnings
 import zipfile
@@ -63,6 +64,25 @@ def write(path, content):
             torch.save(content, file)
         except RuntimeError as error:  # torch hides the disk's own error, or Ctrl-C, behind one about positions
             raise error.__context__ if isinstance(error.__context__, OSError | KeyboardInterrupt) else error from None
+
+
+def keep_previous(last):
+    """Let the file last.tar, if there is one, be last.old.tar too, until a new last.tar takes its name."""
+    if last.exists():
+        old = last.with_name("last.old.tar")
+        old.unlink(missing_ok=True)
+        try:
+            os.link(last, old)
+        except OSError:  # some file systems have no hard links
+            os.replace(last, old)
+
+
+def past_records(content):
+    """The accuracies of past epochs that a published file keeps, as records."""
+    records = [{"epoch": epoch, "acc1": float(acc1)} for epoch, acc1 in enumerate(content.get("acc1_list", []))]
+    for record, val_acc1 in zip(records, content.get("val_acc1_list", []), strict=False):
+        record["val_acc1"] = float(val_acc1)
+    return records
 
 
 @dataclass

@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import subprocess
 import sys
 import time
 
@@ -30,6 +31,15 @@ def run(main):
 def program():
     """The name of the running script."""
     return os.path.basename(sys.argv[0])
+
+
+def commit():
+    """The commit of this code, where git is there to say it."""
+    git = ["git", "-C", os.path.dirname(__file__), "rev-parse", "HEAD"]
+    try:
+        return subprocess.run(git, capture_output=True, text=True, check=False).stdout.strip() or None
+    except OSError:
+        return None
 
 
 class _Help(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
@@ -100,10 +110,10 @@ SHARED_FLAGS = {
 }
 
 
-def shared_flags(parser, *names):
-    """Add the named flags of SHARED_FLAGS to parser; a script with another default says so by parser.set_defaults."""
+def shared_flags(parser, *names, **changes):
+    """Add the named flags of SHARED_FLAGS to parser, with changes to what they say there: default, help."""
     for name in names:
-        options = dict(SHARED_FLAGS[name])
+        options = SHARED_FLAGS[name] | changes
         parser.add_argument(*options.pop("flags", [name]), **options)
 
 

@@ -26,7 +26,8 @@ def add_flags(parser):
     add("--name", type=film.name, metavar="FILE", help="name of the film in --save-dir: .mp4, .webm or .gif")
     add("--shift", type=cli.number(int, 0), default=16, help="of a video: pixels of 224 that the crop moves up")
     add("--no-rotate", action="store_true", help="of a video: do not turn frames by 180 degrees")
-    cli.shared_flags(parser, "--batch-size", "--image-size", "--workers")
+    cli.shared_flags(parser, "--batch-size", help=f"images a forward pass, {features.BATCH} at most")
+    cli.shared_flags(parser, "--image-size", "--workers")
     cli.shared_flags(parser, "--save-dir", "--seed", "--device", "--overwrite")
 
 
@@ -165,7 +166,9 @@ def animate(args, network, title, name):
 
     network: an nn.Module or function, images (N, 3, H, W) to maps (N, h, w).
     """
-    path = files.claim(files.output_folder(args.save_dir) / (args.name or name), args.overwrite)
+    path = Path(args.save_dir) / (args.name or name)
+    files.output_folder(path.parent)
+    files.claim(path, args.overwrite)
     if args.range and not args.range[0] < args.range[1]:
         raise UserError(f"--range {args.range[0]} {args.range[1]}: the first must be below the second")
     clip = Clip(args.data, args.image_size, args.frames, args.fps, args.shift, not args.no_rotate, args.workers)

@@ -165,7 +165,7 @@ def _free_port():
 def wrap(model, place):
     """model on its device, in DDP among several processes, in DataParallel on all GPUs of a single one."""
     model = model.to(place.device)
-    if place.world > 1:
+    if place.world > 1 and any(weight.requires_grad for weight in model.parameters()):  # else DDP refuses it
         return nn.parallel.DistributedDataParallel(model, [place.device] if place.device.type == "cuda" else None)
     if place.device.type == "cuda" and not place.alone and torch.cuda.device_count() > 1:
         return nn.DataParallel(model)
@@ -191,6 +191,7 @@ def one_network(model, place):
     """The network to evaluate with: the same in every process, each of which may see any number of batches."""
     if place.world == 1:
         return model
-    for buffer in model.module.buffers():  # a process has the batch-norm statistics of its own share of the images
+    network = unwrap(model)
+    for buffer in network.buffers():  # a process has the batch-norm statistics of its own share of the images
         dist.broadcast(buffer, 0)
-    return model.module
+    return network

@@ -72,7 +72,7 @@ def train(run, model, batches, optimizer, dtype, print_freq, forward=classify):
             run.after_step()  # perhaps the last one, if a signal says so
         record = {"epoch": run.epoch, **run.averages(), **clock.speed()}
         bar.update(0, describe(record))
-    if record["waiting"] > 1 / 3:
+    if clock.images and record["waiting"] > 1 / 3:
         run.say("a third of the time went by waiting for data: give more --workers, or --augment-on device with a GPU")
     return record
 

@@ -2,6 +2,7 @@
 
 import copy
 import hashlib
+import os
 from itertools import zip_longest
 from pathlib import Path
 
@@ -100,8 +101,12 @@ def key(frames, images, *facts):
     digest = hashlib.sha256(repr(facts).encode())
     for i in images:
         path = frames.path(i)
-        state = path.stat()
-        digest.update(f"{path.relative_to(frames.folder)} {state.st_size} {state.st_mtime_ns}\n".encode())
+        try:
+            state = path.stat()
+            said = f"{state.st_size} {state.st_mtime_ns}"
+        except OSError as error:  # it will be left out
+            said = error.strerror
+        digest.update(f"{path.relative_to(frames.folder)} {said}\n".encode())
     return digest.hexdigest()[:32]
 
 
@@ -117,6 +122,9 @@ def _weights(trunk):
 def empty_rows(path, n, width):
     """A new array (n, width) on disk at path, float32, that is NaN everywhere."""
     rows = np.lib.format.open_memmap(path, "w+", np.float32, (n, width))
+    if hasattr(os, "posix_fallocate"):  # a disk that fills up under a mapped file ends the process in a bus error
+        with open(path, "rb+") as file:
+            os.posix_fallocate(file.fileno(), 0, os.path.getsize(path))
     rows[:] = np.nan
     return rows
 

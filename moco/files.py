@@ -29,9 +29,7 @@ def whole(path):
         _flush_folder(path.parent)
     except OSError as error:
         part.unlink(missing_ok=True)
-        if error.errno in _DISK_ERRORS:
-            raise UserError(f"cannot write {path}: {os.strerror(error.errno)}; {_DISK_ERRORS[error.errno]}") from error
-        raise
+        _raise_in_words(error, path)
     except BaseException:
         part.unlink(missing_ok=True)
         raise
@@ -44,6 +42,24 @@ _DISK_ERRORS = {
     errno.EACCES: "choose another folder or change its permissions",
     errno.EPERM: "choose another folder or change its permissions",
 }
+
+
+def _raise_in_words(error, path):
+    """Raise a UserError where the disk does not take path, any other OSError as it is."""
+    if error.errno in _DISK_ERRORS:
+        raise UserError(f"cannot write {path}: {os.strerror(error.errno)}; {_DISK_ERRORS[error.errno]}") from error
+    raise error
+
+
+def append(path, text):
+    """Add text to the end of the file at path, flushed to disk; a full disk is a UserError that names path."""
+    try:
+        with open(path, "a", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        _raise_in_words(error, path)
 
 
 def _flush_folder(folder):

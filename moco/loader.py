@@ -220,7 +220,8 @@ class Reader(torch.utils.data.Dataset):
         pixels = np.empty((self.views, len(indices), size, size, 3), np.uint8)
         factors = np.empty((self.views if later else 0, len(indices), augment.FACTORS), np.float32)
         came, bad = [], {}
-        for position, sources in zip(positions, indices.reshape(len(indices), -1).tolist(), strict=True):
+        columns = indices[:, None] if indices.ndim == 1 else indices
+        for position, sources in zip(positions, columns.tolist(), strict=True):
             images = [self._image(source, bad) for source in sources]
             if not all(images):
                 continue

@@ -9,7 +9,7 @@ from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
-from moco import cli, folders, manifest, parallel
+from moco import cli, files, folders, manifest, parallel
 
 
 def make_plan(roots, settings, listing, inspect, crew):
@@ -150,14 +150,8 @@ def note(folder, number, missing, reason):
     """
     line = json.dumps({"video": number, "missing": missing, "reason": reason})
     path = Path(folder) / f"filled-{platform.node()}-{os.getpid()}.jsonl"
-    try:
-        os.sync()
-        with open(path, "a", encoding="utf-8") as ledger:
-            ledger.write(f"\n{line}")  # the line break comes first: a killed writer may have left half a line
-            ledger.flush()
-            os.fsync(ledger.fileno())
-    except OSError as error:
-        raise cli.UserError(f"cannot write {path}: {error.strerror}. Mend that and start again to go on") from error
+    os.sync()
+    files.append(path, f"\n{line}")  # the line break comes first: a killed writer may have left half a line
 
 
 def filled(folder):

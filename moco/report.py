@@ -47,6 +47,12 @@ class Report:
         splits.add_flags(parser)
         cli.shared_flags(parser, "--save-dir", "--seed", "--workers", "--overwrite")
 
+    def expect(self, models):
+        """UserError if --beside has results of one of these models on a task of this evaluation."""
+        for model in models:
+            if both := self.models.get(model, {}).keys() & {task.name for task in self.tasks}:
+                raise UserError(f"--beside holds another result of {model} ({min(both)}); choose other --names")
+
     def add(self, model, task, rows, scores):
         """Keep the results of a model on a task: for every seed the scores (n_test, K) of its test images.
 
@@ -65,7 +71,7 @@ class Report:
             ]
             found = evaluation.summary(task, votes)
             entry["knn"] = {"k": self.knn} | {key: found[key] for key in ("mean", "std", "each")}
-        evaluation.join(self.models, {model: {task.name: entry}}, "--beside")
+        self.models.setdefault(model, {})[task.name] = entry
         self._write_predictions(f"predictions_{model}_{task.slug}.csv", task, scores)
         figure = self.folder / f"confusion_{model}_{task.slug}"
         plots.confusion_matrix(evaluation.confusion(task, scores), task.classes, figure, f"{model}, {task.name}")

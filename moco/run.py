@@ -1,11 +1,9 @@
 """One training run in its folder: flags, log, checkpoints, resume, stop signals."""
 
 import json
-import os
 import platform
 import re
 import signal
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -14,7 +12,7 @@ import numpy as np
 import torch
 from torch import distributed as dist
 
-from moco import checkpoint, distributed, files, totals
+from moco import checkpoint, cli, distributed, files, totals
 from moco.cli import UserError, number
 
 TRY_AGAIN = 75  # exit status of a run that was told to stop and saved: 'start me again with --resume'
@@ -146,8 +144,7 @@ class Run:
     def log(self, record):
         """Append a record to log.jsonl."""
         if self.place.main:
-            with open(self.folder / "log.jsonl", "a", encoding="utf-8") as file:
-                file.write(json.dumps(record) + "\n")
+            files.append(self.folder / "log.jsonl", json.dumps(record) + "\n")
 
     def published(self, epoch):
         """The checkpoint of an epoch: the published keys, and what its reader would want to know."""
@@ -170,7 +167,7 @@ class Run:
             return
         self._check_weights()
         last = self.folder / "last.tar"
-        keep_previous(last)
+        checkpoint.keep_previous(last)
         position = {"epoch": self.epoch, "step": self.step, "records": self.records, "totals": seen.cpu()}
         checkpoint.write(last, {**self.published(self.epoch), **position})
 
@@ -185,22 +182,28 @@ class Run:
         return {flag: value for flag, value in vars(self.args).items() if flag not in ("override", "overwrite")}
 
     def _start_new(self):
-        """Refuse a folder that holds another run, and write the flags."""
+        """Make room for a new run, and write its flags."""
         if not self.place.main:
             return
-        files.clear_leftovers(files.output_folder(self.folder))
-        if not self.args.overwrite:
-            for pattern in ("last*.tar", re.sub(r"\{.*?\}", "*", self.pattern)):
-                if found := sorted(self.folder.glob(pattern)):
-                    raise UserError(f"{found[0]} exists; give --resume to continue, --overwrite, or another --save-dir")
+        self._make_room()
         self._write_flags()
         files.write_text(self.folder / "log.jsonl", "")
 
+    def _make_room(self):
+        """Refuse a folder that holds another run, or with --overwrite remove its checkpoints, lest they be resumed."""
+        files.clear_leftovers(files.output_folder(self.folder))
+        each = re.sub(r"\{.*?\}", "*", self.pattern)
+        found = [path for pattern in ("last*.tar", each, f"best_{each}") for path in sorted(self.folder.glob(pattern))]
+        if self.args.resume == "last":  # a first epoch was cut short before last.tar, and will be the same again
+            found = [path for path in found if path.name.removeprefix("best_") != self.pattern.format(0)]
+        if found and not self.args.overwrite:
+            raise UserError(f"{found[0]} exists; give --resume to continue, --overwrite, or another --save-dir")
+        for path in found:
+            path.unlink()
+
     def _write_flags(self):
-        git = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
-        commit = subprocess.run(git, capture_output=True, text=True, check=False).stdout.strip() or None
         versions = {"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__}
-        files.write_json(self.folder / "args.json", {**self._flags(), "versions": versions, "commit": commit})
+        files.write_json(self.folder / "args.json", {**self._flags(), "versions": versions, "commit": cli.commit()})
 
     # --- resume
 
@@ -216,13 +219,15 @@ class Run:
         if "step" in content:
             self._refuse_differences(content)
         self._load(path, content)
+        if self.place.main and path != "last" and Path(path).resolve().parent != self.folder.resolve():
+            self._make_room()  # it is of another folder
         if "step" in content:
             self.epoch, self.step, self.records = content["epoch"], content["step"], content["records"]
             if self.place.main:  # they are of all processes
                 self.totals.copy_(content["totals"])
         else:
             self.epoch = max(self.args.start_epoch, content.get("epoch", -1) + 1 - self.first)
-            self.records = [{"epoch": i, "acc1": float(acc1)} for i, acc1 in enumerate(content.get("acc1_list", []))]
+            self.records = checkpoint.past_records(content)
             self.say(f"{path} holds no position: its past losses are unknown, epoch {self.epoch} begins anew")
         for group, wanted in zip(self.optimizer.param_groups, chosen, strict=True):
             if self.args.override:
@@ -274,14 +279,6 @@ class Run:
 
     def _is_past(self, record):
         return (record["epoch"], record.get("step", float("inf"))) <= (self.epoch, self.step)
-
-
-def keep_previous(last):
-    """Let the file last.tar, if there is one, be last.old.tar too, until a new last.tar takes its name."""
-    if last.exists():
-        old = last.with_name("last.old.tar")
-        old.unlink(missing_ok=True)
-        os.link(last, old)
 
 
 def _differences(before, now):

@@ -55,12 +55,17 @@ class Task:
         used = self.labels[np.concatenate(self.splits[0])]
         return float(np.bincount(used).max() / len(used))
 
+    def checked(self):
+        """The task itself; UserError where a split gives nothing to tell apart, or to test."""
+        for train, test in self.splits:
+            if len(np.unique(self.labels[train])) < 2 or not len(test):
+                raise UserError(f"the split {self.name} has one class to train on, or no image to test; choose another")
+        return self
+
     def without(self, bad):
         """The same task with splits that leave out the images for which bad (N,) is true."""
         splits = [tuple(side[~bad[side]] for side in split) for split in self.splits]
-        if not all(len(side) for split in splits for side in split):
-            raise UserError(f"no readable image is left on one side of the split {self.name}")
-        return replace(self, splits=splits, left_out=[self.names[i] for i in np.flatnonzero(bad)])
+        return replace(self, splits=splits, left_out=[self.names[i] for i in np.flatnonzero(bad)]).checked()
 
 
 def iid(n, seed):
@@ -125,7 +130,7 @@ def tasks(frames, folder, args):
             words = ["subsample"] * args.subsample + [kind] * (kind != "iid" or not args.subsample)
             name = " ".join(words + ["/".join(classes)] * args.binary_tasks)
             split = _splits(kind, own_names, own_labels, classes, args)
-            found.append(Task(name, classes, images, own_names, own_labels, split, _seeds(args)))
+            found.append(Task(name, classes, images, own_names, own_labels, split, _seeds(args)).checked())
     return found
 
 

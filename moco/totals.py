@@ -3,6 +3,7 @@
 import torch
 
 from moco import distributed
+from moco.cli import UserError
 
 
 def new(device):
@@ -21,6 +22,11 @@ def count(totals, loss, logits, targets, step=0):
 
 
 def averages(totals, place):
-    """Mean loss, top-1 %, top-5 % and the number of images, over exactly the images that all processes saw."""
+    """Mean loss, top-1 %, top-5 % and the number of images, over exactly the images that all processes saw.
+
+    UserError where they saw none.
+    """
     loss, top1, top5, images, _ = distributed.total(totals, place).tolist()
+    if not images:
+        raise UserError("not one of the images can be read; the lines above say why")
     return {"loss": loss / images, "acc1": 100 * top1 / images, "acc5": 100 * top5 / images, "images": int(images)}

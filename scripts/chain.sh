@@ -17,6 +17,7 @@ declare -A job=() # step -> its number in the queue; none for a step that is don
 
 chain_begin() {
     out=$1 mode=${2:-}
+    [ $# -le 2 ] || chain_error "unknown argument $3"
     case $mode in
     "") command -v sbatch >/dev/null || chain_error "there is no sbatch here; give --local to run the steps here" ;;
     --local | --dry-run) ;;

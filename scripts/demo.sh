@@ -10,6 +10,10 @@ if [ "${1:-}" = --full ]; then
     full=yes
     shift
 fi
+if [ $# -gt 1 ]; then
+    echo "demo.sh: error: unknown argument $2; --full comes first, then one folder" >&2
+    exit 2
+fi
 if [ $# -gt 0 ]; then
     [ -d "$1" ] || { echo "demo.sh: error: there is no folder $1; give one that holds videos" >&2; exit 2; }
     videos=$(CDPATH='' cd -- "$1" && pwd)
@@ -49,6 +53,10 @@ step "Videos to frames: 5 a second, in episodes of $episode seconds"
 "$python" read_saycam.py "$videos" --save-dir demo/frames --fps 5 --seg-len "$episode"
 if [ ${#splits[@]} = 1 ]; then
     "$python" read_saycam.py "$videos" --save-dir "$labelled" --fps 5 --class-by video
+    if [ "$(find "$labelled" -mindepth 1 -maxdepth 1 -type d | wc -l)" -lt 2 ]; then
+        echo "demo.sh: error: $videos has one video that can be read; the readout tells videos apart: give two" >&2
+        exit 2
+    fi
 fi
 
 frames=$(find demo/frames -name 'img_*.jpeg' | wc -l)

@@ -187,7 +187,9 @@ def photograph(folder, seed, category, rooms, numbers, views):
 def main(argv=None):
     args = parse_args(argv)
     save_dir = files.output_folder(args.save_dir)
-    summary = files.claim(save_dir / "world.json", overwrite=False)
+    summary = save_dir / "world.json"
+    if summary.exists():
+        raise cli.UserError(f"{save_dir} holds a world already; give another --save-dir")
     videos = files.output_folder(save_dir / "videos")
     labelled = range(1, args.exemplars + 1)
     filmed = range(args.exemplars + 1, args.exemplars + args.toys + 1)

@@ -24,7 +24,8 @@ READOUTS = {
     "variants": "Frame rate, length of an episode, augmentation (Figure 5)",
     "toybox": "Toybox, random halves and unseen exemplars (Figure 3)",
 }
-IMAGENET = {  # folder -> what it is, published top-1 of the ResNeXt-50 trained on all three children, in %
+PUBLISHED_ON_IMAGENET = "TC-SAY/resnext50_32x4d_"  # the network of the published accuracies: trained on all children
+IMAGENET = {  # folder -> what it is, its published top-1 in %
     "imagenet-linear": ("frozen network, new head", 36.0),
     "imagenet-part": ("whole network, a share of the images", None),
     "imagenet-part-linear": ("the same, then frozen with a new head", 45.6),
@@ -62,7 +63,8 @@ def training(folder):
     epochs = [line for line in log(folder) if "step" not in line]
     if not epochs:
         return None, flags["commit"]
-    seconds = sum(line["images"] / line["images_per_second"] for line in epochs)
+    # An epoch that was continued after its last step has no speed.
+    seconds = sum(line["images"] / line["images_per_second"] for line in epochs if line["images_per_second"])
     cells = [folder.name, flags.get("model") or flags.get("arch") or "-", f"{epochs[-1]['images']}"]
     cells += [f"{len(epochs)} of {flags['epochs']}", f"{seconds / 60:.1f}", f"{epochs[-1]['loss']:.2f}"]
     return [*cells, f"{epochs[-1]['acc1']:.1f}"], flags["commit"]
@@ -86,15 +88,22 @@ def accuracies(path):
     return [["top-1 %, mean ± sd", *tasks], *rows]
 
 
+def trunk(results, name):
+    """The checkpoint, below results, whose trunk the ImageNet run of that name began with, itself or the run before."""
+    start = Path(json.loads((results / name / "args.json").read_text(encoding="utf-8"))["model_path"])
+    return trunk(results, start.parent.name) if start.parent.name in IMAGENET else f"{start.parent.name}/{start.name}"
+
+
 def imagenet(results):
-    """The table of ImageNet: protocol, measured top-1 and top-5 of the last epoch, published top-1."""
-    rows = [["protocol", "top-1 %", "top-5 %", "published top-1 %"]]
+    """The table of ImageNet: protocol, network, measured top-1 and top-5 of the last epoch, published top-1."""
+    rows = [["protocol", "network", "top-1 %", "top-5 %", "published top-1 %"]]
     for name, (what, known) in IMAGENET.items():
         if found := [line for line in log(results / name) if "val_acc1" in line]:
             last, images = found[-1], (results / name / "train_list.txt").read_text(encoding="utf-8").split("\n")
-            if len({image.partition("/")[0] for image in images} - {""}) != 1000:  # another set than ImageNet
-                known = None
-            rows.append([what, f"{last['val_acc1']:.1f}", f"{last['val_acc5']:.1f}", f"{known}" if known else "-"])
+            is_imagenet = len({image.partition("/")[0] for image in images} - {""}) == 1000
+            start = trunk(results, name)
+            shown = f"{known}" if known and is_imagenet and start.startswith(PUBLISHED_ON_IMAGENET) else "-"
+            rows.append([what, start, f"{last['val_acc1']:.1f}", f"{last['val_acc5']:.1f}", shown])
     return rows
 
 
@@ -102,7 +111,8 @@ def sections(results):
     """The page as a list of (title, [parts]): a part is a line of text, a table (list of rows) or a Path of a file."""
     table, commits = trainings(results)
     made = f"Code: commit {', '.join(commits)}." if commits else "The code's commit is unknown."
-    found = [("Trainings", [table, made, *sorted(results.glob("*-S*/training_curve.png"))] if len(table) > 1 else [])]
+    curves = [path for name in TRAININGS if (path := results / name / "training_curve.png").exists()]
+    found = [("Trainings", [table, made, *curves] if len(table) > 1 else [])]
     for name, title in READOUTS.items():
         path, parts = results / f"decoding-{name}" / "results.json", []
         if path.exists():

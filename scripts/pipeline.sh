@@ -18,7 +18,8 @@ for folder in "$1" "$2"; do [ -d "$folder" ] || chain_error "there is no folder 
 videos=$(CDPATH='' cd -- "$1" && pwd) labelled=$(CDPATH='' cd -- "$2" && pwd)
 OUT=${OUT:-pipeline} MODEL=${MODEL:-resnext50_32x4d} EPOCHS=${EPOCHS:-16}
 read -ra read_flags <<<"${READ_FLAGS:-}"
-read -ra moco_flags <<<"--epochs 12 ${MOCO_FLAGS:-}"
+MOCO_FLAGS=${MOCO_FLAGS:-}
+read -ra moco_flags <<<"--epochs 12 ${MOCO_FLAGS//--epochs=/--epochs }"
 chain_flags
 
 chain_begin "$OUT" "${@:3}"

@@ -15,8 +15,9 @@ house=$(CDPATH='' cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.." && pwd)
 source "$house/scripts/chain.sh"
 
 tiny() {
-    local python=${PYTHON:-$house/.venv/bin/python} world=$OUT/world child picture part class number=0
-    if [ "$mode" != --dry-run ] && [ ! -d "$world/imagenet/val" ]; then
+    local python=${PYTHON:-$house/.venv/bin/python} world=$OUT/world.part child picture part class number=0
+    if [ "$mode" != --dry-run ] && [ ! -d "$OUT/world" ]; then
+        rm -rf "$world"
         "$python" "$house/scripts/make_demo_videos.py" --save-dir "$world" --videos 3
         for child in S A Y; do
             mkdir -p "$world/$child"
@@ -28,7 +29,9 @@ tiny() {
             mkdir -p "$world/imagenet/$part/$class"
             cp "$picture" "$world/imagenet/$part/$class/"
         done
+        mv "$world" "$OUT/world"
     fi
+    world=$OUT/world
     S=$world/S A=$world/A Y=$world/Y LABELED_S=$world/labelled TOYBOX_FRAMES=$world/labelled IMAGENET=$world/imagenet
     MODEL=resnet18 BASELINES=random SEG_LEN=6 EPOCHS=12 MOCO_EPOCHS=8 IMAGENET_EPOCHS=6
     TC_FLAGS='--image-size 64 --batch-size 32 --lr 1e-3' IMAGENET_FLAGS='--image-size 64 --batch-size 32'
@@ -39,9 +42,11 @@ tiny() {
 OUT=${OUT:-reproduction} mode=${1:-}
 if [ "$mode" = --tiny ]; then
     mode=${2:---local}
+    [ $# -le 2 ] || chain_error "unknown argument $3"
     [ "$mode" = --local ] || [ "$mode" = --dry-run ] || chain_error "--tiny runs here: give --dry-run or nothing with it"
     tiny
 else
+    [ $# -le 1 ] || chain_error "unknown argument $2"
     for name in S A Y LABELED_S TOYBOX TOYBOX_FRAMES IMAGENET; do
         [ -z "${!name:-}" ] || [ -d "${!name}" ] || chain_error "$name: there is no folder ${!name}"
     done

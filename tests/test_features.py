@@ -1,15 +1,18 @@
 """Pooled features: equal to golden, kept under what they depend on, bad images left out; maps equal to golden."""
 
 import os
+import subprocess
 
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
+import read_saycam
 from moco import augment, distributed, features, loader, models
 from moco.cli import UserError
 from tests import golden
+from tests.making_videos import write_video
 
 CPU = torch.device("cpu")
 
@@ -39,6 +42,29 @@ def test_features_are_computed_once(frames, tmp_path, monkeypatch):
     monkeypatch.setattr(loader, "Batches", None)  # whoever computes again fails
     again = features.pooled(mean_colour(), images, every(images), 32, 0, CPU, tmp_path)
     np.testing.assert_array_equal(first, again)
+
+
+def test_an_image_that_is_gone_is_left_out(tmp_path):
+    write_video(tmp_path / "a.mp4", 60)
+    read_saycam.main([str(tmp_path), "--save-dir", str(tmp_path / "frames"), "--size", "32", "--workers", "0"])
+    images = loader.Frames(tmp_path / "frames")
+    images.path(4).unlink()
+    found = features.pooled(mean_colour(), images, every(images), 32, 0, CPU, tmp_path)
+    assert np.flatnonzero(np.isnan(found).all(1)).tolist() == [4] and len(found) == 10
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0, reason="only root may mount a small disk")
+def test_a_full_disk_is_one_line(frames, tmp_path):
+    disk, images = tmp_path / "disk", loader.Frames(frames)
+    disk.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=8k", "tmpfs", disk], check=False).returncode:
+        pytest.skip("no small disk can be mounted here")
+    try:
+        with pytest.raises(UserError, match="cannot write .*disk.*: No space left on device; free some space"):
+            features.pooled(nn.Flatten(), images, every(images), 32, 0, CPU, disk)
+        assert not list(disk.iterdir())
+    finally:
+        subprocess.run(["umount", disk], check=True)
 
 
 @pytest.mark.parametrize("n", [2, 3, 30])

@@ -105,6 +105,9 @@ def test_unreadable_images_are_left_out_and_other_sizes_are_an_error(stripes, tm
     cv2.imwrite(str(stripes / "down" / "3.png"), np.zeros((80, 64), np.uint8))
     with pytest.raises(UserError, match="3.png has another size"):
         classify(stripes, tmp_path / "b", "--workers", 0)
+    cv2.imwrite(str(stripes / "down" / "3.png"), np.zeros((32, 64), np.uint8))
+    assert classify(stripes, tmp_path / "d", "--workers", 0)["models"]["HOG"]["iid"]["left_out"] == ["down/3.png"]
+    assert "smaller than the 48 pixels" in capsys.readouterr().out
     for path in stripes.glob("*/*.png"):
         path.write_bytes(b"")
     with pytest.raises(UserError, match="none of the 20 images"):

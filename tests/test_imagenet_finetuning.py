@@ -1,6 +1,7 @@
 """Fine-tuning: what is frozen stays, what is retained is balanced, runs resume, checkpoints are evaluated."""
 
 import json
+import shutil
 
 import hypothesis
 import numpy as np
@@ -95,6 +96,30 @@ def test_evaluation_gives_what_training_saw(data, tmp_path, capsys):
     record = json.loads((tmp_path / "run" / "log.jsonl").read_text().splitlines()[-1])
     assert f"top-1 {record['val_acc1']:.2f} %, top-5 100.00 %, 24 images" in capsys.readouterr().out
     assert not (tmp_path / "nothing").exists()
+
+
+def test_two_processes_evaluate_every_image_once(data, tmp_path, capfd):
+    """Also where the last batch has one image, and a process none."""
+    shutil.copy(data / "val" / "class_0001" / "img_0000.jpeg", data / "val" / "class_0000" / "img_0008.jpeg")
+    model = models.build("shufflenet_v2_x0_5", 3)
+    checkpoint.write(tmp_path / "three.tar", {"model_state_dict": model.state_dict(), "arch": "shufflenet_v2_x0_5"})
+    words = ["--evaluate", "--model-path", tmp_path / "three.tar", "--batch-size", 8]
+    tune(data, tmp_path / "run", *words)
+    alone = capfd.readouterr().out.splitlines()
+    assert alone[-1].endswith("25 images")
+    assert tune(data, tmp_path / "run", *words, "--multiprocessing-distributed", "--processes-per-node", 2) == 0
+    assert [line for line in capfd.readouterr().out.splitlines() if "top-1" in line] == alone[-1:]
+
+
+def test_a_published_format_file_continues_with_its_accuracies(data, tmp_path):
+    tune(data, tmp_path / "a", "--epochs", 1)
+    content = checkpoint.read(tmp_path / "a" / f"ft_IN_{START}")
+    content["val_acc1_list"] = [100.0]
+    checkpoint.write(tmp_path / "a" / f"ft_IN_{START}", content)
+    tune(data, tmp_path / "b", "--epochs", 2, "--resume", tmp_path / "a" / f"ft_IN_{START}")
+    found = checkpoint.read(tmp_path / "b" / f"ft_IN_{START}")
+    assert len(found["acc1_list"]) == 2 and found["val_acc1_list"][0] == 100
+    assert not (tmp_path / "b" / f"best_ft_IN_{START}").exists()
 
 
 def test_wrong_input_is_one_line(data, tmp_path):

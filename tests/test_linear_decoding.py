@@ -163,8 +163,12 @@ def test_unreadable_images_are_left_out_and_named(frames, network, tmp_path, cap
         assert "class_0001/img_0003.jpeg" in capsys.readouterr().out
 
 
-def test_results_beside_join_the_table_and_the_figure(frames, network, tmp_path, capsys):
+def test_results_beside_join_the_table_and_the_figure(frames, network, tmp_path, capsys, monkeypatch):
     decode(frames, tmp_path / "a", "--model-path", network, "--names", "one")
+    with monkeypatch.context() as patch, pytest.raises(UserError, match="another result of one .iid.; choose other"):
+        patch.setattr(features, "pooled", None)  # whoever begins to work fails
+        words = ["--model-path", network, "--names", "one", "--beside", tmp_path / "a" / "results.json"]
+        decode(frames, tmp_path / "b", *words)
     capsys.readouterr()
     found = decode(frames, tmp_path / "b", "--model-path", network, "--beside", tmp_path / "a" / "results.json")
     assert list(found["models"]) == ["one", "net"]

@@ -175,6 +175,7 @@ def test_a_dry_run_prints_the_plan_and_writes_nothing(videos, tmp_path, capsys):
     printed = capsys.readouterr().out
     assert "5 videos" in printed and "264 frames" in printed and "46 images in 5 classes" in printed
     assert "expected size" in printed
+    assert float(printed.split("expected size: ")[1].split()[0]) > 0
     assert not (tmp_path / "frames").exists()
 
 

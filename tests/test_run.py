@@ -1,6 +1,8 @@
 """A run is never lost: kills at any moment, stop signals through every launcher, full disks."""
 
+import errno
 import itertools
+import json
 import os
 import random
 import shutil
@@ -21,11 +23,10 @@ EACH_STEP = ("--print-freq", 1, "--save-minutes", 0)
 SAVES_FOR_EVER = """
 import sys, torch
 from moco import checkpoint
-from moco.run import keep_previous
 from pathlib import Path
 last = Path(sys.argv[1]) / "last.tar"
 for number in range(10**6):
-    keep_previous(last)
+    checkpoint.keep_previous(last)
     checkpoint.write(last, {"number": number, "weights": torch.full((2_500_000,), number)})
     if number == 0:
         print("ready", flush=True)
@@ -138,3 +139,50 @@ def test_the_log_is_cut_to_the_resumed_position(frames, tmp_path):
     train(frames, tmp_path / "cut", "--print-freq", 1, "--resume")
     lines = (tmp_path / "cut" / "log.jsonl").read_text().splitlines()
     assert len(lines) == 8 and '"loss": 9' not in "".join(lines)
+
+
+def test_a_file_system_without_hard_links_keeps_the_previous_checkpoint_too(frames, tmp_path, monkeypatch):
+    def refuse(*_):
+        raise PermissionError(errno.EPERM, "no links here")
+
+    monkeypatch.setattr(os, "link", refuse)
+    train(frames, tmp_path / "run")
+    epochs = [checkpoint.read(tmp_path / "run" / name)["epoch"] for name in ("last.old.tar", "last.tar")]
+    assert epochs == [1, 2]
+
+
+def test_no_git_is_no_fault(frames, tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    train(frames, tmp_path / "run", "--epochs", 1)
+    assert json.loads((tmp_path / "run" / "args.json").read_text())["commit"] is None
+
+
+def test_a_replaced_run_is_never_continued(frames, tmp_path):
+    train(frames, tmp_path / "run", "--epochs", 3)
+    with pytest.raises(UserError, match="exists; give --resume"):
+        train(frames, tmp_path / "run")
+    with pytest.raises(UserError, match="not finite"):
+        train(frames, tmp_path / "run", "--overwrite", "--lr", 1e30)
+    assert not list((tmp_path / "run").glob("*.tar"))
+
+
+def test_a_file_of_another_folder_does_not_replace_the_run_that_is_there(frames, tmp_path):
+    for name in "ab":
+        train(frames, tmp_path / name, "--epochs", 1)
+    kept = (tmp_path / "b" / "log.jsonl").read_text()
+    with pytest.raises(UserError, match="b/last.old.tar exists|b/last.tar exists"):
+        train(frames, tmp_path / "b", "--resume", tmp_path / "a" / "last.tar")
+    assert (tmp_path / "b" / "log.jsonl").read_text() == kept
+    train(frames, tmp_path / "c", "--resume", tmp_path / "a" / "last.tar")
+    train(frames, tmp_path / "a", "--resume")
+    assert same(everything(tmp_path / "a"), everything(tmp_path / "c"))
+
+
+def test_a_first_epoch_cut_between_its_two_files_begins_anew(frames, tmp_path):
+    train(frames, tmp_path / "whole")
+    train(frames, tmp_path / "cut", "--epochs", 1)
+    (tmp_path / "cut" / "last.tar").unlink()
+    with pytest.raises(UserError, match="epoch_0.tar exists"):
+        train(frames, tmp_path / "cut")
+    train(frames, tmp_path / "cut", "--resume")
+    assert same(everything(tmp_path / "whole"), everything(tmp_path / "cut"))

@@ -118,7 +118,8 @@ def test_binary_tasks_are_those_of_the_paper(tmp_path):
 
 
 def test_a_users_split_is_taken_as_it_is(toys, tmp_path):
-    split = {"train": ["car/car_01_rotate_000.jpeg"], "test": ["cat/cat_02_rotate_001.jpeg"]}
+    train = ["car/car_01_rotate_000.jpeg", "cat/cat_01_rotate_000.jpeg"]
+    split = {"train": train, "test": ["cat/cat_02_rotate_001.jpeg"]}
     (tmp_path / "split.json").write_text(json.dumps(split))
     (found,) = tasks(toys, "--split-file", tmp_path / "split.json")
     assert found.name == "own"
@@ -133,6 +134,7 @@ def test_a_users_split_is_taken_as_it_is(toys, tmp_path):
         ('{"train": ["car/none.jpeg"], "test": []}', "names car/none.jpeg, and 0 more, not among"),
         ('{"train": ["car/car_01_rotate_000.jpeg"], "test": []}', "leaves one side empty"),
         ('{"train": ["car/car_01_rotate_000.jpeg"], "test": ["car/car_01_rotate_000.jpeg"]}', "on both sides"),
+        ('{"train": ["car/car_01_rotate_000.jpeg"], "test": ["cat/cat_01_rotate_000.jpeg"]}', "one class to train on"),
     ],
 )
 def test_a_wrong_split_file_is_an_error(toys, tmp_path, content, message):
@@ -174,10 +176,11 @@ def test_one_class_one_image_and_names_without_exemplars_are_errors(toys):
 
 
 def test_unreadable_images_leave_the_splits():
-    bad = np.array([False, True, False, True])
-    four = splits.Task("iid", ["a", "b"], np.arange(4), list("wxyz"), np.array([0, 0, 1, 1]), [], [0])
-    found = replace(four, splits=[(np.array([0, 1]), np.array([2, 3]))]).without(bad)
-    assert [side.tolist() for side in found.splits[0]] == [[0], [2]]
-    assert found.left_out == ["x", "z"]
-    with pytest.raises(UserError, match="no readable image is left"):
-        replace(four, splits=[(np.array([1, 3]), np.array([0, 2]))]).without(bad)
+    task = splits.Task("iid", ["a", "b"], np.arange(6), list("uvwxyz"), np.array([0, 0, 1, 1, 0, 1]), [], [0])
+    bad = np.array([False, True, False, True, False, False])
+    found = replace(task, splits=[(np.array([0, 1, 2]), np.array([3, 4]))]).without(bad)
+    assert [side.tolist() for side in found.splits[0]] == [[0, 2], [4]]
+    assert found.left_out == ["v", "x"]
+    for train, test in (([0, 1, 3], [2, 4]), ([0, 2, 4], [1, 3])):
+        with pytest.raises(UserError, match="one class to train on, or no image to test"):
+            replace(task, splits=[(np.array(train), np.array(test))]).without(bad)

@@ -40,7 +40,7 @@ class Frames:
         self.classes, self.counts = self._files.classes, self._files.class_sizes()
         self._starts = list(accumulate(self.counts, initial=0))
         if len(self) == 0:
-            raise UserError(f"{folder} holds no images; give the folder of class folders, as read_saycam.py makes from videos")
+            raise UserError(f"{folder} holds no images; give a folder of class folders, as read_saycam.py makes it")
 
     def __len__(self):
         return self._starts[-1]

@@ -42,6 +42,8 @@ def around_slow_bf16(model):
 
 class _StridedDepthwiseConv2d(nn.Conv2d):
     def forward(self, x):
+        if torch.is_autocast_enabled("cpu"):
+            x = x.to(torch.get_autocast_dtype("cpu"))
         y = _StridedDepthwise.apply(x, self.weight.to(x.dtype), self.stride, self.padding, self.dilation)
         return y if self.bias is None else y + self.bias.to(x.dtype)[:, None, None]
 

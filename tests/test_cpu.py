@@ -33,6 +33,17 @@ def test_a_strided_depthwise_convolution_has_the_gradients_of_torch(options, siz
         torch.testing.assert_close(ours, plain)
 
 
+def test_under_autocast_it_takes_inputs_of_either_precision():
+    layer = nn.Conv2d(4, 4, 3, 2, 1, groups=4, bias=False)
+    cpu.around_slow_bf16(layer)
+    for dtype in (torch.float32, torch.bfloat16):
+        x = torch.randn(2, 4, 6, 6).to(dtype).requires_grad_()
+        with torch.autocast("cpu", torch.bfloat16):
+            y = layer(x)
+        y.float().sum().backward()
+        assert y.dtype == torch.bfloat16 and x.grad.dtype == dtype and layer.weight.grad.dtype == torch.float32
+
+
 def test_only_strided_depthwise_convolutions_are_led_around():
     model = models.build("mobilenet_v2", 5)
     cpu.around_slow_bf16(model)

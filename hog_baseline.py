@@ -57,7 +57,7 @@ def in_processes(function, tasks, workers):
         return
     pool = ProcessPoolExecutor(workers, initializer=signal.signal, initargs=(signal.SIGINT, signal.SIG_IGN))
     try:
-        yield from pool.map(function, tasks, chunksize=16)
+        yield from pool.map(function, tasks, chunksize=4)
     except BrokenProcessPool as error:
         raise UserError("a worker process was killed (was memory short?); start again with fewer --workers") from error
     finally:

@@ -189,7 +189,7 @@ def main(argv=None):
     save_dir = files.output_folder(args.save_dir)
     summary = save_dir / "world.json"
     if summary.exists():
-        raise cli.UserError(f"{save_dir} holds a world already; give another --save-dir")
+        raise cli.UserError(f"{summary} exists; give another --save-dir")
     videos = files.output_folder(save_dir / "videos")
     labelled = range(1, args.exemplars + 1)
     filmed = range(args.exemplars + 1, args.exemplars + args.toys + 1)

@@ -194,8 +194,8 @@ class Run:
         files.clear_leftovers(files.output_folder(self.folder))
         each = re.sub(r"\{.*?\}", "*", self.pattern)
         found = [path for pattern in ("last*.tar", each, f"best_{each}") for path in sorted(self.folder.glob(pattern))]
-        if self.args.resume == "last":  # a first epoch was cut short before last.tar, and will be the same again
-            found = [path for path in found if path.name.removeprefix("best_") != self.pattern.format(0)]
+        if self.args.resume == "last":  # what a first epoch wrote before it was cut short, without last.tar, may go
+            found = [path for path in found if checkpoint.read(path).get("epoch") != self.first]
         if found and not self.args.overwrite:
             raise UserError(f"{found[0]} exists; give --resume to continue, --overwrite, or another --save-dir")
         for path in found:

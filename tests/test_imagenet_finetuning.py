@@ -122,6 +122,15 @@ def test_a_published_format_file_continues_with_its_accuracies(data, tmp_path):
     assert not (tmp_path / "b" / f"best_ft_IN_{START}").exists()
 
 
+def test_only_the_files_of_a_first_epoch_are_replaced_without_last_tar(data, tmp_path):
+    for epochs in (1, 2):
+        tune(data, tmp_path / "run", "--epochs", epochs, "--resume")
+        for name in ("last.tar", "last.old.tar"):
+            (tmp_path / "run" / name).unlink(missing_ok=True)
+    with pytest.raises(UserError, match=f"ft_IN_{START} exists"):
+        tune(data, tmp_path / "run", "--epochs", 2, "--resume")
+
+
 def test_wrong_input_is_one_line(data, tmp_path):
     with pytest.raises(UserError, match="--n_out 9 does not fit .* 7 outputs"):
         tune(data, tmp_path / "run", "--n_out", 9)

@@ -125,7 +125,7 @@ def fill(folder, plan, task, report):
 def main(argv=None):
     args = parse_args(argv)
     cv2.setNumThreads(0)  # videos are read side by side: threads within one only get in each other's way
-    os.environ.setdefault("MALLOC_MMAP_THRESHOLD_", str(2**22))  # workers give the index of a long video back to glibc
+    os.environ.setdefault("MALLOC_MMAP_THRESHOLD_", str(2**22))  # a long video's index goes back to the system
     settings = {flag: getattr(args, flag.replace("-", "_")) for flag in SETTINGS}
     roots, folder = [os.path.abspath(each) for each in args.data], Path(args.save_dir)
     listing = folders.video_files(roots, args.recursive, folder)

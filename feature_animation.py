@@ -1,4 +1,4 @@
-"""Show where in each frame of a clip one feature answers: its last map as colours over the frames, as a film.
+"""Show where in each frame of a clip one feature answers: its last map as colors over the frames, as a film.
 
     python feature_animation.py frames_S --model-path TC-S.tar --feature-idx 276 --save-dir films
 
@@ -7,7 +7,8 @@ In: a folder of frames in order, or a video, and a model. Out: intphys_feature_a
 
 import torch
 
-from moco import checkpoint, cli, clip, distributed, models
+from moco import checkpoint, cli, distributed, models
+from moco.analysis import clip
 from moco.cli import UserError
 
 
@@ -28,7 +29,7 @@ def main(argv=None):
     args = parse_args(argv)
     torch.manual_seed(args.seed)
     model, _ = checkpoint.source(args.model_path, args.model, args.n_out)
-    trunk = models.freeze(models.spatial_trunk(model)).to(distributed.device(args.device))
+    trunk = models.freeze(models.spatial_trunk(model)).to(distributed.select_device(args.device))
     n = models.head(model).in_features
     if not 0 <= args.feature_idx < n:
         raise UserError(f"--feature-idx {args.feature_idx}: the model has {n} features, 0 to {n - 1}")

@@ -8,7 +8,8 @@ computers_feature_animation_IDX.mp4 in --save-dir.
 
 import torch
 
-from moco import checkpoint, cli, clip, distributed, features, models
+from moco import checkpoint, cli, distributed, models
+from moco.analysis import clip, features
 from moco.cli import UserError
 
 
@@ -22,7 +23,7 @@ def parse_args(argv=None):
 
 def class_maps(trunk, weights):
     """What makes of images (N, 3, H, W) the maps (N, H/32, W/32) of a class with weights (C,) on a spatial trunk."""
-    return lambda images: features.class_map(trunk(images), weights)
+    return lambda images: features.class_activation_map(trunk(images), weights)
 
 
 def main(argv=None):
@@ -31,7 +32,7 @@ def main(argv=None):
     model, found = checkpoint.source(args.model_path, args.model, args.n_out)
     if found and found.n_out is None:
         raise UserError(f"{args.model_path} has no linear head; decode it first with linear_decoding.py")
-    device = distributed.device(args.device)
+    device = distributed.select_device(args.device)
     trunk = models.freeze(models.spatial_trunk(model)).to(device)
     weights, names = models.head(model).weight.detach().to(device), found and found.classes
     number = checkpoint.class_number(args.class_idx, names, len(weights))

@@ -3,14 +3,16 @@
     python highly_activating_imgs.py labeled_S --model-path TC-S.tar --neuron_idx 276 12 7 --save-dir top
 
 In: a folder with a folder of images per class, and a model. Out, in --save-dir: highly_activating_imgs_neuron_IDX.pdf
-and .png, a row a unit, with its selectivity and its favourite class; and the same as .json, with file names.
+and .png, a row a unit, with its selectivity and its preferred_class class; and the same as .json, with file names.
 """
 
 import numpy as np
 import torch
 
-from moco import augment, checkpoint, cli, distributed, files, loader, models, plots, units
+from moco import checkpoint, cli, distributed, files, models, plots
+from moco.analysis import units
 from moco.cli import UserError
+from moco.data import augment, loader
 
 
 def parse_args(argv=None):
@@ -38,7 +40,7 @@ def sample(total, size, seed):
 def check(model, layer, neurons, most_selective):
     """UserError, before any image is read, where a layer of model has not the wanted units."""
     with torch.no_grad():
-        n = models.Layers(model.eval(), [layer])(torch.zeros(1, 3, 64, 64))[0].shape[1]
+        n = models.LayerMeans(model.eval(), [layer])(torch.zeros(1, 3, 64, 64))[0].shape[1]
     if most_selective and most_selective > n:
         raise UserError(f"--most-selective {most_selective}: the layer has {n} units")
     if not most_selective and (faulty := [unit for unit in neurons if not 0 <= unit < n]):
@@ -46,8 +48,8 @@ def check(model, layer, neurons, most_selective):
 
 
 def look(model, layer, frames, chosen, top, **flags):
-    """One pass over the chosen images (all if None): class means, images by class, and units.Best of all units."""
-    means, best = units.ClassMeans(len(frames.classes)), units.Best(top)
+    """One pass over the chosen images (all if None): class means, images by class, and units.TopK of all units."""
+    means, best = units.ClassMeans(len(frames.classes)), units.TopK(top)
     for (rows,), labels, indices in units.layer_means(model, [layer], frames, sample=chosen, **flags):
         means.add(rows, labels)
         best.add(rows, indices)
@@ -58,20 +60,20 @@ def main(argv=None):
     args = parse_args(argv)
     name = "_".join(map(str, args.neuron_idx)) if len(args.neuron_idx) <= 16 else f"{len(args.neuron_idx)}_units"
     name = f"most_selective_{args.most_selective}" if args.most_selective else f"neuron_{name}"
-    path = files.output_folder(args.save_dir) / f"highly_activating_imgs_{name}"
-    files.claim(path.with_suffix(".pdf"), args.overwrite)
-    frames = loader.Frames(args.data)
+    path = files.make_output_dir(args.save_dir) / f"highly_activating_imgs_{name}"
+    files.refuse_overwrite(path.with_suffix(".pdf"), args.overwrite)
+    frames = loader.FrameFolder(args.data)
     chosen = None if args.all else sample(len(frames), args.batch_size, args.seed)
     torch.manual_seed(args.seed)
     model, _ = checkpoint.source(args.model_path, args.model, args.n_out)
     check(model, args.layer, args.neuron_idx, args.most_selective)
     flags = dict(size=args.image_size, batch_size=args.batch_size, workers=args.workers)
-    flags["device"] = distributed.device(args.device)
+    flags["device"] = distributed.select_device(args.device)
     means, counts, best = look(model, args.layer, frames, chosen, args.top, **flags)
     labelled = np.count_nonzero(counts) > 1
     if args.most_selective and not labelled:
         raise UserError(f"{args.data} gave images of one class only; --most-selective compares several")
-    selectivity, favourite = units.selectivity(means) if labelled else (np.zeros(means.shape[1]), None)
+    selectivity, preferred_class = units.selectivity(means) if labelled else (np.zeros(means.shape[1]), None)
     wanted = args.neuron_idx
     if args.most_selective:
         wanted = np.argsort(-selectivity, kind="stable")[: args.most_selective].tolist()
@@ -80,12 +82,17 @@ def main(argv=None):
         paths = [frames.path(index) for index in best.indices[:, unit]]
         entry, margin = {"unit": unit}, f"unit {unit}"
         if labelled:
-            entry |= {"selectivity": float(selectivity[unit]), "favourite": frames.classes[favourite[unit]]}
-            margin += f"\nselectivity {entry['selectivity']:.2f}\n{entry['favourite']}"
+            entry |= {"selectivity": float(selectivity[unit]), "preferred_class": frames.classes[preferred_class[unit]]}
+            margin += f"\nselectivity {entry['selectivity']:.2f}\n{entry['preferred_class']}"
         entry["files"] = [str(image.relative_to(frames.folder)) for image in paths]
         entry["activations"] = best.values[:, unit].tolist()
         found.append(entry)
-        rows.append((margin, [augment.fit(augment.decode(image.read_bytes()), args.image_size) for image in paths]))
+        rows.append(
+            (
+                margin,
+                [augment.resize_center_crop(augment.decode(image.read_bytes()), args.image_size) for image in paths],
+            )
+        )
     plots.image_rows(rows, path)
     files.write_json(path.with_suffix(".json"), found)
     print(f"{len(best.values)} best of {counts.sum()} images for {len(found)} units: {path.with_suffix('.pdf')}")

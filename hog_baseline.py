@@ -18,9 +18,11 @@ import numpy as np
 from skimage.feature import hog
 from sklearn.linear_model import SGDClassifier
 
-from moco import augment, cli, features, files
+from moco import cli, files
+from moco.analysis import features
+from moco.analysis.report import Report
 from moco.cli import UserError
-from moco.report import Report
+from moco.data import augment
 
 
 def parse_args(argv=None):
@@ -32,7 +34,7 @@ def parse_args(argv=None):
 def hog_features(path):
     """The HOG of the image at path, float32 (n,): 9 orientations, 16x16 cells, 3x3 blocks; 11664 for 224x224 pixels.
 
-    Each pixel counts with the gradient of its strongest colour (Dalal and Triggs 2005). Raises augment.BadImage.
+    Each pixel counts with the gradient of its strongest color (Dalal and Triggs 2005). Raises augment.BadImage.
     """
     with open(path, "rb") as file:
         image = augment.decode(file.read())
@@ -69,11 +71,11 @@ def all_features(frames, images, workers, cache):
 
     images: (N,) indices. cache: folder where features once computed are kept. UserError where sizes differ.
     """
-    path = cache / f"{features.key(frames, images, 'hog')}.npy"
+    path = cache / f"{features.cache_key(frames, images, 'hog')}.npy"
     if path.exists():
         return np.load(path, mmap_mode="r")
     paths, rows = [frames.path(i) for i in images], None
-    with files.whole(path) as part, cli.Progress(len(images), "HOG", "images") as progress:
+    with files.atomic_write(path) as part, cli.Progress(len(images), "HOG", "images") as progress:
         for i, row in enumerate(in_processes(readable_features, paths, workers)):
             if isinstance(row, str):
                 progress.say(f"{paths[i]}: {row}; left out")

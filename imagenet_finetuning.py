@@ -13,9 +13,11 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from moco import augment, checkpoint, cli, distributed, engine, files, loader, models, plots
+from moco import checkpoint, cli, distributed, files, models, plots
 from moco.cli import UserError
-from moco.run import Run
+from moco.data import augment, loader
+from moco.training import engine
+from moco.training.run import Run
 
 
 def parse_args(argv=None):
@@ -23,7 +25,7 @@ def parse_args(argv=None):
     add = parser.add_argument
     add("data", help="folder with train/ and val/, each with a folder of images a class")
     add("--model-path", metavar="FILE", help="start from the trunk in this checkpoint; without one from random weights")
-    add("--model", type=models.known, metavar="ARCH", help="architecture where no file says it: resnext50_32x4d")
+    add("--model", type=models.arch_name, metavar="ARCH", help="architecture where no file says it: resnext50_32x4d")
     add("--n_out", type=cli.number(int, 1), help="outputs of the start checkpoint; read from it, checked if given")
     add("--freeze-trunk", action="store_true", help="train the head alone, on a trunk that does not change at all")
     add("--frac-retained", type=cli.number(float, 0, 1), default=1.0, help="share of each class's images to train on")
@@ -70,35 +72,37 @@ def listed(frames, path):
     return np.unique([index[name] for name in wanted])
 
 
-def evaluate(args, place, batches):
+def evaluate(args, context, batches):
     """Print top-1 and top-5 of the checkpoint at --model-path."""
     model, found = checkpoint.load(args.model_path, args.model, args.n_out)
     classes = len(batches.frames.classes)
     if found.n_out != classes:
         raise UserError(f"{args.model_path} has {found.n_out} outputs and {batches.frames.folder} {classes} classes")
-    result = engine.evaluate(distributed.wrap(models.freeze(model), place), batches, place)
-    if place.main:
+    result = engine.evaluate(distributed.wrap(models.freeze(model), context), batches, context)
+    if context.is_main:
         accuracies = f"top-1 {result['acc1']:.2f} %, top-5 {result['acc5']:.2f} %"
         print(f"{args.model_path}: {accuracies}, {result['images']} images")
 
 
-def train(args, place):
+def train(args, context):
     """One process of the fine-tuning, or of the evaluation."""
-    options = dict(workers=args.workers, seed=args.seed, device=place.device, rank=place.rank, world=place.world)
-    val = loader.Frames(Path(args.data) / "val")
+    options = dict(
+        workers=args.workers, seed=args.seed, device=context.device, rank=context.rank, world_size=context.world_size
+    )
+    val = loader.FrameFolder(Path(args.data) / "val")
     crops = augment.Recipe("center", args.image_size)
-    tests = loader.Batches(val, crops, args.batch_size, train=False, **options)
+    tests = loader.FrameLoader(val, crops, args.batch_size, train=False, **options)
     if args.evaluate:
-        return evaluate(args, place, tests)
+        return evaluate(args, context, tests)
 
-    frames = loader.Frames(Path(args.data) / "train")
+    frames = loader.FrameFolder(Path(args.data) / "train")
     if frames.classes != val.classes:
         raise UserError(f"train/ and val/ of {args.data} hold different classes")
     images = retained(frames.labels(), args.frac_retained, args.seed)
     if args.train_list:
         images = listed(frames, args.train_list)
     crops = augment.Recipe("imagenet", args.image_size)
-    batches = loader.Batches(frames, crops, args.batch_size, order=images, **options)
+    batches = loader.FrameLoader(frames, crops, args.batch_size, order=images, **options)
 
     torch.manual_seed(args.seed)
     start = checkpoint.weights(args.model_path, args.model) if args.model_path else None
@@ -111,25 +115,25 @@ def train(args, place):
     if args.freeze_trunk:
         models.freeze(model)
         models.head(model).requires_grad_(True)
-    dtype = engine.precision(args.precision, place.device, arch)
-    model = engine.prepare(model, place, dtype)
+    dtype = engine.resolve_dtype(args.precision, context.device, arch)
+    model = engine.prepare(model, context, dtype)
     learning = [weight for weight in model.parameters() if weight.requires_grad]
-    optimizer = torch.optim.Adam(learning, args.lr, fused=place.fuses)
+    optimizer = torch.optim.Adam(learning, args.lr, fused=context.supports_fused)
     name = f"ft_IN_{Path(args.model_path or arch + '.tar').name}"
     facts = {"arch": arch, "n_out": len(frames.classes), "classes": frames.classes, "images": len(images)}
-    run = Run(args, place, model, optimizer, name, facts)
-    if place.main:
+    run = Run(args, context, model, optimizer, name, facts)
+    if context.is_main:
         names = [frames.path(i).relative_to(frames.folder).as_posix() for i in images]
         files.write_text(run.folder / "train_list.txt", "\n".join(names) + "\n")
     for epoch in run.epochs():
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(epoch, args.lr, args.schedule)
-        record = engine.train(run, model, batches, optimizer, dtype, args.print_freq)
-        found = engine.evaluate(model, tests, place)
+        record = engine.train_one_epoch(run, model, batches, optimizer, dtype, args.print_freq)
+        found = engine.evaluate(model, tests, context)
         run.say(f"epoch {epoch}: val top-1 {found['acc1']:.2f} %, top-5 {found['acc5']:.2f} %, lr {group['lr']:g}")
         is_best = all(found["acc1"] > past.get("val_acc1", -1) for past in run.records)
         run.end_epoch(record | {"val_acc1": found["acc1"], "val_acc5": found["acc5"]}, is_best)
-        if place.main:
+        if context.is_main:
             plots.training_curve(run.records, run.folder / "training_curve")
 
 

@@ -9,8 +9,10 @@ in --save-dir: linear_combination_maps_class_IDX.pdf and .png, a random sample o
 import numpy as np
 import torch
 
-from moco import augment, checkpoint, cli, distributed, features, files, film, loader, models, plots
+from moco import checkpoint, cli, distributed, files, models, plots
+from moco.analysis import features, film
 from moco.cli import UserError
+from moco.data import augment, loader
 
 
 def parse_args(argv=None):
@@ -57,14 +59,14 @@ def look(model, batches):
 
 def heated(maps, images):
     """Maps (N, H, W) as heat over images (N, 3, H, W): N pictures, with one scale for all as in the published films."""
-    pictures, (low, high) = (255 * features.pixels(images)).round().byte().numpy(), (maps.min(), maps.max())
+    pictures, (low, high) = (255 * features.denormalize(images)).round().byte().numpy(), (maps.min(), maps.max())
     shades = film.brightness(pictures.min((0, 1, 2)), pictures.max((0, 1, 2)), loader.MEAN, loader.STD)
     return [film.overlay(picture, film.heat(m, low, high), shades) for picture, m in zip(pictures, maps, strict=True)]
 
 
 def main(argv=None):
     args = parse_args(argv)
-    frames, device = loader.Frames(args.data), distributed.device(args.device)
+    frames, device = loader.FrameFolder(args.data), distributed.select_device(args.device)
     torch.manual_seed(args.seed)
     model, found = checkpoint.source(args.model_path, args.model, args.n_out)
     if found and found.n_out is None:
@@ -77,18 +79,18 @@ def main(argv=None):
         raise UserError(f"the {known}; leave out --class-only and --others")
     which = "class" if args.class_only else "others" if args.others else "all"
     parts = ["linear_combination_maps_class", str(number)] + ([] if which == "all" else [which])
-    path = files.output_folder(args.save_dir) / "_".join(parts + ["overlay"] * args.overlay)
-    files.claim(path.with_suffix(".pdf"), args.overwrite)
+    path = files.make_output_dir(args.save_dir) / "_".join(parts + ["overlay"] * args.overlay)
+    files.refuse_overwrite(path.with_suffix(".pdf"), args.overwrite)
 
     chosen = choose(frames, names[number] if names else None, which, args.batch_size, args.seed)
     recipe = augment.Recipe("none", args.image_size)
-    batches = loader.Batches(frames, recipe, features.BATCH, args.workers, args.seed, device, False, order=chosen)
+    batches = loader.FrameLoader(frames, recipe, features.BATCH, args.workers, args.seed, device, False, order=chosen)
     images, maps, named, indices = look(models.freeze(model).to(device), batches)
-    maps = features.upsample(features.class_map(maps, weight[number]), images.shape[-1])
+    maps = features.upsample(features.class_activation_map(maps, weight[number]), images.shape[-1])
     if args.overlay:
         pictures = heated(maps.numpy(), images)
     else:
-        pictures = features.pixels(features.attention(maps)[:, None] * images).numpy()
+        pictures = features.denormalize(features.attention_mask(maps)[:, None] * images).numpy()
     labels = frames.labels()
     captions = [
         (frames.classes[labels[i]], names[guess] if names else str(guess))

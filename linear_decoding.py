@@ -16,9 +16,11 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from moco import augment, checkpoint, cli, distributed, features, loader, models
+from moco import checkpoint, cli, distributed, models
+from moco.analysis import features
+from moco.analysis.report import Report
 from moco.cli import UserError
-from moco.report import Report
+from moco.data import augment, loader
 
 PUBLISHED = {
     "random": ("random", None),
@@ -36,7 +38,12 @@ def parse_args(argv=None):
     add("--model-name", nargs="+", default=[], choices=PUBLISHED, help="published models, read from the working folder")
     add("--model-path", nargs="+", default=[], metavar="PATH", help="checkpoints, or 'random', or 'imagenet'")
     add("--names", nargs="+", metavar="NAME", help="names for the models in all results; default: those of the files")
-    add("--model", type=models.known, metavar="ARCH", help="architecture where no file says it; default: mobilenet_v2")
+    add(
+        "--model",
+        type=models.arch_name,
+        metavar="ARCH",
+        help="architecture where no file says it; default: mobilenet_v2",
+    )
     add("--num-outs", type=int, metavar="N", help="outputs of the pretrained head; read from its file, checked here")
     add(
         "--bn-mode",
@@ -52,7 +59,7 @@ def parse_args(argv=None):
 def readout(layer, epochs, lr, print_freq):
     """Train a linear layer as published: Adam on the cross-entropy of features that do not learn.
 
-    epochs: iterable of epochs, each an iterable of features (n, C) and labels (n,). Returns the optimiser and the
+    epochs: iterable of epochs, each an iterable of features (n, C) and labels (n,). Returns the optimizer and the
     training accuracy (%) of every epoch.
     """
     optimizer, accuracies = torch.optim.Adam(layer.parameters(), lr), []
@@ -82,7 +89,7 @@ def cached_epochs(x, y, batch_size, epochs):
 def drifting_epochs(trunk, images, labels, epochs):
     """Epochs as in the published code: images through a trunk whose batch-norm statistics go on drifting to them.
 
-    images: loader.Batches. labels: those of all images that it could give.
+    images: loader.FrameLoader. labels: those of all images that it could give.
     """
     for epoch in range(epochs):
         trunk.train()
@@ -104,13 +111,13 @@ def wanted_models(args):
             raise UserError(f"--num-outs {args.num_outs} does not fit {source}: its head has {found.n_out} outputs")
         arch, head = found.arch if found else args.model or "mobilenet_v2", models.head_name(model)
         mode = args.bn_mode or ("adapt" if source == "random" else "eval")
-        yield name, models.freeze(models.trunk(model)), arch, head, mode
+        yield name, models.freeze(models.remove_head(model)), arch, head, mode
 
 
 def main(argv=None):
     args = parse_args(argv)
     report = Report(args)
-    device, opened = distributed.device(args.device), list(wanted_models(args))
+    device, opened = distributed.select_device(args.device), list(wanted_models(args))
     if args.data and not opened:
         raise UserError("name at least one model with --model-name or --model-path")
     report.expect([name for name, *_ in opened])
@@ -120,7 +127,7 @@ def main(argv=None):
         if mode == "adapt":
             learned = np.unique(np.concatenate([train for train, _ in task.splits]))
             features.adapt(trunk, images=task.images[learned], seed=args.seed, **options)
-        rows = features.pooled(trunk, images=task.images, **options)
+        rows = features.extract_features(trunk, images=task.images, **options)
         task = task.without(np.isnan(rows[:, 0]))
         labels = torch.zeros(len(report.frames), dtype=torch.long, device=device)
         labels[task.images] = torch.from_numpy(task.labels).to(device)
@@ -129,7 +136,7 @@ def main(argv=None):
             torch.manual_seed(seed)
             layer, network = nn.Linear(rows.shape[1], len(task.classes)).to(device), copy.deepcopy(trunk)
             if mode == "train":
-                batches = loader.Batches(
+                batches = loader.FrameLoader(
                     report.frames, augment.Recipe("none", args.image_size), args.batch_size, args.workers, seed, device,
                     order=task.images[train],
                 )  # fmt: skip
@@ -138,7 +145,11 @@ def main(argv=None):
                 x = torch.from_numpy(rows[train]).to(device)
                 epochs = cached_epochs(x, labels[task.images[train]], args.batch_size, args.epochs)
             optimizer, accuracies = readout(layer, epochs, args.lr, args.print_freq)
-            tested = features.pooled(network, images=task.images[test], **options) if mode == "train" else rows[test]
+            tested = (
+                features.extract_features(network, images=task.images[test], **options)
+                if mode == "train"
+                else rows[test]
+            )
             with torch.no_grad():
                 scores.append(layer(torch.tensor(tested).to(device)).cpu().numpy())
             if seed == args.seed:

@@ -11,16 +11,17 @@ while the queue still holds its first, random keys, then low, then rising.
 """
 
 import moco_utils
-from moco import cli, distributed, loader
+from moco import cli, distributed
+from moco.data import loader
 
 
 def parse_args(argv=None):
     return moco_utils.parse_args(__doc__, argv)
 
 
-def train(args, place):
+def train(args, context):
     """One process of the training."""
-    moco_utils.train(args, place, "moco_img", loader.Frames(args.data), pairs=args.batch_size)
+    moco_utils.train(args, context, "moco_img", loader.FrameFolder(args.data), pairs=args.batch_size)
 
 
 def main(argv=None):

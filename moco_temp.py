@@ -1,4 +1,4 @@
-"""Learn to see by telling moments of a child's life apart: MoCo, where a frame belongs together with its neighbour.
+"""Learn to see by telling moments of a child's life apart: MoCo, where a frame belongs together with its neighbor.
 
 A query must find the key of a frame next to it in time among those of many others (temporal contrastive learning:
 Orhan, Gupta & Lake, 2020, section 4.2, with He et al.'s MoCo, 2020).
@@ -13,14 +13,15 @@ training_curve.pdf and .png. --batch-size counts frames, two a pair.
 from functools import partial
 
 import moco_utils
-from moco import cli, distributed, loader
-from moco_utils import ContrastiveBatchSampler, DistributedProxySampler
+from moco import cli, distributed
+from moco.data import loader
+from moco_utils import EpochPairs, TemporalPairs
 
 
 def add_flags(parser):
-    """Add the flags that say which frames are neighbours to parser."""
+    """Add the flags that say which frames are neighbors to parser."""
     add = parser.add_argument
-    add("--pos-window", type=cli.number(int, 1), default=1, metavar="FRAMES", help="how far away a neighbour may be")
+    add("--pos-window", type=cli.number(int, 1), default=1, metavar="FRAMES", help="how far away a neighbor may be")
     add("--published-sampling", action="store_true", help="draw the frame before or the frame itself, across videos")
 
 
@@ -28,12 +29,12 @@ def parse_args(argv=None):
     return moco_utils.parse_args(__doc__, argv, add_flags)
 
 
-def train(args, place):
+def train(args, context):
     """One process of the training."""
-    frames = loader.Frames(args.data)
-    sampler = ContrastiveBatchSampler(frames, args.batch_size, args.seed, args.pos_window, args.published_sampling)
-    order = partial(DistributedProxySampler, sampler)
-    moco_utils.train(args, place, "moco_temp", frames, pairs=sampler.pairs, order=order)
+    frames = loader.FrameFolder(args.data)
+    sampler = TemporalPairs(frames, args.batch_size, args.seed, args.pos_window, args.published_sampling)
+    order = partial(EpochPairs, sampler)
+    moco_utils.train(args, context, "moco_temp", frames, pairs=sampler.pairs, order=order)
 
 
 def main(argv=None):

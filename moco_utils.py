@@ -5,14 +5,16 @@ from math import cos, pi
 import numpy as np
 import torch
 
-from moco import augment, cli, distributed, engine, loader, models, plots
+from moco import cli, distributed, models, plots
 from moco.builder import MoCo
 from moco.cli import UserError
-from moco.run import Run
+from moco.data import augment, loader
+from moco.training import engine
+from moco.training.run import Run
 
 LAYOUT = ("state_dict", "optimizer", 1)  # of the published files, whose `epoch` counts the epochs that are done
 PAIRS = 2  # the stream of random numbers that pairs are drawn from, beside those of the loader
-TRIES = 10_000  # draws of a frame before a folder counts as one without neighbours
+TRIES = 10_000  # draws of a frame before a folder counts as one without neighbors
 
 
 def parse_args(doc, argv=None, *more):
@@ -23,7 +25,7 @@ def parse_args(doc, argv=None, *more):
     add(
         "-a",
         "--arch",
-        type=models.known,
+        type=models.arch_name,
         default="resnet50",
         metavar="ARCH",
         help=f"published: {', '.join(models.PUBLISHED)}; or any other torchvision classifier",
@@ -31,7 +33,7 @@ def parse_args(doc, argv=None, *more):
     add("--epochs", type=cli.number(int, 1), default=12, help="passes over the frames")
     add("--schedule", type=int, nargs="*", default=[11, 20], help="epochs from which on the learning rate is x 0.1")
     add("--cos", action="store_true", help="let the learning rate fall like a cosine instead, epoch by epoch")
-    add("--momentum", type=cli.number(float, 0, 1), default=0.9, help="momentum of the optimiser, SGD")
+    add("--momentum", type=cli.number(float, 0, 1), default=0.9, help="momentum of the optimizer, SGD")
     add("--wd", "--weight-decay", dest="wd", type=cli.number(float, 0), default=0.0, help="weight decay")
     add("--moco-dim", type=cli.number(int, 1), default=128, help="length of queries and keys")
     add("--moco-k", type=cli.number(int, 1), default=65536, help="keys in the queue: a multiple of those of a step")
@@ -43,7 +45,7 @@ def parse_args(doc, argv=None, *more):
         "--bn-splits",
         type=cli.number(int, 1),
         metavar="N",
-        help="in a single process: parts of a batch that batch norm normalises each on its own. Over the whole batch, "
+        help="in a single process: parts of a batch that batch norm normalizes each on its own. Over the whole batch, "
         "query and key would share statistics that give the key away; several processes avoid that by shuffling keys. "
         "1: the whole batch; default: 8, or as many as get two images each",
     )
@@ -67,7 +69,7 @@ def learning_rate(epoch, lr, epochs, schedule, cosine=False):
     return lr * 0.1 ** sum(epoch >= milestone for milestone in schedule)
 
 
-def norm_parts(wanted, pairs, world):
+def resolve_bn_splits(wanted, pairs, world):
     """Parts in which batch norm takes the pairs of a step: as wanted, or if that is None as many as are good."""
     possible = max(1, pairs // 2)
     if world > 1:
@@ -81,10 +83,10 @@ def norm_parts(wanted, pairs, world):
     return wanted
 
 
-class ContrastiveBatchSampler:
-    """Pairs of a frame and a neighbour in time, drawn with replacement: half as many as a batch has frames.
+class TemporalPairs:
+    """Pairs of a frame and a neighbor in time, drawn with replacement: half as many as a batch has frames.
 
-    A neighbour is another frame of the same video, at most window steps away: of the same class, where no manifest
+    A neighbor is another frame of the same video, at most window steps away: of the same class, where no manifest
     knows the videos. published draws as the released sampler did: window 1 takes the frame before or the frame itself,
     whatever video it is from. A pair depends on (seed, epoch, its position in the epoch) alone.
     """
@@ -100,19 +102,19 @@ class ContrastiveBatchSampler:
         return self.batches
 
     def pair(self, epoch, position):
-        """Indices of the two frames at a position of an epoch; UserError if hardly a frame has a neighbour."""
+        """Indices of the two frames at a position of an epoch; UserError if hardly a frame has a neighbor."""
         draws, window = loader.generator(self.seed, PAIRS, epoch, position), self.window
         if self.published:
             frame = draws.integers(window, len(self.frames) - window + 1)
             return frame, frame + draws.integers(-window, window)
         for _ in range(TRIES):
             frame = int(draws.integers(len(self.frames)))
-            if near := self.frames.neighbours(frame, window):
+            if near := self.frames.neighbors(frame, window):
                 return frame, near[draws.integers(len(near))]
-        raise UserError(f"the frames of {self.frames.folder} have no neighbours in time; give videos of several frames")
+        raise UserError(f"the frames of {self.frames.folder} have no neighbors in time; give videos of several frames")
 
 
-class DistributedProxySampler:
+class EpochPairs:
     """An epoch of a sampler's pairs in place of a list of them: every process draws those of its own share, no others.
 
     Has the length of that list, and gives its slices, int64 (n, 2).
@@ -130,39 +132,41 @@ class DistributedProxySampler:
 
 
 def contrast(model, images, _):
-    """MoCo's forward pass of two views of images, as engine.train wants it: (logits, targets)."""
+    """MoCo's forward pass of two views of images, as engine.train_one_epoch wants it: (logits, targets)."""
     return model(*images)
 
 
-def train(args, place, name, frames, pairs, order=None):
+def train(args, context, name, frames, pairs, order=None):
     """One process of the training: pairs of views a step; name: how the files of the epochs begin.
 
-    order: as loader.Batches takes it; without one, all frames at random, two views of each.
+    order: as loader.FrameLoader takes it; without one, all frames at random, two views of each.
     """
     if pairs < 1:
         raise UserError(f"--batch-size {args.batch_size} makes no pair; give a larger one")
     if args.moco_k % pairs:
         fitting = max(args.moco_k // pairs, 1) * pairs
         raise UserError(f"--moco-k {args.moco_k} is no multiple of the {pairs} keys of a step; {fitting} would be")
-    args.bn_splits = norm_parts(args.bn_splits, pairs, place.world)
+    args.bn_splits = resolve_bn_splits(args.bn_splits, pairs, context.world_size)
     recipe = augment.Recipe("moco_v2" if args.aug_plus else "moco_v1", args.image_size, args.augment_on)
-    batches = loader.Batches(
-        frames, recipe, pairs, args.workers, args.seed, place.device,
-        views=2, rank=place.rank, world=place.world, order=order, drop_last=True,
+    batches = loader.FrameLoader(
+        frames, recipe, pairs, args.workers, args.seed, context.device,
+        views=2, rank=context.rank, world_size=context.world_size, order=order, drop_last=True,
     )  # fmt: skip
     torch.manual_seed(args.seed)
     model = MoCo(
         lambda num_classes: models.build(args.arch, num_classes),
         args.moco_dim, args.moco_k, args.moco_m, args.moco_t, args.mlp, args.bn_splits,
     )  # fmt: skip
-    dtype = engine.precision(args.precision, place.device, args.arch)
-    model = engine.prepare(model, place, dtype)
-    optimizer = torch.optim.SGD(model.parameters(), args.lr, args.momentum, weight_decay=args.wd, fused=place.fuses)
+    dtype = engine.resolve_dtype(args.precision, context.device, args.arch)
+    model = engine.prepare(model, context, dtype)
+    optimizer = torch.optim.SGD(
+        model.parameters(), args.lr, args.momentum, weight_decay=args.wd, fused=context.supports_fused
+    )
     facts = {"arch": args.arch, "classes": list(frames.classes), "images": len(frames)}
-    run = Run(args, place, model, optimizer, f"{name}_checkpoint_{{:04d}}.pth.tar", facts, LAYOUT)
+    run = Run(args, context, model, optimizer, f"{name}_checkpoint_{{:04d}}.pth.tar", facts, LAYOUT)
     run.say(
         f"{len(frames)} frames, {len(batches)} steps of {pairs} pairs an epoch; {args.arch} in {dtype} on "
-        f"{place.world} x {place.device}, --bn-splits {args.bn_splits}"
+        f"{context.world_size} x {context.device}, --bn-splits {args.bn_splits}"
     )
     if args.moco_k > len(frames):
         run.say(f"note: the {len(frames)} frames do not fill --moco-k {args.moco_k}: keys of a frame oppose its query")
@@ -171,6 +175,8 @@ def train(args, place, name, frames, pairs, order=None):
         for group in optimizer.param_groups:
             group["lr"] = lr
         run.say(f"epoch {epoch}: learning rate {lr:g}")
-        run.end_epoch({**engine.train(run, model, batches, optimizer, dtype, args.print_freq, contrast), "lr": lr})
-        if place.main:
+        run.end_epoch(
+            {**engine.train_one_epoch(run, model, batches, optimizer, dtype, args.print_freq, contrast), "lr": lr}
+        )
+        if context.is_main:
             plots.training_curve(run.records, run.folder / "training_curve")

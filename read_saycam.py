@@ -4,7 +4,7 @@
 
 In: folders of videos, read one after another in the order of their names. Out: class_0000/img_0000.jpeg and so on in
 --save-dir, which torchvision's ImageFolder reads, and manifest.json, which says where every image came from. Frames are
-scaled, cropped around the centre and turned by 180 degrees, as the head camera hangs upside down. A run that was
+scaled, cropped around the center and turned by 180 degrees, as the head camera hangs upside down. A run that was
 interrupted goes on when started again.
 """
 
@@ -17,8 +17,10 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from moco import cli, files, folders, manifest, parallel, reader, video
-from moco.video import crop, frame_step, sampled_frames
+from moco import cli, files, pool
+from moco.data import manifest
+from moco.videos import extract, listing, video
+from moco.videos.video import crop, frame_step, sampled_frames
 
 # The flags that the images depend on: a run goes on only under the same ones.
 SETTINGS = ("fps", "seg-len", "class-by", "size", "quality", "shift")
@@ -82,7 +84,7 @@ def jpeg(picture, settings):
 def inspect(settings, path, report):
     """What the plan says of a video file: a dict, or a string that says why it cannot be read."""
     try:
-        held = video.contents(path)
+        held = video.probe(path)
     except video.UnreadableVideo as error:
         return str(error)
     fps, published = settings["fps"], settings["published-step"]
@@ -91,7 +93,7 @@ def inspect(settings, path, report):
         "height": held.height,
         "rate": held.rate,
         "frames": held.frames,
-        "step": frame_step(held.rate, fps, published) if held.is_steady() else None,
+        "step": frame_step(held.rate, fps, published) if held.is_constant_rate() else None,
         "slots": len(sampled_frames(held, fps, published)),
     }
 
@@ -102,12 +104,12 @@ def fill(folder, plan, task, report):
     settings, first = plan["settings"], entry["first_slot"]
     full, reported, reason = np.zeros(entry["slots"], bool), 0, None
     try:
-        held = video.contents(path)
+        held = video.probe(path)
         taken = sampled_frames(held, settings["fps"], settings["published-step"])[: entry["slots"]]
         if (os.path.getsize(path), held.frames, len(taken)) != (entry["bytes"], entry["frames"], entry["slots"]):
             raise video.UnreadableVideo("it has changed since the plan was made")
         for place, picture in video.frames(path, taken, held):
-            reader.write_image(folder / manifest.slot_path(plan, entry, first + place), jpeg(picture, settings))
+            extract.write_image(folder / manifest.slot_path(plan, entry, first + place), jpeg(picture, settings))
             full[place] = True
             if place % 32 == 31:
                 report(int(taken[place]) - reported)
@@ -117,7 +119,7 @@ def fill(folder, plan, task, report):
     if not full.all() and not reason:
         reason = f"{np.count_nonzero(~full)} of {len(full)} frames are damaged"
     missing = (np.flatnonzero(np.diff(full, prepend=True, append=True)) + first).reshape(-1, 2).tolist()
-    reader.clear(folder, plan, entry, missing)
+    extract.clear(folder, plan, entry, missing)
     report(entry["frames"] - reported)
     return missing, reason
 
@@ -128,22 +130,22 @@ def main(argv=None):
     os.environ.setdefault("MALLOC_MMAP_THRESHOLD_", str(2**22))  # a long video's index goes back to the system
     settings = {flag: getattr(args, flag.replace("-", "_")) for flag in SETTINGS}
     roots, folder = [os.path.abspath(each) for each in args.data], Path(args.save_dir)
-    listing = folders.video_files(roots, args.recursive, folder)
-    plan = reader.matching_plan(folder, settings, listing)
-    with parallel.Crew(args.workers) as crew:
+    videos = listing.list_videos(roots, args.recursive, folder)
+    plan = extract.matching_plan(folder, settings, videos)
+    with pool.WorkerPool(args.workers) as crew:
         if plan is None:
-            plan = reader.make_plan(roots, settings, listing, partial(inspect, settings), crew)
+            plan = extract.make_plan(roots, settings, videos, partial(inspect, settings), crew)
         if not args.dry_run:
-            files.output_folder(folder)
-            plan = reader.matching_plan(folder, settings, listing) or reader.begin(folder, plan)
+            files.make_output_dir(folder)
+            plan = extract.matching_plan(folder, settings, videos) or extract.begin(folder, plan)
         if not args.dry_run and not args.plan:
-            plan = reader.read_videos(folder, plan, roots, fill, crew, args.shard or (0, 1))
-    print(reader.summary(plan))
+            plan = extract.read_videos(folder, plan, roots, fill, crew, args.shard or (0, 1))
+    print(extract.summary(plan))
     if args.dry_run:
         print(f"expected size: {plan['slots'] * image_size(plan) / 1e9:.3g} GB")
     left_out = manifest.left_out(plan)
     for name, reason in left_out:
-        print(f"left out: {folders.shown(name)}: {reason}")
+        print(f"left out: {listing.printable(name)}: {reason}")
     return 1 if args.strict and left_out else None
 
 
@@ -153,7 +155,7 @@ def image_size(plan, looks=8):
     for entry in plan["videos"][:: len(plan["videos"]) // looks + 1]:
         path = os.path.join(plan["folders"][entry["folder"]], entry["name"])
         with suppress(video.UnreadableVideo):  # it may be gone by now
-            _, picture = next(video.frames(path, np.arange(1), video.contents(path)), (0, None))
+            _, picture = next(video.frames(path, np.arange(1), video.probe(path)), (0, None))
             sizes += [] if picture is None else [len(jpeg(picture, settings))]
     return sum(sizes) / max(1, len(sizes))
 

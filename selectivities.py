@@ -3,15 +3,17 @@
     python selectivities.py labeled_S --model-path TC-S.tar --layer 1 2 6 10 14 18 --save-dir selectivity
 
 In: a folder with a folder of images per class, and a model. Out, for every layer L: selectivity_L.npy, (units,);
-selectivity_L.npz, the same with each unit's favourite class and its mean activation for each class; and one figure,
+selectivity_L.npz, the same with each unit's preferred_class class and its mean activation for each class; and one figure,
 the distribution of selectivity by layer. With --pca also how many principal components the features fill (figure A1).
 """
 
 import numpy as np
 import torch
 
-from moco import checkpoint, cli, distributed, files, loader, plots, units
+from moco import checkpoint, cli, distributed, files, plots
+from moco.analysis import units
 from moco.cli import UserError
+from moco.data import loader
 
 
 def parse_args(argv=None):
@@ -92,31 +94,33 @@ def measure(model, layers, frames, with_covariance, flags):
 
 def main(argv=None):
     args = parse_args(argv)
-    folder, layers = files.output_folder(args.save_dir), list(dict.fromkeys(args.layer))
+    folder, layers = files.make_output_dir(args.save_dir), list(dict.fromkeys(args.layer))
     figures = [f"{what}_{'_'.join(map(str, layers))}" for what in ("selectivity_by_layer", "variance_explained")]
     for name in [f"selectivity_{layer}.npy" for layer in layers] + [f"{figure}.pdf" for figure in figures]:
-        files.claim(folder / name, args.overwrite)
-    frames, further = loader.Frames(args.data), [loader.Frames(each) for each in args.pca or ()]
+        files.refuse_overwrite(folder / name, args.overwrite)
+    frames, further = loader.FrameFolder(args.data), [loader.FrameFolder(each) for each in args.pca or ()]
     if len(frames.classes) < 2:
         raise UserError(f"{args.data} holds a single class, {frames.classes[0]}; selectivity compares several")
     torch.manual_seed(args.seed)
     model, _ = checkpoint.source(args.model_path, args.model, args.n_out)
     flags = dict(size=args.image_size, batch_size=args.batch_size, workers=args.workers)
-    flags["device"] = distributed.device(args.device)
+    flags["device"] = distributed.select_device(args.device)
     class_means, covariances = measure(model, layers, frames, args.pca is not None, flags)
     found = {}
     for layer, of_layer in zip(layers, class_means, strict=True):
         if np.count_nonzero(of_layer.counts) < 2:
             raise UserError(f"only one class of {args.data} has images that can be read; selectivity compares several")
         means = of_layer.means()
-        found[layer], favourite = units.selectivity(means)
+        found[layer], preferred_class = units.selectivity(means)
         silent = np.count_nonzero(np.nan_to_num(means).max(0) == 0)
-        print(f"layer {layer}: {len(favourite)} units, mean selectivity {found[layer].mean():.3f}, {silent} silent")
-        with files.whole(folder / f"selectivity_{layer}.npy") as part:
+        print(
+            f"layer {layer}: {len(preferred_class)} units, mean selectivity {found[layer].mean():.3f}, {silent} silent"
+        )
+        with files.atomic_write(folder / f"selectivity_{layer}.npy") as part:
             np.save(part, found[layer].astype(np.float32))
-        with files.whole(folder / f"selectivity_{layer}.npz") as part:
+        with files.atomic_write(folder / f"selectivity_{layer}.npz") as part:
             facts = dict(classes=frames.classes, images=of_layer.counts)
-            np.savez(part, selectivity=found[layer], favourite=favourite, class_means=means, **facts)
+            np.savez(part, selectivity=found[layer], preferred_class=preferred_class, class_means=means, **facts)
     plots.selectivity_by_layer(found, folder / figures[0])
     if args.pca is not None:
         parts = [(frames, covariances)] + [(each, measure(model, layers, each, True, flags)[1]) for each in further]

@@ -11,8 +11,10 @@ continue from, log.jsonl, training_curve.pdf and .png.
 
 import torch
 
-from moco import augment, checkpoint, cli, distributed, engine, loader, models, plots
-from moco.run import Run
+from moco import checkpoint, cli, distributed, models, plots
+from moco.data import augment, loader
+from moco.training import engine
+from moco.training.run import Run
 
 HYPERPARAMETERS = {"released": {"epochs": 16, "batch_size": 256}, "paper": {"epochs": 6, "batch_size": 732}}
 
@@ -23,7 +25,7 @@ def parse_args(argv=None):
     add("data", help="folder of frames, one folder a class")
     add(
         "--model",
-        type=models.known,
+        type=models.arch_name,
         default="resnet50",
         metavar="ARCH",
         help=f"published: {', '.join(models.PUBLISHED)}; or any other torchvision classifier",
@@ -60,26 +62,35 @@ def network(arch, n_out, start_weights=None):
     return model
 
 
-def train(args, place):
+def train(args, context):
     """One process of the training."""
-    frames = loader.Frames(args.data)
+    frames = loader.FrameFolder(args.data)
     n_out = args.n_out or len(frames.classes)
     if n_out != len(frames.classes):
         raise cli.UserError(f"--n_out {n_out} does not fit {args.data}: it has {len(frames.classes)} classes")
     recipe = augment.Recipe(args.recipe if args.augmentation else "none", args.image_size, args.augment_on)
-    batches = loader.Batches(
-        frames, recipe, args.batch_size, args.workers, args.seed, place.device, rank=place.rank, world=place.world
+    batches = loader.FrameLoader(
+        frames,
+        recipe,
+        args.batch_size,
+        args.workers,
+        args.seed,
+        context.device,
+        rank=context.rank,
+        world_size=context.world_size,
     )
     torch.manual_seed(args.seed)
-    dtype = engine.precision(args.precision, place.device, args.model, args.compile)
-    model = engine.prepare(network(args.model, n_out, args.model_path), place, dtype, args.compile)
-    optimizer = torch.optim.Adam(model.parameters(), args.lr, weight_decay=args.wd, fused=place.fuses)
+    dtype = engine.resolve_dtype(args.precision, context.device, args.model, args.compile)
+    model = engine.prepare(network(args.model, n_out, args.model_path), context, dtype, args.compile)
+    optimizer = torch.optim.Adam(model.parameters(), args.lr, weight_decay=args.wd, fused=context.supports_fused)
     facts = {"arch": args.model, "n_out": n_out, "classes": list(frames.classes), "images": len(frames)}
-    run = Run(args, place, model, optimizer, f"{args.model}_epoch_{{}}.tar", facts)
-    run.say(f"{len(frames)} frames in {n_out} classes; {args.model} in {dtype} on {place.world} x {place.device}")
+    run = Run(args, context, model, optimizer, f"{args.model}_epoch_{{}}.tar", facts)
+    run.say(
+        f"{len(frames)} frames in {n_out} classes; {args.model} in {dtype} on {context.world_size} x {context.device}"
+    )
     for _ in run.epochs():
-        run.end_epoch(engine.train(run, model, batches, optimizer, dtype, args.print_freq))
-        if place.main:
+        run.end_epoch(engine.train_one_epoch(run, model, batches, optimizer, dtype, args.print_freq))
+        if context.is_main:
             plots.training_curve(run.records, run.folder / "training_curve")
 
 

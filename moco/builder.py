@@ -20,7 +20,7 @@ class MoCo(nn.Module):
     base_encoder(num_classes=dim) gives a network with a linear head, such as torchvision's; dropout in it is turned
     off, which would set the two views apart more than the augmentation does. dim: length of queries and keys. K: keys
     in the queue, a multiple of the images a step of all processes. m: momentum of the key encoder. T: temperature of
-    the logits. mlp: two layers in the head instead of one. bn_splits: parts of a batch that batch norm normalises each
+    the logits. mlp: two layers in the head instead of one. bn_splits: parts of a batch that batch norm normalizes each
     on its own.
 
     In a state dict: encoder_q, encoder_k, queue (dim, K), whose columns are keys, and queue_ptr (1,), the column of the
@@ -53,36 +53,36 @@ class MoCo(nn.Module):
         self.encoder_k.train(self.training)  # it takes no gradient, but its batch norm is not frozen
         queries = _unit(self.encoder_q(im_q))
         with torch.no_grad():
-            self._follow()
+            self._momentum_update_key_encoder()
             keys, new = self._keys(im_k)
         with torch.autocast(im_q.device.type, enabled=False):  # bf16 would round the logits to 0.06
             right = (queries * keys).sum(1, keepdim=True)
             others = queries @ self.queue.clone()  # the gradient needs the queue as it is before the new keys
             logits = torch.cat([right, others], 1) / self.T
-        self._enqueue(new)
+        self._dequeue_and_enqueue(new)
         return logits, torch.zeros(len(logits), dtype=torch.long, device=logits.device)
 
-    def _follow(self):
+    def _momentum_update_key_encoder(self):
         """Move the key encoder towards the query encoder: k <- m k + (1 - m) q (He et al., 2020, eq. 2)."""
         torch._foreach_lerp_(list(self.encoder_k.parameters()), list(self.encoder_q.parameters()), 1 - self.m)
 
     def _keys(self, images):
         """Keys of this process's images, (N, dim), and of those of all processes in order.
 
-        Every process, and every part that batch norm normalises on its own, encodes a random choice of all images:
+        Every process, and every part that batch norm normalizes on its own, encodes a random choice of all images:
         else a query and its key would share batch statistics, and could be matched by those alone (ibid., section 3.3).
         """
         rank, world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
-        images = _gathered(images, world)
+        images = concat_all_gather(images, world)
         order = torch.randperm(len(images), device=images.device)
         if world > 1:
             dist.broadcast(order, 0)
         shuffled = _unit(self.encoder_k(images[order.view(world, -1)[rank]]))
-        keys = _gathered(shuffled, world)[order.argsort()]
+        keys = concat_all_gather(shuffled, world)[order.argsort()]
         return keys.view(world, -1, keys.shape[1])[rank], keys
 
     @torch.no_grad()
-    def _enqueue(self, keys):
+    def _dequeue_and_enqueue(self, keys):
         """Put keys (N, dim) in the place of the oldest ones, without waiting for the device to say where that is."""
         if self.K % len(keys):
             raise ValueError(f"{len(keys)} keys a step do not divide a queue of {self.K}")
@@ -96,7 +96,7 @@ def _unit(vectors):
     return functional.normalize(vectors.float(), dim=1)
 
 
-def _gathered(tensor, world):
+def concat_all_gather(tensor, world):
     """The rows of tensor of all processes, in the order of their ranks."""
     if world == 1:
         return tensor
@@ -107,7 +107,7 @@ def _gathered(tensor, world):
 
 
 class SplitBatchNorm(nn.BatchNorm2d):
-    """Batch norm that in training normalises parts of the batch each on its own, as so many processes would.
+    """Batch norm that in training normalizes parts of the batch each on its own, as so many processes would.
 
     The running statistics take the mean over the parts.
     """

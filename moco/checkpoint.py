@@ -59,7 +59,7 @@ def read(path):
 
 def write(path, content):
     """Write content (a dict of plain types and tensors) to path, whole or not at all; UserError on a full disk."""
-    with files.whole(path) as part, open(part, "wb") as file:
+    with files.atomic_write(path) as part, open(part, "wb") as file:
         try:
             torch.save(content, file)
         except RuntimeError as error:  # torch hides the disk's own error, or Ctrl-C, behind one about positions
@@ -203,7 +203,7 @@ def add_flags(parser):
     """Add the flags of the scripts that look into a model: what source() is to be given."""
     add = parser.add_argument
     add("--model-path", default="", metavar="FILE", help="checkpoint, 'random' or 'imagenet' (which '' is, too)")
-    add("--model", type=models.known, metavar="ARCH", help="architecture where no checkpoint says it: mobilenet_v2")
+    add("--model", type=models.arch_name, metavar="ARCH", help="architecture where no checkpoint says it: mobilenet_v2")
     add("--n_out", type=cli.number(int, 1), help="outputs of the model; read from its file, checked if given")
 
 

@@ -101,7 +101,7 @@ SHARED_FLAGS = {
     "--augment-on": dict(
         default="worker",
         choices=["worker", "device"],
-        help="where colours are jittered and blurred; device frees the workers, where a GPU waits for them",
+        help="where colors are jittered and blurred; device frees the workers, where a GPU waits for them",
     ),
     "--print-freq": dict(
         flags=["-p", "--print-freq"], default=100, type=number(int, 1), help="steps between two lines of a batch log"

@@ -18,22 +18,24 @@ STOP_SIGNALS = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGUSR1", "S
 
 
 @dataclass(frozen=True)
-class Place:
-    """Where a process stands: its rank among world processes, and the device it computes on."""
+class ProcessContext:
+    """Where a process stands: its rank among world_size processes, and the device it computes on."""
 
     rank: int = 0
-    world: int = 1
+    world_size: int = 1
     device: torch.device = torch.device("cpu")
-    alone: bool = False  # on this GPU and no other: it was asked for, or the others may have processes of their own
+    single_gpu: bool = (
+        False  # on this GPU and no other: it was asked for, or the others may have processes of their own
+    )
 
     @property
-    def main(self):
+    def is_main(self):
         """Whether this is the process that prints and writes."""
         return self.rank == 0
 
     @property
-    def fuses(self):
-        """Whether torch's optimisers can take a whole step at once on this device."""
+    def supports_fused(self):
+        """Whether torch's optimizers can take a whole step at once on this device."""
         return self.device.type != "mps"
 
 
@@ -55,7 +57,7 @@ def add_flags(parser):
     add("--gpu", type=int, metavar="N", help="compute on this GPU alone")
 
 
-def device(name, local_rank=0):
+def select_device(name, local_rank=0):
     """The torch device that --device names; 'auto' is a GPU where there is one, then Apple's, then the CPU."""
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
@@ -76,7 +78,7 @@ def all_like(device):
 
 
 def launch(train, args):
-    """Run train(args, place) in this process, in the one torchrun or srun made it, or in several started here.
+    """Run train(args, context) in this process, in the one torchrun or srun made it, or in several started here.
 
     Returns the exit status. The first process that fails takes the others down: within seconds, with its message.
     """
@@ -89,7 +91,9 @@ def launch(train, args):
         return _join(train, args, *ranks, args.dist_url or _slurm_url(environment))
     if args.multiprocessing_distributed:
         return _spawn(train, args)
-    return train(args, Place(device=device(args.device, args.gpu or 0), alone=args.gpu is not None))
+    return train(
+        args, ProcessContext(device=select_device(args.device, args.gpu or 0), single_gpu=args.gpu is not None)
+    )
 
 
 def _slurm_url(environment):
@@ -104,15 +108,15 @@ def _scontrol(what, which):
     return subprocess.run(["scontrol", "show", what, which], capture_output=True, text=True, check=True).stdout
 
 
-def _join(train, args, rank, world, local_rank, url):
-    """Run train as one of world processes."""
-    here = device(args.device, local_rank)
+def _join(train, args, rank, world_size, local_rank, url):
+    """Run train as one of world_size processes."""
+    here = select_device(args.device, local_rank)
     if here.type == "cuda":
         torch.cuda.set_device(here)
     backend = args.dist_backend or ("nccl" if here.type == "cuda" else "gloo")
-    dist.init_process_group(backend, init_method=url, rank=rank, world_size=world)
+    dist.init_process_group(backend, init_method=url, rank=rank, world_size=world_size)
     try:
-        return train(args, Place(rank, world, here, alone=True))
+        return train(args, ProcessContext(rank, world_size, here, single_gpu=True))
     finally:
         dist.destroy_process_group()
 
@@ -120,7 +124,7 @@ def _join(train, args, rank, world, local_rank, url):
 def _spawn(train, args):
     """Start this node's processes, pass stop signals on to them, and wait."""
     nodes, node = max(args.world_size, 1), max(args.rank, 0)
-    here = device(args.device)
+    here = select_device(args.device)
     count = args.processes_per_node or (torch.cuda.device_count() if here.type == "cuda" else 1)
     if nodes > 1 and not args.dist_url:
         raise UserError("several nodes need --dist-url tcp://HOST:PORT, the same on all of them")
@@ -148,10 +152,10 @@ def _spawn(train, args):
     return 0
 
 
-def _child(local_rank, train, args, first_rank, world, url, threads, messages):
+def _child(local_rank, train, args, first_rank, world_size, url, threads, messages):
     torch.set_num_threads(threads)
     try:
-        sys.exit(_join(train, args, first_rank + local_rank, world, local_rank, url))
+        sys.exit(_join(train, args, first_rank + local_rank, world_size, local_rank, url))
     except UserError as error:
         messages.put(str(error))
         sys.exit(2)
@@ -162,12 +166,12 @@ def _free_port():
         return server.getsockname()[1]
 
 
-def wrap(model, place):
+def wrap(model, context):
     """model on its device, in DDP among several processes, in DataParallel on all GPUs of a single one."""
-    model = model.to(place.device)
-    if place.world > 1 and any(weight.requires_grad for weight in model.parameters()):  # else DDP refuses it
-        return nn.parallel.DistributedDataParallel(model, [place.device] if place.device.type == "cuda" else None)
-    if place.device.type == "cuda" and not place.alone and torch.cuda.device_count() > 1:
+    model = model.to(context.device)
+    if context.world_size > 1 and any(weight.requires_grad for weight in model.parameters()):  # else DDP refuses it
+        return nn.parallel.DistributedDataParallel(model, [context.device] if context.device.type == "cuda" else None)
+    if context.device.type == "cuda" and not context.single_gpu and torch.cuda.device_count() > 1:
         return nn.DataParallel(model)
     return model
 
@@ -178,18 +182,18 @@ def unwrap(model):
     return model.module if isinstance(model, parallel) else model
 
 
-def total(values, place):
+def all_reduce_sum(values, context):
     """The sum of the tensor values over all processes; values itself where there is one."""
-    if place.world == 1:
+    if context.world_size == 1:
         return values
     values = values.clone()
     dist.all_reduce(values)
     return values
 
 
-def one_network(model, place):
+def sync_for_eval(model, context):
     """The network to evaluate with: the same in every process, each of which may see any number of batches."""
-    if place.world == 1:
+    if context.world_size == 1:
         return model
     network = unwrap(model)
     for buffer in network.buffers():  # a process has the batch-norm statistics of its own share of the images

@@ -12,7 +12,7 @@ TEMPORARY = ".part"  # the ending of a file that is being written
 
 
 @contextmanager
-def whole(path):
+def atomic_write(path):
     """Give the name of a temporary file to write, and make it path once it is written: whole, or not at all.
 
     The data and then the folder are flushed to disk, so that not even a power cut leaves half a file under the final
@@ -72,7 +72,7 @@ def _flush_folder(folder):
         os.close(descriptor)
 
 
-def clear_leftovers(folder):
+def remove_temporary_files(folder):
     """Remove the temporary files that a killed run left in folder."""
     for part in Path(folder).glob(f".*{TEMPORARY}*"):
         part.unlink(missing_ok=True)
@@ -80,7 +80,7 @@ def clear_leftovers(folder):
 
 def write_text(path, text):
     """Write text to path, whole or not at all."""
-    with whole(path) as part:
+    with atomic_write(path) as part:
         part.write_text(text, encoding="utf-8")
 
 
@@ -89,7 +89,7 @@ def write_json(path, value):
     write_text(path, json.dumps(value, indent=1) + "\n")
 
 
-def output_folder(path):
+def make_output_dir(path):
     """The folder path as a Path, made if it is missing; UserError where that cannot be, or nothing may be written."""
     path = Path(path)
     try:
@@ -101,7 +101,7 @@ def output_folder(path):
     return path
 
 
-def claim(path, overwrite):
+def refuse_overwrite(path, overwrite):
     """path as a Path, if it may be written: UserError where it exists and overwrite is false."""
     path = Path(path)
     if path.exists() and not overwrite:

@@ -12,7 +12,7 @@ PUBLISHED = ("resnet50", "resnext101_32x8d", "resnext50_32x4d", "mobilenet_v2")
 FAMILY = (*PUBLISHED, "resnet18", "resnet34", "resnet101", "resnet152", "wide_resnet50_2", "wide_resnet101_2")
 
 
-def known(arch):
+def arch_name(arch):
     """arch, if torchvision has a classification architecture of this name; UserError if not (an argparse type)."""
     names = torchvision_models.list_models(module=torchvision_models)
     if arch not in names:
@@ -29,7 +29,7 @@ def build(arch, n_out=None, weights=None):
     """
     options = {"aux_logits": False, "init_weights": not weights} if arch in ("googlenet", "inception_v3") else {}
     try:
-        model = torchvision_models.get_model(known(arch), weights=weights, **options)
+        model = torchvision_models.get_model(arch_name(arch), weights=weights, **options)
     except OSError as error:  # of fetching the weights, or of keeping them
         raise UserError(f"cannot fetch weights of {arch} ({error}); go online once or name a checkpoint") from error
     if isinstance(getattr(model, "classifier", None), nn.Sequential) and _is_dropout_and_linear(model.classifier):
@@ -57,7 +57,7 @@ def head(model):
     return model.get_submodule(head_name(model))
 
 
-def trunk(model):
+def remove_head(model):
     """model without its head: images (N, 3, H, W) to features (N, C). Changes model in place and returns it."""
     model.set_submodule(head_name(model), nn.Identity())
     return model
@@ -85,7 +85,7 @@ def freeze(module):
     return module.requires_grad_(False).eval()
 
 
-def learn(model):
+def train_mode_keep_frozen_bn(model):
     """Put model in training mode, but for the batch norm of frozen parts, whose statistics stay as they are."""
     model.train()
     for module in model.modules():
@@ -117,10 +117,10 @@ def adapt_batch_norm(model, batches):
     return model.eval()
 
 
-class Layers(nn.Module):
+class LayerMeans(nn.Module):
     """The inner layers of a model, several in one pass: images (N, 3, H, W) to a list of spatial means (N, C).
 
-    Layers count from the end, as in the paper's figure 7a. Layer 1 is the last maps, which the head averages. Layer
+    LayerMeans count from the end, as in the paper's figure 7a. Layer 1 is the last maps, which the head averages. Layer
     L > 1 is the first unit (convolution, batch norm, rectifier) of the L-th block from the end, where the last
     convolution of MobileNetV2 and the end of a ResNet count as the first. So layers 2, 6, 10, 14 and 18 of MobileNetV2
     are the expansion layers of its inverted residuals, and layer 18 of a ResNet-50 is the first layer of all. Nothing

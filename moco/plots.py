@@ -11,8 +11,8 @@ from matplotlib.ticker import MaxNLocator
 
 from moco import files
 
-# Okabe and Ito's colours, which colour-blind eyes can tell apart.
-COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#999999", "#F0E442")
+# Okabe and Ito's colors, which color-blind eyes can tell apart.
+COLORS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#999999", "#F0E442")
 STYLE = {
     "font.size": 9,
     "axes.spines.top": False,
@@ -33,7 +33,7 @@ def _figure(path, width, height):
         figure = Figure(figsize=(width, height))
         yield figure
         for ending, metadata in ((".pdf", {"CreationDate": None}), (".png", None)):
-            with files.whole(path.with_name(path.name + ending)) as part:
+            with files.atomic_write(path.with_name(path.name + ending)) as part:
                 figure.savefig(part, dpi=150, metadata=metadata)
 
 
@@ -44,9 +44,9 @@ def training_curve(records, path):
     """
     with _figure(path, 7, 2.8) as figure:
         loss, accuracy = figure.subplots(1, 2)
-        _line(loss, records, "loss", COLOURS[0], "training")
-        _line(accuracy, records, "acc1", COLOURS[0], "training")
-        _line(accuracy, records, "val_acc1", COLOURS[1], "test")
+        _line(loss, records, "loss", COLORS[0], "training")
+        _line(accuracy, records, "acc1", COLORS[0], "training")
+        _line(accuracy, records, "val_acc1", COLORS[1], "test")
         loss.set(xlabel="epoch", ylabel="cross-entropy loss")
         loss.set_ylim(0, 1.05 * loss.get_ylim()[1])
         accuracy.set(xlabel="epoch", ylabel="top-1 accuracy (%)", ylim=(0, 100))
@@ -57,10 +57,10 @@ def training_curve(records, path):
             axes.grid(axis="y", color="0.9")
 
 
-def _line(axes, records, key, colour, label):
+def _line(axes, records, key, color, label):
     known = [(record["epoch"], record[key]) for record in records if record.get(key) is not None]
     if known:
-        axes.plot(*np.transpose(known), color=colour, label=label, marker="o", markersize=3, clip_on=False)
+        axes.plot(*np.transpose(known), color=color, label=label, marker="o", markersize=3, clip_on=False)
 
 
 def accuracy_bars(models, path):
@@ -72,7 +72,7 @@ def accuracy_bars(models, path):
     for model, by_task in models.items():
         for task, entry in by_task.items():
             groups.setdefault(task, {})[model] = entry
-    looks = dict(zip(models, itertools.cycle(itertools.product(("", "///", "..."), COLOURS)), strict=False))
+    looks = dict(zip(models, itertools.cycle(itertools.product(("", "///", "..."), COLORS)), strict=False))
     width, handles = 0.84 / len(models), {}
     with _figure(path, 2.2 + len(groups) * (0.5 + 0.38 * len(models)), 3.4) as figure:
         axes = figure.subplots()
@@ -109,16 +109,16 @@ def confusion_matrix(counts, classes, path, title):
         figure.colorbar(picture, label="share of the true class", shrink=0.7)
         if len(classes) <= 30:
             for row, column in np.argwhere(shares >= 0.005):
-                colour = "black" if shares[row, column] > 0.5 else "white"
+                color = "black" if shares[row, column] > 0.5 else "white"
                 text = f"{100 * shares[row, column]:.0f}"
-                axes.text(column, row, text, ha="center", va="center", fontsize=6, color=colour)
+                axes.text(column, row, text, ha="center", va="center", fontsize=6, color=color)
 
 
 def image_grid(pictures, captions, path, title, columns=12):
     """Pictures (N, H, W, 3), 12 a row, to path + '.pdf' and '.png'.
 
     pictures: uint8, or floats from 0 to 1. captions: (true, named) class of each, written below it; where they differ,
-    an arrow and another colour say so.
+    an arrow and another color say so.
     """
     columns = min(columns, len(pictures))
     rows = -(-len(pictures) // columns)
@@ -129,8 +129,8 @@ def image_grid(pictures, captions, path, title, columns=12):
         for axes, picture, (true, named) in zip(cells, pictures, captions, strict=False):
             axes.imshow(picture)
             axes.text(0.5, -0.03, true, transform=axes.transAxes, ha="center", va="top", fontsize=6)
-            text, colour = (named, COLOURS[0]) if true == named else (f"→ {named}", COLOURS[5])
-            axes.text(0.5, -0.15, text, transform=axes.transAxes, ha="center", va="top", fontsize=6, color=colour)
+            text, color = (named, COLORS[0]) if true == named else (f"→ {named}", COLORS[5])
+            axes.text(0.5, -0.15, text, transform=axes.transAxes, ha="center", va="top", fontsize=6, color=color)
 
 
 def image_rows(rows, path):
@@ -160,10 +160,10 @@ def selectivity_by_layer(found, path):
         for place, layer in enumerate(layers):
             counts, edges = np.histogram(found[layer], 40, (0, 1))
             widths = 0.32 * counts / max(counts.max(), 1)
-            axes.barh(edges[:-1], 2 * widths, edges[1] - edges[0], place - widths, align="edge", color=COLOURS[4])
+            axes.barh(edges[:-1], 2 * widths, edges[1] - edges[0], place - widths, align="edge", color=COLORS[4])
             mean = found[layer].mean()
-            axes.plot([place - 0.32, place + 0.32], [mean, mean], color=COLOURS[5])
-            axes.text(place + 0.34, mean, f"{mean:.2f}", va="center", fontsize=7, color=COLOURS[5])
+            axes.plot([place - 0.32, place + 0.32], [mean, mean], color=COLORS[5])
+            axes.text(place + 0.34, mean, f"{mean:.2f}", va="center", fontsize=7, color=COLORS[5])
         axes.set_xticks(range(len(layers)), [f"{layer}\n{len(found[layer])} units" for layer in layers])
         axes.set(xlabel="layer, counted from the end", ylabel="class selectivity", ylim=(-0.01, 1.01))
         axes.set_xlim(-0.6, len(layers) - 0.2)
@@ -177,8 +177,8 @@ def variance_explained(curves, path):
     with _figure(path, 6.4, 3.2) as figure:
         axes = figure.subplots()
         for (folder, of_layers), style in zip(curves.items(), itertools.cycle(("-", "--", ":", "-."))):
-            for (layer, curve), colour in zip(of_layers.items(), itertools.cycle(COLOURS)):
-                axes.plot(np.arange(len(curve)) + 1, 100 * curve, style, color=colour, label=f"{folder}, layer {layer}")
+            for (layer, curve), color in zip(of_layers.items(), itertools.cycle(COLORS)):
+                axes.plot(np.arange(len(curve)) + 1, 100 * curve, style, color=color, label=f"{folder}, layer {layer}")
         axes.axhline(90, color="0.6", linewidth=0.8, zorder=0)
         axes.set(xscale="log", xlabel="principal components", ylabel="variance explained (%)", ylim=(0, 101))
         figure.legend(loc="outside right upper", fontsize=7)

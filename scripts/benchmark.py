@@ -1,8 +1,8 @@
 """Measure how fast this project is beside plain ways of doing the same, run in turn, and print medians and ratios.
 
-    python scripts/benchmark.py all --videos videos --frames tests/data/images --save-dir benchmark
+    python scripts/benchmark.py all --videos videos --frames tests/golden/images --save-dir benchmark
     python scripts/benchmark.py reader --videos videos --runs 5 --save-dir benchmark
-    python scripts/benchmark.py decode --frames tests/data/images --runs 1 --save-dir benchmark
+    python scripts/benchmark.py decode --frames tests/golden/images --runs 1 --save-dir benchmark
     python scripts/benchmark.py train --runs 5 --save-dir benchmark
 
 A part is a function of the arguments that gives the rows of one table; each row is one contestant. The machine should
@@ -11,13 +11,10 @@ have nothing else to do. In: what the part works on. Out: the table, and benchma
 
 import random
 import re
-import resource
 import shutil
-import statistics
 import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +22,7 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from moco import cli, files  # noqa: E402
 from scripts import benchmark_inside, benchmark_readouts, benchmark_train  # noqa: E402
+from scripts.timing import in_turn  # noqa: E402
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -38,40 +36,6 @@ def parse_args(argv=None):
     add = parser.add_argument
     add("--frames", type=Path, metavar="DIR", help="but for reader: a folder of 224x224 frames, a folder a class")
     return parser.parse_args(argv)
-
-
-def in_turn(contestants, runs):
-    """Rows of medians over runs of each contestant, a row each: the first is what the others are compared with.
-
-    contestants: {name: function of a fresh folder that does the work}.
-    """
-    measured = {name: [] for name in contestants}
-    for _ in range(runs):
-        for name, work in contestants.items():
-            with tempfile.TemporaryDirectory() as folder:
-                measured[name].append(measure(work, Path(folder)))
-    rows = [
-        {"name": name, **{key: statistics.median(each[key] for each in runs) for key in runs[0]}, "runs": runs}
-        for name, runs in measured.items()
-    ]
-    for row in rows:
-        for key in ("seconds", "cpu_seconds"):
-            ratios = [a[key] / b[key] for a, b in zip(row["runs"], rows[0]["runs"], strict=True)]
-            row[f"{key}_ratio"] = statistics.median(ratios)
-    return rows
-
-
-def measure(work, folder):
-    """Wall and CPU seconds of work(folder), with all processes that it starts and ends, or those that it says."""
-    before, start = _cpu_seconds(), time.perf_counter()
-    said = work(folder)
-    used = {"seconds": time.perf_counter() - start, "cpu_seconds": _cpu_seconds() - before}
-    return said if isinstance(said, dict) else used
-
-
-def _cpu_seconds():
-    used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
-    return sum(each.ru_utime + each.ru_stime for each in used)
 
 
 def run(commands):
@@ -122,7 +86,7 @@ def plain_loop(videos, folder, step=6):
 
 
 def loading(args):
-    """1000 augmented 224x224 images: torchvision on PIL, and our recipe with its colours on worker and device.
+    """1000 augmented 224x224 images: torchvision on PIL, and our recipe with its colors on worker and device.
 
     First on one core, then with --workers. What the device itself would do is not part of it: this is what the
     processors of a node can hand over.
@@ -130,12 +94,12 @@ def loading(args):
     import torch
     from torchvision import datasets, transforms
 
-    from moco import augment, loader
+    from moco.data import augment, loader
 
     if args.frames is None:
         raise cli.UserError("--frames must name a folder of frames to read, 224x224 as read_saycam.py writes them")
     torch.set_num_threads(1)
-    frames = loader.Frames(args.frames)
+    frames = loader.FrameFolder(args.frames)
     indices = [i % len(frames) for i in range(1000)]
     plain = transforms.Compose([
         transforms.RandomResizedCrop(224, (0.2, 1)),
@@ -151,7 +115,7 @@ def loading(args):
         read(datasets.ImageFolder(args.frames, plain), workers, batch_size=50, sampler=indices)
 
     def ours(on, workers):
-        reader = loader.Reader(frames, augment.Recipe("released", 224, on), args.runs, True, 1)
+        reader = loader.BatchDataset(frames, augment.Recipe("released", 224, on), args.runs, True, 1)
         parts = [(0, range(first, first + 50), np.array(indices[first : first + 50])) for first in range(0, 1000, 50)]
         read(reader, workers, batch_size=None, sampler=parts, collate_fn=list)
 
@@ -264,7 +228,7 @@ def hogs(args):
 
 PARTS = {
     **{"reader": reader, "loader": loading, "film": films, "features": inner_features},
-    **{"decode": decoding, "hog": hogs, "train": lambda args: benchmark_train.training(args, in_turn)},
+    **{"decode": decoding, "hog": hogs, "train": benchmark_train.training},
 }
 
 
@@ -279,7 +243,7 @@ def table(rows):
 
 def main(argv=None):
     args = parse_args(argv)
-    folder = files.output_folder(args.save_dir)
+    folder = files.make_output_dir(args.save_dir)
     for part in PARTS if args.part == "all" else [args.part]:
         rows = PARTS[part](args)
         print(f"{part}\n{table(rows)}", flush=True)

@@ -9,7 +9,9 @@ import numpy as np
 from matplotlib import animation, pyplot
 from torch.nn import functional
 
-from moco import clip, film, loader, models, units
+from moco import models
+from moco.analysis import clip, film, units
+from moco.data import loader
 
 matplotlib.use("Agg")
 LAYERS = (1, 2, 6, 10, 14, 18)
@@ -43,8 +45,8 @@ def published_film(data, folder):
 
 def our_units(data, folder=None, layers=LAYERS):
     """Class means and best images of all units of some layers, as selectivities.py and highly_activating_imgs.py."""
-    frames = loader.Frames(data)
-    means, best = [units.ClassMeans(2) for _ in layers], [units.Best(10) for _ in layers]
+    frames = loader.FrameFolder(data)
+    means, best = [units.ClassMeans(2) for _ in layers], [units.TopK(10) for _ in layers]
     for found, labels, indices in units.layer_means(models.build("mobilenet_v2"), layers, frames, 224, 64, 0, "cpu"):
         for rows, of_layer, best_of_layer in zip(found, means, best, strict=True):
             of_layer.add(rows, labels)

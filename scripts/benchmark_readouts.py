@@ -8,7 +8,7 @@ import numpy as np
 from skimage.feature import hog
 
 import hog_baseline
-from moco import augment, loader
+from moco.data import augment, loader
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -32,7 +32,7 @@ def drawn_out(rows, epochs):
 
 def our_features(data, folder, workers):
     """The HOGs of all images of data."""
-    frames = loader.Frames(data)
+    frames = loader.FrameFolder(data)
     return hog_baseline.all_features(frames, np.arange(len(frames)), int(workers), Path(folder))
 
 

@@ -3,7 +3,7 @@
 import cv2
 import numpy as np
 
-from scripts.demo_toys import BLACK, WHITE, colour
+from scripts.demo_toys import BLACK, WHITE, color
 
 ROOM = (1000, 1600)  # height and width in pixels of what a room is drawn on; its picture has half as many
 FURNITURE = ("window", "picture", "shelf", "sofa", "lamp", "cabinet", "plant")
@@ -15,7 +15,7 @@ def make_room(rng):
     horizon = int(height * rng.uniform(0.55, 0.65))
     room = np.empty((height, width, 3), np.uint8)
     hue = rng.uniform(0, 360)
-    wall = colour(rng, hue, saturation=(0.08, 0.45), value=(0.6, 0.95))
+    wall = color(rng, hue, saturation=(0.08, 0.45), value=(0.6, 0.95))
     room[:horizon] = wall
     paper, step = rng.choice(["plain", "stripes", "dots", "panels"]), int(rng.integers(50, 110))
     for x in range(0, width, step):
@@ -25,7 +25,7 @@ def make_room(rng):
             cv2.circle(room, (x, y), step // 6, wall * 0.8, -1)
     if paper == "panels":
         cv2.rectangle(room, (0, horizon - 170), (width, horizon), wall * 0.75, -1)
-    floor = colour(rng, 25, 25, hue + 150, saturation=(0.2, 0.6), value=(0.35, 0.7))
+    floor = color(rng, 25, 25, hue + 150, saturation=(0.2, 0.6), value=(0.35, 0.7))
     room[horizon:] = floor
     if rng.random() < 0.6:  # planks, wider the nearer they are
         for x in range(-3 * width, 4 * width, 220):
@@ -37,7 +37,7 @@ def make_room(rng):
     rug = tuple(int(v) for v in (rng.uniform(200, width - 200), rng.uniform(horizon + 120, height - 60)))
     for k, size in enumerate((1, 0.8, 0.6, 0.3)):
         axes = (int(330 * size), int(110 * size))
-        cv2.ellipse(room, rug, axes, 0, 0, 360, colour(rng, hue + 180 + 40 * k, saturation=(0.2, 0.7)), -1)
+        cv2.ellipse(room, rug, axes, 0, 0, 360, color(rng, hue + 180 + 40 * k, saturation=(0.2, 0.7)), -1)
     cv2.rectangle(room, (0, horizon - 14), (width, horizon), wall * 0.6 + 90, -1)
     for x in np.arange(60, width - 200, 300) + rng.integers(0, 100, 5):
         furnish(room, rng, int(x), horizon, rng.choice(FURNITURE))
@@ -49,7 +49,7 @@ def make_room(rng):
 
 def furnish(room, rng, x, horizon, thing):
     """Draw one thing at the wall of a room, its left edge at x."""
-    tone = colour(rng, rng.uniform(0, 360), saturation=(0.2, 0.8), value=(0.3, 0.9))
+    tone = color(rng, rng.uniform(0, 360), saturation=(0.2, 0.8), value=(0.3, 0.9))
 
     def block(left, top, right, bottom, fill):
         cv2.rectangle(room, (int(x + left), int(horizon - top)), (int(x + right), int(horizon - bottom)), fill, -1)
@@ -65,8 +65,8 @@ def furnish(room, rng, x, horizon, thing):
         block(20, 430, 180, 230, tone * 0.5)
         block(34, 416, 166, 244, WHITE)
         for _ in range(4):
-            centre = (x + int(rng.uniform(60, 140)), horizon - int(rng.uniform(275, 385)))
-            cv2.circle(room, centre, int(rng.uniform(10, 30)), colour(rng, rng.uniform(0, 360)), -1)
+            center = (x + int(rng.uniform(60, 140)), horizon - int(rng.uniform(275, 385)))
+            cv2.circle(room, center, int(rng.uniform(10, 30)), color(rng, rng.uniform(0, 360)), -1)
     elif thing == "shelf":
         block(0, 420, 230, 0, tone * 0.55)
         for bottom in (20, 120, 220, 320):
@@ -74,14 +74,14 @@ def furnish(room, rng, x, horizon, thing):
             left = 14
             while left < 195:
                 thick = rng.uniform(10, 24)
-                block(left, bottom + rng.uniform(50, 80), left + thick, bottom, colour(rng, rng.uniform(0, 360)))
+                block(left, bottom + rng.uniform(50, 80), left + thick, bottom, color(rng, rng.uniform(0, 360)))
                 left += thick + rng.choice([1, 1, 20])
     elif thing == "sofa":
         block(0, 190, 290, 60, tone * 0.85)
         block(0, 90, 290, -30, tone)
         block(-25, 130, 25, -45, tone * 0.75)
         block(265, 130, 315, -45, tone * 0.75)
-        block(40, 165, 110, 95, colour(rng, rng.uniform(0, 360)))
+        block(40, 165, 110, 95, color(rng, rng.uniform(0, 360)))
     elif thing == "lamp":
         block(92, 330, 100, 0, BLACK)
         shade = np.array([(50, -330), (142, -330), (115, -430), (77, -430)]) + (x, horizon)
@@ -93,7 +93,7 @@ def furnish(room, rng, x, horizon, thing):
             cv2.circle(room, (x + left + 57, horizon - 120), 7, WHITE, -1)
     else:
         block(70, 80, 150, -10, tone)
-        leaf = colour(rng, 110, saturation=(0.4, 0.8), value=(0.35, 0.65))
+        leaf = color(rng, 110, saturation=(0.4, 0.8), value=(0.35, 0.65))
         for angle in rng.uniform(200, 340, 9):
             middle = (x + 110 + 110 * np.cos(np.radians(angle)), horizon - 80 + 110 * np.sin(np.radians(angle)))
             cv2.ellipse(room, np.intp(middle), (80, 18), angle, 0, 360, leaf * rng.uniform(0.7, 1.2), -1)

@@ -10,7 +10,8 @@ import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from moco import cli, evaluation, files  # noqa: E402
+from moco import cli, files  # noqa: E402
+from moco.analysis import accuracy  # noqa: E402
 
 
 def parse_args(argv=None):
@@ -26,15 +27,15 @@ def in_short(models):
     for name, by_task in models.items():
         by_task = {task: {"mean": entry["mean"], "std": entry["std"]} for task, entry in by_task.items()}
         short["hog" if name == "HOG" else name] = by_task
-    return short | evaluation.baselines(models, evaluation.task_names(models)[0])
+    return short | accuracy.baselines(models, accuracy.task_names(models)[0])
 
 
 def main(argv=None):
     args = parse_args(argv)
-    summary = files.claim(files.output_folder(args.save_dir) / "results.json", args.overwrite)
-    models = evaluation.read_results(args.results)
+    summary = files.refuse_overwrite(files.make_output_dir(args.save_dir) / "results.json", args.overwrite)
+    models = accuracy.read_results(args.results)
     files.write_json(summary, in_short(models))
-    print(evaluation.table(models))
+    print(accuracy.table(models))
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@
 import cv2
 import numpy as np
 
-BLACK, WHITE = np.array([38.0, 34, 34]), np.array([238.0, 245, 248])  # BGR, as all colours here
+BLACK, WHITE = np.array([38.0, 34, 34]), np.array([238.0, 245, 248])  # BGR, as all colors here
 
 # Surfaces: quadrilaterals (N, 4, 3) in units of a toy's half size, x right, y down, z away from the camera, and the
 # place (N, 2) of each on its surface, from 0 to 1.
@@ -53,24 +53,24 @@ def box(n=4):
 
 
 def plate(outline, thickness):
-    """A plate of the given outline (n, 2) in the xy plane, which its centre can see all of, thicker in the middle."""
+    """A plate of the given outline (n, 2) in the xy plane, which its center can see all of, thicker in the middle."""
     outline = np.concatenate([outline, outline[:1]])
     rims = [(0, -1), (0.5, -0.8), (1, -0.4), (1, 0.4), (0.5, 0.8), (0, 1)]
     return sheet(np.stack([np.c_[outline * size, np.full(len(outline), z * thickness)] for size, z in rims]))
 
 
-# Toys: quadrilaterals and their colours, from a random generator that decides on an exemplar's look.
+# Toys: quadrilaterals and their colors, from a random generator that decides on an exemplar's look.
 
 
-def colour(rng, *hues, saturation=(0.6, 1.0), value=(0.65, 1.0)):
-    """A BGR colour near one of the hues (degrees)."""
+def color(rng, *hues, saturation=(0.6, 1.0), value=(0.65, 1.0)):
+    """A BGR color near one of the hues (degrees)."""
     hue = (rng.choice(hues) + rng.normal(0, 8)) % 360
     hsv = np.array([[[hue, rng.uniform(*saturation), rng.uniform(*value)]]], np.float32)
     return cv2.cvtColor(hsv, cv2.COLOR_HSV2BGR)[0, 0].astype(float) * 255
 
 
 def paint(place, first, second, pattern, count):
-    """Colours (N, 3) of a surface: first, with second in stripes, rings, checks or dots."""
+    """Colors (N, 3) of a surface: first, with second in stripes, rings, checks or dots."""
     u, v = (place * count).T
     mask = {
         "plain": u < 0,
@@ -91,12 +91,12 @@ def part(surface, first, second=None, pattern="plain", count=4, size=1, at=(0, 0
 
 
 def join(*parts):
-    """One toy of many parts, its middle at the origin, its largest half size 1: surfaces, their normals, colours."""
-    quads, colours = (np.concatenate(column) for column in zip(*parts, strict=True))
+    """One toy of many parts, its middle at the origin, its largest half size 1: surfaces, their normals, colors."""
+    quads, colors = (np.concatenate(column) for column in zip(*parts, strict=True))
     low, high = quads.min((0, 1)), quads.max((0, 1))
     normals = np.cross(quads[:, 2] - quads[:, 0], quads[:, 3] - quads[:, 1])
     normals /= np.linalg.norm(normals, axis=1, keepdims=True)
-    return (quads - (low + high) / 2) / ((high - low).max() / 2), normals, colours
+    return (quads - (low + high) / 2) / ((high - low).max() / 2), normals, colors
 
 
 def rotation(yaw, pitch, roll):
@@ -110,8 +110,8 @@ def rotation(yaw, pitch, roll):
 
 def make_cup(rng):
     tall, flare = rng.uniform(0.75, 1.2), rng.uniform(-0.25, 0.1)
-    body = colour(rng, 40, 200, 350, 100, saturation=(0.05, 0.5), value=(0.8, 1))
-    second = colour(rng, 0, 120, 215, 280)
+    body = color(rng, 40, 200, 350, 100, saturation=(0.05, 0.5), value=(0.8, 1))
+    second = color(rng, 0, 120, 215, 280)
     pattern, count = rng.choice(["plain", "rings", "rings", "dots"]), rng.integers(3, 6)
     wall = lathe(np.linspace(0.75, 0.75 + flare, 9), np.linspace(-tall, tall, 9))
     inner = lathe(np.linspace(0.7, 0.7 + flare, 5), np.linspace(-tall, tall, 5))
@@ -126,13 +126,13 @@ def make_cup(rng):
 
 
 def make_ball(rng):
-    first, second = colour(rng, 0, 120, 215, 300), colour(rng, 0, 50, 180, saturation=(0, 0.9), value=(0.85, 1))
+    first, second = color(rng, 0, 120, 215, 300), color(rng, 0, 50, 180, saturation=(0, 0.9), value=(0.85, 1))
     pattern, count = rng.choice(["stripes", "stripes", "rings", "dots", "checks"]), rng.integers(3, 6)
     return join(part(ball(17, 28), first, second, pattern, count, turn=rng.uniform(-0.6, 0.6, 3)))
 
 
 def make_car(rng):
-    body, long, roof = colour(rng, 0, 0, 215, 130, 30), rng.uniform(1.2, 1.7), rng.uniform(0.35, 0.55)
+    body, long, roof = color(rng, 0, 0, 215, 130, 30), rng.uniform(1.2, 1.7), rng.uniform(0.35, 0.55)
     glass = np.array([120, 90, 70]) * rng.uniform(0.6, 1.2)
     wheel = lathe([0, 0.12, 0.3, 0.3, 0], [-0.14, -0.14, -0.14, 0.14, 0.14], 14)
     wheels = [
@@ -143,7 +143,7 @@ def make_car(rng):
     cabin, back = box(6), rng.uniform(-0.35, 0.15)
     cabin[0][..., 0] *= np.where(cabin[0][..., 1] < 0, 0.7, 1)
     return join(
-        part(box(6), body, colour(rng, 50, 0, value=(0.9, 1)), rng.choice(["plain", "plain", "rings"]), 2,
+        part(box(6), body, color(rng, 50, 0, value=(0.9, 1)), rng.choice(["plain", "plain", "rings"]), 2,
              size=(long, 0.28, 0.6)),
         part(cabin, body, glass, "window", 1, size=(long * 0.55, roof, 0.52), at=(back, -0.28 - roof, 0)),
         part(ball(5, 8), np.array([190, 245, 255]), size=0.12, at=(long, -0.05, 0.38)),
@@ -153,8 +153,8 @@ def make_car(rng):
 
 
 def make_duck(rng):
-    body = colour(rng, 52, 52, 52, 30, saturation=(0.55, 1), value=(0.85, 1))
-    beak, head, fat = colour(rng, 15, 25), rng.uniform(0.45, 0.6), rng.uniform(0.65, 0.85)
+    body = color(rng, 52, 52, 52, 30, saturation=(0.55, 1), value=(0.85, 1))
+    beak, head, fat = color(rng, 15, 25), rng.uniform(0.45, 0.6), rng.uniform(0.65, 0.85)
     tail = part(lathe([0, 0.4], [-0.5, 0.4], 10), body, size=1, at=(-0.95, -0.35, 0), turn=(0, 0, -0.7))
     eyes = [part(ball(6, 8), BLACK, size=0.11, at=(0.75, -0.95, z * head * 0.75)) for z in (-1, 1)]
     wings = [
@@ -172,17 +172,17 @@ def make_duck(rng):
 
 
 def make_book(rng):
-    cover = colour(rng, 355, 220, 140, 25, saturation=(0.5, 0.9), value=(0.3, 0.65))
-    label = colour(rng, 48, 200, saturation=(0.1, 0.7), value=(0.85, 1))
+    cover = color(rng, 355, 220, 140, 25, saturation=(0.5, 0.9), value=(0.3, 0.65))
+    label = color(rng, 48, 200, saturation=(0.1, 0.7), value=(0.85, 1))
     quads, place = box(8)
     face = np.repeat(np.arange(6), 64)
     bound = face < 3  # both covers and the spine; the other faces show the pages
-    colours = np.where(bound[:, None], cover, paint(place[:, ::-1], WHITE, WHITE * 0.82, "stripes", 4))
+    colors = np.where(bound[:, None], cover, paint(place[:, ::-1], WHITE, WHITE * 0.82, "stripes", 4))
     height = rng.uniform(0.25, 0.45)
     title = (face < 2) & (np.abs(place[:, 0] - 0.5) < 0.3) & (np.abs(place[:, 1] - 0.35) < height / 2)
     bands = (face == 2) & (np.abs(np.abs(place - 0.5).max(1) - 0.35) < 0.1) & (rng.random() < 0.7)
-    colours[title | bands] = label
-    return join((quads * (rng.uniform(0.65, 0.85), 1, rng.uniform(0.12, 0.25)), colours))
+    colors[title | bands] = label
+    return join((quads * (rng.uniform(0.65, 0.85), 1, rng.uniform(0.12, 0.25)), colors))
 
 
 def make_tower(rng):
@@ -192,7 +192,7 @@ def make_tower(rng):
         place = (rng.normal(0, 0.07), height - size, rng.normal(0, 0.07))
         block = box(4) if rng.random() < 0.8 else lathe([0, 1, 1, 1, 0], [-1, -1, 0, 1, 1], 16)
         pattern, turn = rng.choice(["plain", "window"]), (rng.uniform(0, 2), 0, 0)
-        blocks.append(part(block, colour(rng, hue), WHITE, pattern, 1, size, place, turn))
+        blocks.append(part(block, color(rng, hue), WHITE, pattern, 1, size, place, turn))
         height -= 2 * size
     return join(*blocks)
 
@@ -201,12 +201,12 @@ def make_star(rng):
     arms, depth = rng.choice([5, 5, 6]), rng.uniform(0.4, 0.55)
     angle = np.arange(2 * arms) * np.pi / arms - np.pi / 2
     outline = np.where(np.arange(2 * arms) % 2, depth, 1)[:, None] * np.c_[np.cos(angle), np.sin(angle)]
-    first = colour(rng, 48, 48, 330, 185, saturation=(0.35, 0.9), value=(0.85, 1))
+    first = color(rng, 48, 48, 330, 185, saturation=(0.35, 0.9), value=(0.85, 1))
     return join(part(plate(outline, rng.uniform(0.2, 0.35)), first, first * 0.75, "stripes", arms))
 
 
 def make_fish(rng):
-    first, second = colour(rng, 20, 20, 210, 170), colour(rng, 50, 0, 230, saturation=(0, 0.9))
+    first, second = color(rng, 20, 20, 210, 170), color(rng, 50, 0, 230, saturation=(0, 0.9))
     high, fat = rng.uniform(0.45, 0.7), rng.uniform(0.25, 0.4)
     tail = np.array([[0.35, 0], [-0.1, -0.3], [-0.5, -0.55], [-0.3, 0], [-0.5, 0.55], [-0.1, 0.3]])
     fin = np.array([[0.4, 0.1], [0, -0.3], [-0.4, -0.35], [-0.35, 0.1]])
@@ -227,16 +227,16 @@ TOYS = dict(
 CATEGORIES = sorted(TOYS)
 
 
-def draw(image, toy, centre, size, turn, lamp, light):
+def draw(image, toy, center, size, turn, lamp, light):
     """Draw a toy, far surfaces first, lit by a light (factor of BGR) from the direction lamp."""
-    quads, normals, colours = toy
+    quads, normals, colors = toy
     points = quads @ turn.T
-    flat = points[..., :2] * (size * 5 / (5 + points[..., 2:])) + centre
+    flat = points[..., :2] * (size * 5 / (5 + points[..., 2:])) + center
     one, other = flat[:, 2] - flat[:, 0], flat[:, 3] - flat[:, 1]
     front = one[:, 0] * other[:, 1] < one[:, 1] * other[:, 0]
     points, flat = points[front], flat[front]
     lit = np.maximum(normals[front] @ (lamp @ turn), 0)[:, None] / np.linalg.norm(lamp)
-    shaded = np.clip((colours[front] * (0.45 + 0.55 * lit) + 80 * lit**16) * light, 0, 255)
+    shaded = np.clip((colors[front] * (0.45 + 0.55 * lit) + 80 * lit**16) * light, 0, 255)
     order = np.argsort(-points[..., 2].sum(1))
     corners = np.round(flat[order] * 16).astype(np.int32)
     for polygon, fill in zip(corners, shaded[order].tolist(), strict=True):

@@ -150,7 +150,7 @@ def film(path, seed, plan, rooms, numbers, seconds):
     length = round(seconds * RATE)
     t = np.arange(0, length, HELD) / float(RATE)
     shown, clock = [], itertools.count()
-    with files.whole(path) as part, av.open(part, "w") as container:
+    with files.atomic_write(path) as part, av.open(part, "w") as container:
         stream = container.add_stream("libx264", RATE, options={"preset": "ultrafast", "crf": "23"})
         stream.width, stream.height, stream.pix_fmt = WIDTH, HEIGHT, "yuv420p"
         stream.codec_context.thread_count = 1
@@ -178,7 +178,7 @@ def photograph(folder, seed, category, rooms, numbers, views):
         what, pictures = shoot(rng, seed, t, (category, number), rooms, numbers, (movement,))
         for i, picture in enumerate(pictures):
             name = f"{category}_{number:02d}_{movement}_{i:04d}.jpeg"
-            with files.whole(folder / name) as part:
+            with files.atomic_write(folder / name) as part:
                 part.write_bytes(cv2.imencode(".jpeg", cut(picture))[1])
             shown.append({"picture": f"{category}/{name}", **what})
     return shown
@@ -186,11 +186,11 @@ def photograph(folder, seed, category, rooms, numbers, views):
 
 def main(argv=None):
     args = parse_args(argv)
-    save_dir = files.output_folder(args.save_dir)
+    save_dir = files.make_output_dir(args.save_dir)
     summary = save_dir / "world.json"
     if summary.exists():
         raise cli.UserError(f"{summary} exists; give another --save-dir")
-    videos = files.output_folder(save_dir / "videos")
+    videos = files.make_output_dir(save_dir / "videos")
     labelled = range(1, args.exemplars + 1)
     filmed = range(args.exemplars + 1, args.exemplars + args.toys + 1)
     rng, plan = np.random.default_rng([args.seed, 2]), []
@@ -205,7 +205,7 @@ def main(argv=None):
          range(ROOMS), filmed, args.seconds)
         for k in range(args.videos)
     ] + [
-        (photograph, files.output_folder(save_dir / "labelled" / category), args.seed, category,
+        (photograph, files.make_output_dir(save_dir / "labelled" / category), args.seed, category,
          range(ROOMS, 2 * ROOMS), labelled, args.views)
         for category in CATEGORIES
     ]  # fmt: skip

@@ -13,7 +13,8 @@ import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from moco import cli, evaluation, files  # noqa: E402
+from moco import cli, files  # noqa: E402
+from moco.analysis import accuracy  # noqa: E402
 
 TRAININGS = ["TC-S", "TC-A", "TC-Y", "TC-SAY", "moco_img-S", "moco_temp-S"]
 TRAININGS += ["TC-S-1-fps", "TC-S-half-length", "TC-S-no-augmentation"]
@@ -84,7 +85,7 @@ def trainings(results):
 
 def accuracies(path):
     """The table of a results.json: a model a row, a task a column, mean and spread, and the published value beside."""
-    (_, *tasks), *rows = evaluation.cells(evaluation.read_results([path]))
+    (_, *tasks), *rows = accuracy.cells(accuracy.read_results([path]))
     return [["top-1 %, mean ± sd", *tasks], *rows]
 
 

@@ -14,18 +14,18 @@ from moco.distributed import STOP_SIGNALS
 
 @pytest.fixture
 def frames(tmp_path):
-    """A folder of three classes of eight 40x40 frames, each class of a colour of its own."""
+    """A folder of three classes of eight 40x40 frames, each class of a color of its own."""
     return make_frames(tmp_path / "frames")
 
 
 def make_frames(folder, classes=("class_0000", "class_0001", "class_0002"), n=8, size=40):
-    """A folder of n square frames a class, each class of a colour of its own."""
+    """A folder of n square frames a class, each class of a color of its own."""
     draws = np.random.default_rng(0)
     for label, name in enumerate(classes):
-        colour = np.roll([200, 60, 60], label) + 15 * (label // 3)
+        color = np.roll([200, 60, 60], label) + 15 * (label // 3)
         (folder / name).mkdir(parents=True)
         for i in range(n):
-            image = np.clip(draws.normal(colour, 30, (size, size, 3)), 0, 255).astype(np.uint8)
+            image = np.clip(draws.normal(color, 30, (size, size, 3)), 0, 255).astype(np.uint8)
             cv2.imwrite(str(folder / name / f"img_{i:04d}.jpeg"), image)
     return folder
 

@@ -13,7 +13,7 @@ from torch.nn import functional
 
 from moco import distributed, models
 from moco.builder import MoCo, SplitBatchNorm
-from tests.golden import DATA
+from tests.support.golden import DATA
 from tests.test_distributed import TWO_PROCESSES
 
 pytestmark = pytest.mark.usefixtures("handlers", "one_thread")
@@ -45,7 +45,7 @@ def golden_moco(mlp, **options):
     return model
 
 
-def golden_steps(place, mlp, training):
+def golden_steps(context, mlp, training):
     """Three steps on the inputs of the golden values: orders of the keys, logits, the state after them.
 
     training: False for batch norm as in evaluation.
@@ -55,12 +55,12 @@ def golden_steps(place, mlp, training):
     drawn = iter(found["orders"])
     original, torch.randperm = torch.randperm, lambda count, device=None: next(drawn)
     network = golden_moco(mlp)
-    model = distributed.wrap(network, place).train(training)
+    model = distributed.wrap(network, context).train(training)
     optimizer = torch.optim.SGD(model.parameters(), 0.1, momentum=0.9)
     for step in range(3):
         base = 4 * draws.randn(8, 3, 1, 1)
         images = [torch.from_numpy((base + draws.randn(8, 3, 16, 16)).astype(np.float32)) for _ in range(2)]
-        logits, targets = model(*(view.chunk(place.world)[place.rank] for view in images))
+        logits, targets = model(*(view.chunk(context.world_size)[context.rank] for view in images))
         found[f"logits_{step}"] = logits.detach()
         optimizer.zero_grad()
         functional.cross_entropy(logits, targets).backward()
@@ -72,9 +72,11 @@ def golden_steps(place, mlp, training):
 CASES = [(0, True), (1, True), (1, False)]  # layers added to the head, batch norm as in training
 
 
-def all_cases(args, place):
+def all_cases(args, context):
     """What one process finds in every case, as a file of its own."""
-    torch.save([golden_steps(place, *case) for case in CASES], Path(args.out) / f"{place.world}_{place.rank}.tar")
+    torch.save(
+        [golden_steps(context, *case) for case in CASES], Path(args.out) / f"{context.world_size}_{context.rank}.tar"
+    )
 
 
 @pytest.fixture(scope="module")
@@ -82,7 +84,7 @@ def outcomes(tmp_path_factory):
     """{(processes, *case): what each of the processes found}."""
     folder = tmp_path_factory.mktemp("outcomes")
     args = Namespace(**{**vars(TWO_PROCESSES), "out": str(folder)})
-    all_cases(args, distributed.Place())
+    all_cases(args, distributed.ProcessContext())
     assert distributed.launch(all_cases, args) == 0
     found = {}
     for world in (1, 2):
@@ -157,7 +159,9 @@ def test_the_key_encoder_follows_and_keeps_its_batch_norm_in_training():
     model = golden_moco(0)
     with torch.no_grad():
         model.encoder_q.fc.weight += 1
-    models.learn(model)  # as before every epoch; it puts batch norm that takes no gradient in evaluation
+    models.train_mode_keep_frozen_bn(
+        model
+    )  # as before every epoch; it puts batch norm that takes no gradient in evaluation
     before = model.encoder_k.fc.weight.clone()
     model(*views())
     torch.testing.assert_close(model.encoder_k.fc.weight, before + 0.1)
@@ -171,8 +175,8 @@ def test_it_finds_keys_easily_among_random_ones_then_hardly_then_by_learning():
     optimizer = torch.optim.SGD(model.parameters(), 0.03, momentum=0.9)
     for _ in range(400):
         red = torch.randn(16, 1, 1, 1)
-        colours = (torch.cat([red, torch.randn(16, 2, 1, 1)], 1) for _ in range(2))
-        logits, targets = model(*(colour + 0.3 * torch.randn(16, 3, 8, 8) for colour in colours))
+        colors = (torch.cat([red, torch.randn(16, 2, 1, 1)], 1) for _ in range(2))
+        logits, targets = model(*(color + 0.3 * torch.randn(16, 3, 8, 8) for color in colors))
         optimizer.zero_grad()
         functional.cross_entropy(logits, targets).backward()
         optimizer.step()
@@ -192,7 +196,7 @@ def test_any_architecture_gets_its_head(arch):
     assert all(module.p == 0 for module in model.modules() if isinstance(module, nn.Dropout))
 
 
-def test_split_batch_norm_normalises_each_part_on_its_own():
+def test_split_batch_norm_normalizes_each_part_on_its_own():
     torch.manual_seed(0)
     plain, split = nn.BatchNorm2d(6), SplitBatchNorm(3, 6)
     split.load_state_dict(plain.state_dict())

@@ -4,7 +4,6 @@ import os
 import pickle
 import random
 import subprocess
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,8 +14,9 @@ from torch import nn
 from moco import checkpoint, models
 from moco.checkpoint import CheckpointError
 from moco.cli import UserError
+from tests import support
 
-LEGACY = Path(__file__).parent / "data" / "legacy_tiny.tar"  # written by torch 1.5.1
+LEGACY = support.GOLDEN / "legacy_tiny.tar"  # written by torch 1.5.1
 
 
 class RunsCode:

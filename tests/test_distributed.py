@@ -13,8 +13,8 @@ from torch.nn import functional
 
 from moco import checkpoint, distributed
 from moco.cli import UserError
-from moco.distributed import Place
-from tests.training import train_elsewhere
+from moco.distributed import ProcessContext
+from tests.support.training import train_elsewhere
 
 pytestmark = pytest.mark.usefixtures("handlers")
 TWO_PROCESSES = Namespace(
@@ -28,29 +28,29 @@ def network():
     return nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 36, 5)).eval()
 
 
-def three_steps(args, place):
+def three_steps(args, context):
     """This process's share of three steps on eight images; gradients of the first and last weights go to a file."""
     draws = torch.Generator().manual_seed(1)
-    model = distributed.wrap(network(), place)
+    model = distributed.wrap(network(), context)
     optimizer, found = torch.optim.Adam(model.parameters(), 0.01), {}
     for step in range(3):
         images, targets = torch.randn(8, 3, 8, 8, generator=draws), torch.randint(5, (8,), generator=draws)
-        images, targets = images[place.rank :: place.world], targets[place.rank :: place.world]
+        images, targets = images[context.rank :: context.world_size], targets[context.rank :: context.world_size]
         optimizer.zero_grad()
         functional.cross_entropy(model(images), targets).backward()
         if step == 0:
             found["gradients"] = [parameter.grad.clone() for parameter in model.parameters()]
         optimizer.step()
     found["weights"] = [parameter.detach() for parameter in model.parameters()]
-    found["ranks"] = distributed.total(torch.tensor([place.rank, 1]), place)
-    torch.save(found, Path(args.out) / f"{place.world}_{place.rank}.tar")
+    found["ranks"] = distributed.all_reduce_sum(torch.tensor([context.rank, 1]), context)
+    torch.save(found, Path(args.out) / f"{context.world_size}_{context.rank}.tar")
 
 
 def test_two_processes_train_the_network_that_one_would(tmp_path):
     """With half the batch each, batch norm as in evaluation: the same gradients, the same weights on all ranks."""
     args = Namespace(**{**vars(TWO_PROCESSES), "out": str(tmp_path)})
     assert distributed.launch(three_steps, args) == 0
-    three_steps(args, Place())
+    three_steps(args, ProcessContext())
     single, first, second = (torch.load(tmp_path / name) for name in ("1_0.tar", "2_0.tar", "2_1.tar"))
     assert first["ranks"].tolist() == [1, 2] and single["ranks"].tolist() == [0, 1]
     for what in ("gradients", "weights"):
@@ -59,14 +59,14 @@ def test_two_processes_train_the_network_that_one_would(tmp_path):
             assert torch.allclose(one, a, atol=1e-5)
 
 
-def dies(args, place):
+def dies(args, context):
     """Process 1 is killed while the other waits for it."""
-    if place.rank == 1:
+    if context.rank == 1:
         os.kill(os.getpid(), signal.SIGKILL)
-    distributed.total(torch.ones(1), place)
+    distributed.all_reduce_sum(torch.ones(1), context)
 
 
-def makes_a_mistake(args, place):
+def makes_a_mistake(args, context):
     raise UserError("the folder x is empty")
 
 
@@ -92,10 +92,10 @@ def test_two_processes_train_one_network(frames, tmp_path):
 
 def test_devices_that_are_not_there():
     with pytest.raises(UserError, match="--device mps: torch sees no Apple GPU"):
-        distributed.device("mps")
+        distributed.select_device("mps")
     if not torch.cuda.is_available():
         with pytest.raises(UserError, match="--device cuda: torch sees no GPU here"):
-            distributed.device("cuda")
+            distributed.select_device("cuda")
 
 
 def test_several_nodes_need_a_meeting_point():
@@ -109,5 +109,5 @@ def test_a_gpu_that_was_asked_for_works_alone(monkeypatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     model = nn.Linear(1, 1)
     monkeypatch.setattr(nn.Module, "to", lambda module, device: module)
-    assert isinstance(distributed.wrap(model, Place(device=torch.device("cuda", 0))), nn.DataParallel)
-    assert distributed.wrap(model, Place(device=torch.device("cuda", 0), alone=True)) is model
+    assert isinstance(distributed.wrap(model, ProcessContext(device=torch.device("cuda", 0))), nn.DataParallel)
+    assert distributed.wrap(model, ProcessContext(device=torch.device("cuda", 0), single_gpu=True)) is model

@@ -1,4 +1,4 @@
-"""Films of a feature: the published colours, clips from folders and videos of any shape, and clear mistakes."""
+"""Films of a feature: the published colors, clips from folders and videos of any shape, and clear mistakes."""
 
 import os
 
@@ -10,10 +10,12 @@ import torch
 
 import feature_animation as script
 import read_saycam
-from moco import checkpoint, clip, film, loader, models
+from moco import checkpoint, models
+from moco.analysis import clip, film
 from moco.cli import UserError
-from tests import golden
-from tests.making_videos import write_video
+from moco.data import loader
+from tests.support import golden
+from tests.support.videos import write_video
 
 CPU = torch.device("cpu")
 
@@ -45,7 +47,7 @@ def blocks(images):
     return images.reshape(len(images), 28, 8, 28, 8, -1).mean((2, 4))
 
 
-def test_maps_and_colours_are_the_published_ones():
+def test_maps_and_colors_are_the_published_ones():
     expected = np.load(golden.DATA / "inside.npz")
     trunk, pictures = models.spatial_trunk(golden.model()), open_clip(golden.IMAGES, 224)
     look = clip.Look(pictures, script.feature_map(trunk, int(expected["feature_idx"])), 900, CPU)
@@ -120,7 +122,7 @@ def test_pictures_of_other_shapes_are_made_to_cover_that_of_the_first(tmp_path):
 
 
 def test_a_bad_image_is_named_once_and_left_out(frames, tmp_path, network, capsys):
-    bad = loader.Frames(frames).path(3)
+    bad = loader.FrameFolder(frames).path(3)
     bad.write_bytes(b"no image")
     pictures, _ = animate(frames, tmp_path / "out", network)
     assert len(pictures) == 23
@@ -167,7 +169,7 @@ def test_an_existing_film_is_kept_unless_overwrite_is_given(frames, tmp_path, ne
     assert len(pictures) == 2
 
 
-def test_a_feature_that_is_the_same_everywhere_has_one_colour(frames, tmp_path, network, monkeypatch, capsys):
+def test_a_feature_that_is_the_same_everywhere_has_one_color(frames, tmp_path, network, monkeypatch, capsys):
     monkeypatch.setattr(script, "feature_map", lambda trunk, feature: lambda images: images[:, 0, ::32, ::32] * 0)
     pictures, _ = animate(frames, tmp_path / "out", network)
     assert len(pictures) == 24

@@ -1,4 +1,4 @@
-"""Films of a class: the published colours, classes by number and name, and clear mistakes."""
+"""Films of a class: the published colors, classes by number and name, and clear mistakes."""
 
 import av
 import numpy as np
@@ -6,9 +6,10 @@ import pytest
 import torch
 
 import feature_animation_class as script
-from moco import checkpoint, clip, film, models
+from moco import checkpoint, models
+from moco.analysis import clip, film
 from moco.cli import UserError
-from tests import golden
+from tests.support import golden
 from tests.test_feature_animation import blocks, open_clip, overlays
 
 CPU = torch.device("cpu")
@@ -19,7 +20,7 @@ def animate(data, save_dir, network, *words):
     script.main([str(word) for word in (data, *flags, *words)])
 
 
-def test_maps_and_colours_are_the_published_ones():
+def test_maps_and_colors_are_the_published_ones():
     expected, model = np.load(golden.DATA / "inside.npz"), golden.model()
     weights = models.head(model).weight[int(expected["class_idx"])]
     pictures = open_clip(golden.IMAGES, 224)

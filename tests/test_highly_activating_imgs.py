@@ -8,9 +8,11 @@ import pytest
 import torch
 
 import highly_activating_imgs as script
-from moco import checkpoint, loader, plots, units
+from moco import checkpoint, plots
+from moco.analysis import units
 from moco.cli import UserError
-from tests import golden
+from moco.data import loader
+from tests.support import golden
 
 CPU = torch.device("cpu")
 
@@ -29,7 +31,7 @@ def every_mean(network, frames, layer=1):
 
 
 def test_the_order_of_all_images_is_the_published_one():
-    frames, expected = loader.Frames(golden.IMAGES), np.load(golden.DATA / "inside.npz")
+    frames, expected = loader.FrameFolder(golden.IMAGES), np.load(golden.DATA / "inside.npz")
     _, counts, best = script.look(golden.model(), 1, frames, None, 48, size=224, batch_size=20, workers=0, device=CPU)
     assert counts.sum() == 48
     order, activation = expected["order"], expected["activation"]
@@ -45,7 +47,7 @@ def test_the_order_of_all_images_is_the_published_one():
 def test_running_best_is_the_best_of_all(k):
     draws = np.random.default_rng(0)
     rows = draws.integers(0, 50, (300, 7)).astype(np.float32)  # with many ties
-    running = units.Best(k)
+    running = units.TopK(k)
     for part in np.array_split(np.arange(300), 11):
         running.add(rows[part], part)
     expected = np.argsort(-rows, axis=0, kind="stable")[:k]
@@ -54,7 +56,7 @@ def test_running_best_is_the_best_of_all(k):
 
 
 def test_memory_does_not_grow_with_the_images():
-    running = units.Best(10)
+    running = units.TopK(10)
     for start in range(0, 5000, 100):
         running.add(np.random.default_rng(start).random((100, 4)), np.arange(start, start + 100))
     assert running.values.shape == running.indices.shape == (10, 4)
@@ -73,7 +75,7 @@ def test_the_sample_is_random_without_repeats_and_the_seed_decides():
 def test_one_unit_under_its_published_name(frames, tmp_path, network):
     found, names = show(frames, tmp_path / "out", network)
     assert names == [f"highly_activating_imgs_neuron_276.{ending}" for ending in ("json", "pdf", "png")]
-    values, images = every_mean(network, loader.Frames(frames))[:, 276], loader.Frames(frames)
+    values, images = every_mean(network, loader.FrameFolder(frames))[:, 276], loader.FrameFolder(frames)
     best = np.argsort(-values, kind="stable")[:10]
     assert found[0]["files"] == [str(images.path(i).relative_to(frames)) for i in best]
     np.testing.assert_allclose(found[0]["activations"], values[best], rtol=1e-4)
@@ -83,15 +85,15 @@ def test_several_units_have_a_row_each_with_selectivity_and_favourite(frames, tm
     drawn = []
     monkeypatch.setattr(plots, "image_rows", lambda rows, path: drawn.extend(rows))
     found, _ = show(frames, tmp_path / "out", network, "--neuron_idx", 5, 3, "--top", 4, "--layer", 10)
-    images = loader.Frames(frames)
+    images = loader.FrameFolder(frames)
     rows = every_mean(network, images, 10)
     class_means = np.stack([rows[images.labels() == label].mean(0) for label in range(3)])
-    selectivity, favourite = units.selectivity(class_means)
+    selectivity, preferred_class = units.selectivity(class_means)
     for unit, entry, (margin, pictures) in zip((5, 3), found, drawn, strict=True):
         assert entry["unit"] == unit
         assert entry["selectivity"] == pytest.approx(selectivity[unit], abs=1e-4)
-        assert entry["favourite"] == f"class_000{favourite[unit]}"
-        assert margin.split("\n") == [f"unit {unit}", f"selectivity {selectivity[unit]:.2f}", entry["favourite"]]
+        assert entry["preferred_class"] == f"class_000{preferred_class[unit]}"
+        assert margin.split("\n") == [f"unit {unit}", f"selectivity {selectivity[unit]:.2f}", entry["preferred_class"]]
         assert [picture.shape for picture in pictures] == [(64, 64, 3)] * 4
 
 
@@ -100,7 +102,7 @@ def test_the_most_selective_units_are_picked(frames, tmp_path, network):
     assert "highly_activating_imgs_most_selective_3.pdf" in names
     values = [entry["selectivity"] for entry in found]
     assert values == sorted(values, reverse=True)
-    images = loader.Frames(frames)
+    images = loader.FrameFolder(frames)
     rows = every_mean(network, images)
     everyone = units.selectivity(np.stack([rows[images.labels() == label].mean(0) for label in range(3)]))[0]
     np.testing.assert_allclose(values, np.sort(everyone)[::-1][:3], atol=1e-4)
@@ -114,14 +116,14 @@ def test_a_sample_is_looked_at_unless_all_are_asked_for(frames, tmp_path, networ
 
 
 def test_fewer_images_than_wanted_are_shown_and_said(frames, tmp_path, network, capsys):
-    loader.Frames(frames).path(1).write_bytes(b"no image")
+    loader.FrameFolder(frames).path(1).write_bytes(b"no image")
     found, _ = show(frames / "class_0000", tmp_path / "out", network)
     assert len(found[0]["files"]) == 7 and "selectivity" not in found[0]  # one flat folder: no classes to compare
     assert "fewer images than the 10 of --top" in capsys.readouterr().out
 
 
 def test_mistakes_are_one_line_and_leave_nothing(frames, tmp_path, network, monkeypatch):
-    monkeypatch.setattr(loader, "Batches", None)  # whoever reads an image fails
+    monkeypatch.setattr(loader, "FrameLoader", None)  # whoever reads an image fails
     for words, reason in [
         (("--neuron_idx", 3, 512), "--neuron_idx 512: the layer has 512 units, 0 to 511"),
         (("--neuron_idx", -1), "--neuron_idx -1: the layer has 512 units"),

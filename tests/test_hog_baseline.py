@@ -11,9 +11,9 @@ import pytest
 
 import hog_baseline
 import linear_decoding
-from moco import loader
 from moco.cli import UserError
-from tests import golden
+from moco.data import loader
+from tests.support import golden
 
 
 def classify(data, save_dir, *words):
@@ -45,7 +45,7 @@ def test_features_are_the_published_ones():
 
 
 def test_workers_change_nothing(tmp_path):
-    frames, images = loader.Frames(golden.IMAGES), np.array([0, 12, 24, 36])
+    frames, images = loader.FrameFolder(golden.IMAGES), np.array([0, 12, 24, 36])
     alone, two = (
         hog_baseline.all_features(frames, images, workers, tmp_path / str(workers))
         for workers in (0, 2)

@@ -13,7 +13,7 @@ import imagenet_finetuning
 from moco import checkpoint, models
 from moco.cli import UserError
 from tests.conftest import make_frames
-from tests.training import everything, same
+from tests.support.training import everything, same
 
 pytestmark = pytest.mark.usefixtures("handlers", "one_thread")
 START = "start.tar"

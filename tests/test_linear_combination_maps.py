@@ -7,9 +7,11 @@ import torch
 from torch.nn import functional
 
 import linear_combination_maps as script
-from moco import augment, checkpoint, features, loader, models
+from moco import checkpoint, models
+from moco.analysis import features
 from moco.cli import UserError
-from tests import golden
+from moco.data import augment, loader
+from tests.support import golden
 
 CPU = torch.device("cpu")
 
@@ -22,14 +24,14 @@ def draw(data, save_dir, *words):
 
 
 def test_maps_and_masks_are_the_published_ones():
-    frames, expected = loader.Frames(golden.IMAGES), np.load(golden.DATA / "maps.npz")
+    frames, expected = loader.FrameFolder(golden.IMAGES), np.load(golden.DATA / "maps.npz")
     model = golden.model()
-    batches = loader.Batches(frames, augment.Recipe("none", 224), 24, 0, 0, CPU, train=False)
+    batches = loader.FrameLoader(frames, augment.Recipe("none", 224), 24, 0, 0, CPU, train=False)
     images, maps, named, indices = script.look(model, batches)
     assert indices.tolist() == list(range(48))
     weights = models.head(model).weight[int(expected["class_idx"])]
-    maps = features.upsample(features.class_map(maps, weights), 224)
-    masked = features.attention(maps)[:, None] * images
+    maps = features.upsample(features.class_activation_map(maps, weights), 224)
+    masked = features.attention_mask(maps)[:, None] * images
     for found, key in ((maps, "class_map"), (masked, "masked")):
         blocks = functional.avg_pool2d(found, 8)[::3].detach().numpy()
         wanted = expected[key].astype(np.float32)
@@ -48,7 +50,7 @@ def test_the_class_goes_by_number_or_name():
 
 
 def test_images_are_drawn_by_seed_from_the_wanted_classes(frames):
-    images = loader.Frames(frames)
+    images = loader.FrameFolder(frames)
     labels = images.labels()
     assert set(labels[script.choose(images, "class_0001", "class", 99, 0)]) == {1}
     assert set(labels[script.choose(images, "class_0001", "others", 99, 0)]) == {0, 2}

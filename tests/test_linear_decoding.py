@@ -9,10 +9,12 @@ import torch
 from torch import nn
 
 import linear_decoding
-from moco import augment, checkpoint, features, loader, models
+from moco import checkpoint, models
+from moco.analysis import features
 from moco.cli import UserError
-from tests import golden
+from moco.data import augment, loader
 from tests.conftest import save_network
+from tests.support import golden
 
 ARCH = "shufflenet_v2_x0_5"
 CPU = torch.device("cpu")
@@ -72,10 +74,10 @@ def test_the_decoded_model_loads_as_published_and_says_the_same(frames, network,
     assert len(content["acc1_list"]) == 3
     model = nn.DataParallel(models.build(ARCH, 3))
     model.load_state_dict(content["model_state_dict"])
-    images = loader.Frames(frames)
+    images = loader.FrameFolder(frames)
     names = [images.path(i).relative_to(frames).as_posix() for i in range(len(images))]
     order = np.array([names.index(name) for name in content["images"]])
-    batches = loader.Batches(images, augment.Recipe("none", 32), 64, 0, 0, CPU, train=False, order=order)
+    batches = loader.FrameLoader(images, augment.Recipe("none", 32), 64, 0, 0, CPU, train=False, order=order)
     pictures, targets, _ = next(batches.epoch(0))
     with torch.no_grad():
         preds = model.module.eval()(pictures).argmax(1)
@@ -129,16 +131,16 @@ class Steady(nn.Module):
 
 
 def test_cached_and_uncached_decoding_are_equal(tmp_path):
-    frames, size = loader.Frames(golden.IMAGES), 64
+    frames, size = loader.FrameFolder(golden.IMAGES), 64
     torch.manual_seed(0)
-    trunk = models.freeze(models.trunk(models.build(ARCH, 5)))
+    trunk = models.freeze(models.remove_head(models.build(ARCH, 5)))
     images = np.arange(len(frames))
     features.adapt(trunk, frames, images, size, 0, CPU, 0, tmp_path)
-    rows = features.pooled(trunk, frames, images, size, 0, CPU, tmp_path)
+    rows = features.extract_features(trunk, frames, images, size, 0, CPU, tmp_path)
     labels = torch.from_numpy(frames.labels())
     for seed in range(5):
         train = np.random.default_rng(seed).permutation(images)[:24]
-        batches = loader.Batches(frames, augment.Recipe("none", size), 24, 0, seed, CPU, order=train)
+        batches = loader.FrameLoader(frames, augment.Recipe("none", size), 24, 0, seed, CPU, order=train)
         ways = [
             linear_decoding.cached_epochs(torch.from_numpy(rows[train]), labels[train], 24, 15),
             linear_decoding.drifting_epochs(Steady(trunk), batches, labels, 15),
@@ -166,7 +168,7 @@ def test_unreadable_images_are_left_out_and_named(frames, network, tmp_path, cap
 def test_results_beside_join_the_table_and_the_figure(frames, network, tmp_path, capsys, monkeypatch):
     decode(frames, tmp_path / "a", "--model-path", network, "--names", "one")
     with monkeypatch.context() as patch, pytest.raises(UserError, match="another result of one .iid.; choose other"):
-        patch.setattr(features, "pooled", None)  # whoever begins to work fails
+        patch.setattr(features, "extract_features", None)  # whoever begins to work fails
         words = ["--model-path", network, "--names", "one", "--beside", tmp_path / "a" / "results.json"]
         decode(frames, tmp_path / "b", *words)
     capsys.readouterr()
@@ -180,7 +182,7 @@ def test_results_beside_join_the_table_and_the_figure(frames, network, tmp_path,
 
 def test_mistakes_are_one_line_before_any_work(frames, network, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(features, "pooled", None)  # whoever begins to work fails
+    monkeypatch.setattr(features, "extract_features", None)  # whoever begins to work fails
     out = tmp_path / "out"
     for words, message in [
         ([frames], "name at least one model"),

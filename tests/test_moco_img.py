@@ -16,9 +16,9 @@ import linear_decoding
 import moco_img
 from moco import checkpoint
 from moco.cli import UserError
-from moco.run import Run
+from moco.training.run import Run
 from tests.conftest import make_frames, single_thread
-from tests.training import everything, same, wait_for_step
+from tests.support.training import everything, same, wait_for_step
 
 pytestmark = pytest.mark.usefixtures("handlers", "one_thread")
 SMALL = ["-a", "shufflenet_v2_x0_5", "--image-size", "64", "--device", "cpu", "--batch-size", "8", "--moco-k", "16"]

@@ -7,8 +7,8 @@ import moco_temp
 import moco_utils
 from moco import checkpoint
 from moco.cli import UserError
+from tests.support.training import everything, same
 from tests.test_moco_img import SMALL
-from tests.training import everything, same
 
 pytestmark = pytest.mark.usefixtures("handlers", "one_thread")
 
@@ -17,7 +17,7 @@ def train(frames, save_dir, *flags):
     return moco_temp.main([str(frames), "--save-dir", str(save_dir), *SMALL, *map(str, flags)])
 
 
-def test_a_run_pairs_neighbours_and_continues_bitwise(frames, tmp_path, monkeypatch):
+def test_a_run_pairs_neighbors_and_continues_bitwise(frames, tmp_path, monkeypatch):
     """Batches of 8 frames are 4 pairs; 24 frames make 3 of them."""
     seen = []
 
@@ -39,7 +39,7 @@ def test_a_run_pairs_neighbours_and_continues_bitwise(frames, tmp_path, monkeypa
 
 
 def test_each_view_is_another_frame(frames, tmp_path, monkeypatch):
-    """Without augmentation the views are the frames themselves: neighbours, or with published draws often one frame."""
+    """Without augmentation the views are the frames themselves: neighbors, or with published draws often one frame."""
     same_frame = []
 
     def contrast(model, images, targets):

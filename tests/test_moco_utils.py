@@ -9,10 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import moco_utils
-from moco import loader, manifest
 from moco.cli import UserError
-from moco_utils import ContrastiveBatchSampler, DistributedProxySampler, learning_rate, norm_parts
-from tests.test_manifest import images, make
+from moco.data import loader, manifest
+from moco_utils import EpochPairs, TemporalPairs, learning_rate, resolve_bn_splits
+from tests.data.test_manifest import images, make
 
 
 def test_the_learning_rate_falls_by_ten_at_the_schedule_or_like_a_cosine():
@@ -23,22 +23,22 @@ def test_the_learning_rate_falls_by_ten_at_the_schedule_or_like_a_cosine():
 
 
 def test_batch_norm_takes_as_many_parts_as_have_two_images_each():
-    assert [norm_parts(None, pairs, 1) for pairs in (1, 3, 8, 16, 256)] == [1, 1, 4, 8, 8]
-    assert norm_parts(2, 8, 1) == 2 and norm_parts(None, 64, 2) == 1 and norm_parts(1, 64, 2) == 1
+    assert [resolve_bn_splits(None, pairs, 1) for pairs in (1, 3, 8, 16, 256)] == [1, 1, 4, 8, 8]
+    assert resolve_bn_splits(2, 8, 1) == 2 and resolve_bn_splits(None, 64, 2) == 1 and resolve_bn_splits(1, 64, 2) == 1
     with pytest.raises(UserError, match="--bn-splits 5: the 8 pairs of a step make at most 4 parts"):
-        norm_parts(5, 8, 1)
+        resolve_bn_splits(5, 8, 1)
     with pytest.raises(UserError, match="--bn-splits 4 is for a single process: leave it out, 2 shuffle"):
-        norm_parts(4, 8, 2)
+        resolve_bn_splits(4, 8, 2)
 
 
 def drawn(sampler, epoch=0):
-    return DistributedProxySampler(sampler, epoch)[:].tolist()
+    return EpochPairs(sampler, epoch)[:].tolist()
 
 
-def test_a_pair_is_a_frame_and_a_neighbour_of_its_class(frames):
+def test_a_pair_is_a_frame_and_a_neighbor_of_its_class(frames):
     """Three classes of eight frames: 24 frames make 4 batches of 6, three pairs each."""
-    sampler = ContrastiveBatchSampler(loader.Frames(frames), 6, seed=0)
-    assert len(sampler) == 4 and len(DistributedProxySampler(sampler, 0)) == 12
+    sampler = TemporalPairs(loader.FrameFolder(frames), 6, seed=0)
+    assert len(sampler) == 4 and len(EpochPairs(sampler, 0)) == 12
     pairs = list(itertools.chain.from_iterable(drawn(sampler, epoch) for epoch in range(200)))
     assert {abs(a - b) for a, b in pairs} == {1}
     assert all(a // 8 == b // 8 for a, b in pairs)
@@ -49,7 +49,7 @@ def test_a_pair_is_a_frame_and_a_neighbour_of_its_class(frames):
 
 
 def test_a_wider_window_reaches_further_on_both_sides(frames):
-    sampler = ContrastiveBatchSampler(loader.Frames(frames), 6, seed=0, window=3)
+    sampler = TemporalPairs(loader.FrameFolder(frames), 6, seed=0, window=3)
     pairs = list(itertools.chain.from_iterable(drawn(sampler, epoch) for epoch in range(100)))
     assert {b - a for a, b in pairs} == {-3, -2, -1, 1, 2, 3}
     assert all(a // 8 == b // 8 for a, b in pairs)
@@ -64,46 +64,44 @@ class OneVideo:
     def __len__(self):
         return self.n
 
-    def neighbours(self, frame, window):
+    def neighbors(self, frame, window):
         return [other for other in range(frame - window, frame + window + 1) if 0 <= other < self.n and other != frame]
 
 
 @given(st.integers(2, 60), st.integers(2, 16), st.integers(1, 5), st.integers(0, 9), st.slices(60))
 def test_any_share_of_an_epoch_is_what_the_whole_has_there(n, batch_size, window, epoch, share):
-    sampler = ContrastiveBatchSampler(OneVideo(n), batch_size, seed=1, window=window)
+    sampler = TemporalPairs(OneVideo(n), batch_size, seed=1, window=window)
     whole = drawn(sampler, epoch)
     assert len(whole) == n // batch_size * (batch_size // 2)
     assert all(0 < abs(a - b) <= window and min(a, b) >= 0 and max(a, b) < n for a, b in whole)
-    assert DistributedProxySampler(sampler, epoch)[share].tolist() == whole[share]
+    assert EpochPairs(sampler, epoch)[share].tolist() == whole[share]
 
 
 def test_published_pairs_are_the_frame_before_or_the_frame_itself(frames):
-    sampler = ContrastiveBatchSampler(loader.Frames(frames), 6, seed=0, published=True)
+    sampler = TemporalPairs(loader.FrameFolder(frames), 6, seed=0, published=True)
     pairs = list(itertools.chain.from_iterable(drawn(sampler, epoch) for epoch in range(200)))
     offsets = Counter(b - a for a, b in pairs)
     assert offsets.keys() == {-1, 0} and abs(offsets[0] - offsets[-1]) < 4 * len(pairs) ** 0.5
     assert any(a // 8 != b // 8 for a, b in pairs)  # across classes, as published
     assert min(b for _, b in pairs) == 0 and max(a for a, _ in pairs) == 23
     with pytest.raises(UserError, match="--pos-window 13 reaches beyond the 24 frames"):
-        ContrastiveBatchSampler(loader.Frames(frames), 6, seed=0, window=13, published=True)
+        TemporalPairs(loader.FrameFolder(frames), 6, seed=0, window=13, published=True)
 
 
 def test_processes_draw_their_own_parts_of_one_whole(frames, monkeypatch):
     """The whole depends on seed and epoch alone, and nobody draws a pair that is not its own."""
-    sampler = ContrastiveBatchSampler(loader.Frames(frames), 8, seed=5)
+    sampler = TemporalPairs(loader.FrameFolder(frames), 8, seed=5)
     whole = drawn(sampler, 3)
-    again = ContrastiveBatchSampler(loader.Frames(frames), 8, seed=5)
+    again = TemporalPairs(loader.FrameFolder(frames), 8, seed=5)
     assert drawn(again, 3) == whole != drawn(again, 4)
-    assert drawn(ContrastiveBatchSampler(loader.Frames(frames), 8, seed=6), 3) != whole
+    assert drawn(TemporalPairs(loader.FrameFolder(frames), 8, seed=6), 3) != whole
 
     asked = []
-    original = ContrastiveBatchSampler.pair
-    monkeypatch.setattr(
-        ContrastiveBatchSampler, "pair", lambda self, *where: asked.append(where[1]) or original(self, *where)
-    )
+    original = TemporalPairs.pair
+    monkeypatch.setattr(TemporalPairs, "pair", lambda self, *where: asked.append(where[1]) or original(self, *where))
     parts = []
     for rank in range(2):
-        order = loader.Order(lambda epoch: DistributedProxySampler(again, epoch), 12, 4, 5, True, True, rank, 2)
+        order = loader.EpochSampler(lambda epoch: EpochPairs(again, epoch), 12, 4, 5, True, True, rank, 2)
         order.epoch = 3
         parts.append([indices.tolist() for _, _, indices in order])
         assert asked == [position for position in range(12) if position % 2 == rank]
@@ -112,12 +110,12 @@ def test_processes_draw_their_own_parts_of_one_whole(frames, monkeypatch):
     assert merged == whole
 
 
-def test_frames_without_neighbours_are_one_line(frames):
+def test_frames_without_neighbors_are_one_line(frames):
     for label in range(3):
         for path in sorted((frames / f"class_{label:04d}").iterdir())[1:]:
             path.unlink()
-    sampler = ContrastiveBatchSampler(loader.Frames(frames), 2, seed=0)
-    with pytest.raises(UserError, match="have no neighbours in time"):
+    sampler = TemporalPairs(loader.FrameFolder(frames), 2, seed=0)
+    with pytest.raises(UserError, match="have no neighbors in time"):
         drawn(sampler)
 
 
@@ -139,9 +137,9 @@ def test_pairs_of_a_planned_folder_stay_within_a_video(tmp_path):
     """Classes of ten frames, from videos of 7, 5 and 8, of which three are missing."""
     plan = make([7, 5, 8], missing={3, 13, 14})
     manifest.write(tmp_path, plan)
-    frames, kept = loader.Frames(tmp_path), images(plan)
+    frames, kept = loader.FrameFolder(tmp_path), images(plan)
     assert len(frames) == len(kept) == 17 and len(frames.classes) == 2
-    sampler = ContrastiveBatchSampler(frames, 17, seed=0)
+    sampler = TemporalPairs(frames, 17, seed=0)
     pairs = list(itertools.chain.from_iterable(drawn(sampler, epoch) for epoch in range(200)))
     found = {(kept[a][1:], kept[b][1:]) for a, b in pairs}
     near = itertools.permutations([place for _, *place in kept], 2)

@@ -32,7 +32,7 @@ def test_head_sees_the_mean_of_the_spatial_maps(arch):
         logits = model(images)
         assert maps.shape[2:] == (2, 2)
         assert torch.allclose(models.head(model)(maps.mean((2, 3))), logits, atol=1e-5)
-        assert torch.allclose(models.trunk(model)(images), maps.mean((2, 3)), atol=1e-5)
+        assert torch.allclose(models.remove_head(model)(images), maps.mean((2, 3)), atol=1e-5)
 
 
 def test_maps_without_a_linear_head_over_them_are_refused():
@@ -42,7 +42,7 @@ def test_maps_without_a_linear_head_over_them_are_refused():
 
 def test_unknown_architecture_and_one_without_linear_head():
     with pytest.raises(UserError, match="is called resnet49; there are resnet34, resnet50"):
-        models.known("resnet49")
+        models.arch_name("resnet49")
     with torch.device("meta"), pytest.raises(UserError, match="no linear head"):
         models.build("squeezenet1_0", 2)
 

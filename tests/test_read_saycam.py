@@ -11,10 +11,13 @@ import pytest
 from torchvision.datasets import ImageFolder
 
 import read_saycam
-from moco import cli, manifest, reader, video
-from tests.making_videos import number, numbered, write_video
+from moco import cli
+from moco.data import manifest
+from moco.videos import extract, video
+from tests import support
+from tests.support.videos import number, numbered, write_video
 
-GOLDEN = Path(__file__).parent / "data" / "reader"
+GOLDEN = support.GOLDEN / "reader"
 SCRIPT = Path(read_saycam.__file__)
 SMALL = ["--size", "64", "--seg-len", "2"]
 
@@ -122,7 +125,7 @@ def test_a_video_that_is_done_is_not_read_again(videos, tmp_path, monkeypatch):
     monkeypatch.setattr(video, "frames", lambda path, *rest: asked.append(Path(path).stem) or iter(()))
     read(videos, tmp_path, *SMALL, "--plan")
     plan = manifest.read(tmp_path)
-    reader.note(tmp_path, 1, [], None)
+    extract.mark_done(tmp_path, 1, [], None)
     with open(next(tmp_path.glob("filled-*")), "a") as ledger:
         ledger.write('\n{"video": 2, "miss')  # cut off by a kill
     read(videos, tmp_path, *SMALL)
@@ -158,7 +161,7 @@ def test_frames_of_unknown_origin_are_not_overwritten(videos, tmp_path):
 
 
 def test_a_ledger_of_unknown_origin_is_not_believed(videos, tmp_path):
-    reader.note(tmp_path, 0, [], None)
+    extract.mark_done(tmp_path, 0, [], None)
     with pytest.raises(cli.UserError, match="has a filled-.* already"):
         read(videos, tmp_path, *SMALL)
 
@@ -244,10 +247,10 @@ def test_frame_step(native, fps, nearest, published):
 def test_a_video_of_variable_rate_is_sampled_by_time(tmp_path):
     times = np.cumsum(np.random.default_rng(0).integers(10, 90, 200))
     write_video(tmp_path / "v.mp4", 200, times=times)
-    held = video.contents(tmp_path / "v.mp4")
+    held = video.probe(tmp_path / "v.mp4")
     taken = read_saycam.sampled_frames(held, 5)
     seconds = (times[taken] - times[0]) / 1000
-    assert not held.is_steady()
+    assert not held.is_constant_rate()
     assert np.array_equal(np.floor(seconds * 5), np.arange(len(taken)))
     assert np.all((times[taken[1:] - 1] - times[0]) / 1000 < np.arange(1, len(taken)) / 5)
     read(tmp_path, tmp_path / "out")

@@ -13,9 +13,9 @@ import pytest
 
 from moco import models
 from tests.conftest import make_frames, save_network
-from tests.making_videos import write_video
+from tests.support import ROOT
+from tests.support.videos import write_video
 
-ROOT = Path(__file__).parent.parent
 PAGE = (ROOT / "README.md").read_text(encoding="utf-8")
 SET_UP = ("bash scripts/test.sh",)  # it is what runs this
 CATEGORIES = ("car", "chair", "door", "foot", "hand", "road", "table", "window")

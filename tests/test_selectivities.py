@@ -7,9 +7,11 @@ import pytest
 import torch
 
 import selectivities as script
-from moco import loader, models, units
+from moco import models
+from moco.analysis import units
 from moco.cli import UserError
-from tests import golden
+from moco.data import loader
+from tests.support import golden
 
 CPU = torch.device("cpu")
 LAYERS = [1, 2, 6, 10, 14, 18]
@@ -33,7 +35,7 @@ def plain(features, labels):
 
 
 def test_six_layers_in_one_pass_are_the_published_ones():
-    frames, expected = loader.Frames(golden.IMAGES), np.load(golden.DATA / "inside.npz")
+    frames, expected = loader.FrameFolder(golden.IMAGES), np.load(golden.DATA / "inside.npz")
     rows = list(units.layer_means(golden.model(), LAYERS, frames, 224, 17, 0, CPU))
     labels = np.concatenate([batch[1] for batch in rows])
     assert labels.tolist() == sorted([0, 1, 2, 3] * 12)
@@ -70,10 +72,10 @@ def test_classes_without_images_do_not_count():
     means.add(features[:7], labels[:7])
     means.add(features[7:], labels[7:])
     assert means.counts.tolist() == [0, 10, 0, 0, 10, 0]
-    found, favourite = units.selectivity(means.means())
+    found, preferred_class = units.selectivity(means.means())
     np.testing.assert_allclose(found, plain(features, labels))
-    assert set(favourite) <= {1, 4}
-    np.testing.assert_array_equal(favourite == 4, features[labels == 4].mean(0) > features[labels == 1].mean(0))
+    assert set(preferred_class) <= {1, 4}
+    np.testing.assert_array_equal(preferred_class == 4, features[labels == 4].mean(0) > features[labels == 1].mean(0))
 
 
 def test_one_class_has_no_selectivity():
@@ -91,7 +93,7 @@ def test_layers_of_every_kind_of_network(arch, last):
     for name in ("features.0.1" if arch == "mobilenet_v2" else "bn1", second[arch]):
         model.get_submodule(name).register_forward_hook(lambda *call: seen.append(call[-1].clone()))
     with torch.no_grad():
-        end, inner, start = models.Layers(model, [1, 2, last])(images)
+        end, inner, start = models.LayerMeans(model, [1, 2, last])(images)
         seen.clear()
         logits = model(images)
     rectify = torch.nn.ReLU6() if arch == "mobilenet_v2" else torch.nn.ReLU()
@@ -100,14 +102,14 @@ def test_layers_of_every_kind_of_network(arch, last):
     torch.testing.assert_close(models.head(model)(end), logits)
     for layer in (0, last + 1):
         with pytest.raises(UserError, match=f"there is no layer {layer}: .* has layers 1 to {last}"):
-            models.Layers(model, [1, layer])
+            models.LayerMeans(model, [1, layer])
 
 
 def test_nothing_behind_the_wanted_layers_is_computed():
     model = models.build("resnet18", 3).eval()
     for block in (model.layer1[0], model.layer1[1], model.layer4[1]):
         block.forward = None
-    (means,) = models.Layers(model, [9])(torch.randn(1, 3, 64, 64))
+    (means,) = models.LayerMeans(model, [9])(torch.randn(1, 3, 64, 64))
     assert means.shape == (1, 64)
 
 
@@ -121,7 +123,7 @@ def test_the_script_writes_every_layer_and_the_figure(frames, tmp_path, network)
         np.testing.assert_allclose(held["selectivity"], found, atol=1e-6)
         assert held["class_means"].shape == (3, n) and held["images"].tolist() == [8, 8, 8]
         assert held["classes"].tolist() == ["class_0000", "class_0001", "class_0002"]
-        np.testing.assert_array_equal(held["favourite"], held["class_means"].argmax(0))
+        np.testing.assert_array_equal(held["preferred_class"], held["class_means"].argmax(0))
 
 
 def test_batches_workers_and_other_layers_change_nothing(frames, tmp_path, network):
@@ -132,7 +134,7 @@ def test_batches_workers_and_other_layers_change_nothing(frames, tmp_path, netwo
 
 
 def test_unreadable_images_are_left_out(frames, tmp_path, network):
-    images = loader.Frames(frames)
+    images = loader.FrameFolder(frames)
     for i in (*range(8), 9):
         images.path(i).write_bytes(b"no image")
     measure(frames, tmp_path / "out", network)
@@ -146,7 +148,7 @@ def test_mistakes_are_one_line_and_leave_nothing(frames, tmp_path, network):
         measure(frames, tmp_path / "out", network, "--layer", 1, 11)
     with pytest.raises(UserError, match="a single class, class_0000"):
         measure(frames / "class_0000", tmp_path / "out", network)
-    images = loader.Frames(frames)
+    images = loader.FrameFolder(frames)
     for i in range(16):
         images.path(i).write_bytes(b"no image")
     with pytest.raises(UserError, match="only one class of .* has images that can be read"):
@@ -165,7 +167,7 @@ def test_features_that_are_not_finite_are_an_error(frames, tmp_path):
     model = models.build("resnet18", 3)
     model.conv1.weight.data[:] = torch.nan
     with pytest.raises(UserError, match="class_0000/img_0000.jpeg are not finite"):
-        list(units.layer_means(model, [1], loader.Frames(frames), 64, 8, 0, CPU))
+        list(units.layer_means(model, [1], loader.FrameFolder(frames), 64, 8, 0, CPU))
 
 
 def test_covariance_in_parts_is_that_of_all_and_variance_explained_its_share():

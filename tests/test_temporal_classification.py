@@ -11,11 +11,12 @@ import torchvision
 from torch import nn
 
 import temporal_classification
-from moco import checkpoint, engine
+from moco import checkpoint
 from moco.cli import UserError
-from moco.run import TRY_AGAIN, Run
+from moco.training import engine
+from moco.training.run import EXIT_RESUBMIT, Run
 from tests.conftest import make_frames, single_thread
-from tests.training import everything, same, train, train_elsewhere, wait_for_step
+from tests.support.training import everything, same, train, train_elsewhere, wait_for_step
 
 pytestmark = pytest.mark.usefixtures("handlers", "one_thread")
 
@@ -126,8 +127,8 @@ def test_a_stop_signal_saves_after_the_step_and_ends_with_75(frames, tmp_path, m
         return model(images), targets
 
     steps = []
-    monkeypatch.setattr(engine.train, "__defaults__", (forward,))
-    assert train(frames, tmp_path / "run") == TRY_AGAIN
+    monkeypatch.setattr(engine.train_one_epoch, "__defaults__", (forward,))
+    assert train(frames, tmp_path / "run") == EXIT_RESUBMIT
     content = checkpoint.read(tmp_path / "run" / "last.tar")
     assert (content["epoch"], content["step"], len(steps)) == (0, 2, 2)
 
@@ -190,7 +191,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_good_checkpo
         return model(images) * (float("nan") if len(steps) == 5 else 1), targets
 
     steps = []
-    monkeypatch.setattr(engine.train, "__defaults__", (forward,))
+    monkeypatch.setattr(engine.train_one_epoch, "__defaults__", (forward,))
     with pytest.raises(UserError, match="loss is not finite from step 2 of epoch 1: try a lower --lr"):
         train(frames, tmp_path / "run")
     content = checkpoint.read(tmp_path / "run" / "last.tar")

@@ -1,0 +1,251 @@
+"""The plan of a frame folder: videos, slots, classes and neighbors in time, by arithmetic."""
+
+import json
+import os
+from bisect import bisect_left, bisect_right
+from itertools import accumulate, pairwise
+from pathlib import Path, PurePosixPath
+
+from moco import files
+from moco.cli import UserError
+
+NAME = "manifest.json"
+VERSION = 1
+
+
+def load(folder):
+    """The Manifest of a frame folder, or None where it has none; UserError for a damaged or unfinished one."""
+    plan = read(folder)
+    if plan is None:
+        return None
+    if not plan["complete"]:
+        raise UserError(f"{folder} is not filled yet; to finish it: {command(plan, folder)}")
+    return Manifest(plan, folder)
+
+
+def read(folder):
+    """The plan in a frame folder as a dict, filled or not; None where there is none; UserError for a damaged one."""
+    path = Path(folder) / NAME
+    try:
+        plan = json.loads(path.read_text(encoding="utf-8"))
+        if plan["version"] != VERSION:
+            raise ValueError(f"its version is {plan['version']}, not {VERSION}")
+        Manifest(plan, folder)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}") from error
+    except (ValueError, TypeError, KeyError, IndexError, AttributeError) as error:
+        raise UserError(f"{path} is damaged ({error!r}); read the videos again into another --save-dir") from error
+    return plan
+
+
+def write(folder, plan):
+    """Write a plan into a frame folder, whole or not at all."""
+    files.write_json(Path(folder) / NAME, plan)
+
+
+def command(plan, folder):
+    """The command that fills the plan of folder."""
+    words = ["python", "read_saycam.py", *plan["folders"], "--save-dir", str(folder)]
+    for flag, value in plan["settings"].items():
+        if value is not False and value is not None:
+            words += [f"--{flag}"] if value is True else [f"--{flag}", str(value)]
+    return " ".join(f"'{word}'" if " " in word else word for word in words)
+
+
+def make(settings, folders, videos, left_out):
+    """The plan of a frame folder, not filled yet.
+
+    settings: flags by name, of which class-by, fps, seg-len and drop-last are used here. folders: where the videos are.
+    videos: dicts of name, folder (its number), slots and whatever else is to be kept, in their order of reading.
+    left_out: dicts of name, folder, reason. Each video gets its first slot and, where classes go by video or by name,
+    its class and the prefix of its image names; then they are put in the order in which folders and names sort.
+    """
+    by, per_class, classes = settings["class-by"], None, []
+    if by == "time":
+        per_class = max(1, round(settings["fps"] * settings["seg-len"]))
+        if settings["drop-last"]:
+            _cut(videos, sum(video["slots"] for video in videos) // per_class * per_class)
+    else:
+        for video in videos:
+            stem = PurePosixPath(video["name"]).stem
+            video["class"], video["prefix"] = (stem.split("_")[0] or stem, stem) if by == "name" else (stem, "img")
+        _tell_apart(videos, "prefix" if by == "name" else "class")
+        videos, refused = _in_order(videos)
+        left_out = left_out + refused
+    starts = list(accumulate((video["slots"] for video in videos), initial=0))
+    for video, start in zip(videos, starts, strict=False):
+        video.update(first_slot=start, missing=[])
+        if not classes or video.get("class") != classes[-1]["name"]:
+            classes.append({"name": video.get("class"), "first_slot": start})
+    longest = min(per_class, starts[-1]) if per_class else _longest(videos)
+    return {
+        "version": VERSION,
+        "complete": False,
+        "settings": settings,
+        "folders": folders,
+        "slots": starts[-1],
+        "per_class": per_class,
+        "class_digits": _digits(-(-starts[-1] // per_class)) if per_class else None,
+        "image_digits": _digits(longest),
+        "classes": None if per_class else classes,
+        "videos": videos,
+        "left_out": left_out,
+    }
+
+
+def _cut(videos, slots):
+    """Take slots from the last videos until no more than the given number are left."""
+    for video in videos:
+        video["slots"] = min(video["slots"], slots)
+        slots -= video["slots"]
+
+
+def _digits(count):
+    """Digits that names of count things need, at least the four of the published ones."""
+    return max(4, len(str(count - 1)))
+
+
+def _longest(videos):
+    return max((video["slots"] for video in videos), default=0)
+
+
+def _in_order(videos):
+    """(videos in the order in which their image names sort, those whose names cannot be had, as left out).
+
+    Images of a_1.mp4 and a_1_0.mp4 would mix, were there more than a thousand: a_1_0999, a_1_0_0000, a_1_1000.
+    """
+    digits = _digits(_longest(videos))
+
+    def names(video):
+        return [f"{video['class']}/{video['prefix']}_{n:0{digits}d}.jpeg" for n in (0, max(0, video["slots"] - 1))]
+
+    kept, refused = [], []
+    for video in sorted(videos, key=lambda video: (video["class"], names(video)[0])):
+        reason = None
+        if len(os.fsencode(names(video)[0].split("/")[1])) > 255:
+            reason = "its name is too long for image names"
+        elif kept and kept[-1]["class"] == video["class"] and names(kept[-1])[1] > names(video)[0]:
+            reason = f"its image names would mix with those of {kept[-1]['name']}; rename it"
+        if reason:
+            refused.append({"folder": video["folder"], "name": video["name"], "reason": reason})
+        else:
+            kept.append(video)
+    return kept, refused
+
+
+def _tell_apart(videos, key):
+    """Number the later ones of several videos that have the same value of key."""
+    taken = {video[key] for video in videos}
+    seen = set()
+    for video in videos:
+        name, number = video[key], 1
+        while video[key] in seen or (number > 1 and video[key] in taken):
+            number += 1
+            video[key] = f"{name}.{number}"
+        seen.add(video[key])
+
+
+def left_out(plan):
+    """[(name, reason)] of all files and videos of which something was left out."""
+    return [(each["name"], each["reason"]) for each in plan["left_out"] + plan["videos"] if "reason" in each]
+
+
+def class_names(plan):
+    """Names of the class folders of a plan, in order."""
+    if plan["per_class"]:
+        return [_class_name(plan, number) for number in range(-(-plan["slots"] // plan["per_class"]))]
+    return [each["name"] for each in plan["classes"]]
+
+
+class Manifest:
+    """A filled frame folder as a sequence of images, in the order torchvision's ImageFolder gives them.
+
+    A slot is an image's place in the plan; an image's index counts the slots before it that are not missing. Nothing
+    is kept per image: videos, classes and runs of missing slots are searched by bisection.
+
+    folder: where the images are. settings: the reader's flags. classes: names of the class folders that hold images.
+    """
+
+    def __init__(self, plan, folder="."):
+        self.folder, self.settings, self._plan = Path(folder), plan["settings"], plan
+        self._videos = plan["videos"]
+        self._video_starts = [video["first_slot"] for video in self._videos]
+        slots = plan["slots"]
+        _rising([0, *self._video_starts, slots])
+        runs = [tuple(run) for video in self._videos for run in video["missing"]]
+        _rising([0, *(edge for first, end in runs for edge in (first, end)), slots])
+        self._run_starts = [first for first, _ in runs]
+        self._run_ends = [end for _, end in runs]
+        self._missing = [0, *accumulate(end - first for first, end in runs)]
+        self._run_images = [first - before for first, before in zip(self._run_starts, self._missing, strict=False)]
+
+        names, per_class = class_names(plan), plan["per_class"]
+        starts = [*range(0, slots, per_class)] if per_class else [each["first_slot"] for each in plan["classes"]]
+        _rising([0, *starts, slots])
+        first_images = [self._before(slot) for slot in [*starts, slots]]
+        held = [c for c, (first, end) in enumerate(pairwise(first_images)) if end > first]
+        self.classes = [names[c] for c in held]
+        self._class_slots = [starts[c] for c in held]
+        self._class_images = [first_images[c] for c in held]
+        self._images = first_images[-1]
+
+    def __len__(self):
+        """The number of images there are."""
+        return self._images
+
+    def class_sizes(self):
+        """The number of images of each class, in the order of classes."""
+        return [end - first for first, end in pairwise([*self._class_images, self._images])]
+
+    def label(self, i):
+        """The index in classes of image i's class."""
+        return bisect_right(self._class_images, self._checked(i)) - 1
+
+    def video(self, i):
+        """The number of the video that image i was taken from, in the order of the plan."""
+        return bisect_right(self._video_starts, self._slot(i)) - 1
+
+    def path(self, i):
+        """The file of image i, relative to the folder, with forward slashes."""
+        return slot_path(self._plan, self._videos[self.video(i)], self._slot(i))
+
+    def neighbors(self, i, window):
+        """Indices of the other images of image i's video that are at most window slots away from it."""
+        slot, video = self._slot(i), self._videos[self.video(i)]
+        first = max(slot - window, video["first_slot"])
+        end = min(slot + window + 1, video["first_slot"] + video["slots"])
+        return [j for j in range(self._before(first), self._before(end)) if j != i]
+
+    def _checked(self, i):
+        if not 0 <= i < self._images:
+            raise IndexError(f"image {i} of {self._images}")
+        return i
+
+    def _slot(self, i):
+        """The slot of image i."""
+        return i + self._missing[bisect_right(self._run_images, self._checked(i))]
+
+    def _before(self, slot):
+        """The number of images before a slot."""
+        run = bisect_left(self._run_starts, slot)
+        missing = self._missing[run]
+        return slot - missing + (max(self._run_ends[run - 1] - slot, 0) if run else 0)
+
+
+def slot_path(plan, video, slot):
+    """The relative path of the image in a video's slot; names sort in the order of slots."""
+    if plan["per_class"]:
+        number, place = divmod(slot, plan["per_class"])
+        return f"{_class_name(plan, number)}/img_{place:0{plan['image_digits']}d}.jpeg"
+    return f"{video['class']}/{video['prefix']}_{slot - video['first_slot']:0{plan['image_digits']}d}.jpeg"
+
+
+def _class_name(plan, number):
+    return f"class_{number:0{plan['class_digits']}d}"
+
+
+def _rising(numbers):
+    if any(not isinstance(n, int) for n in numbers) or any(b < a for a, b in pairwise(numbers)):
+        raise ValueError("its slots do not follow one another")

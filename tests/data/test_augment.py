@@ -1,0 +1,292 @@
+"""The fast recipes beside the plain ones of torchvision on PIL images, on real frames."""
+
+import io
+import itertools
+import zlib
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image, ImageFilter
+from scipy import stats
+from torchvision import transforms
+from torchvision.transforms import functional
+
+from moco.data import augment
+from tests import support
+
+FILES = sorted((support.GOLDEN / "images").glob("*/*.jpeg"))[::4]
+PHOTOS = [Image.open(path).convert("RGB") for path in FILES]
+FRAMES = [np.asarray(photo) for photo in PHOTOS]
+GREY_LEVELS = 1  # the issue allows two
+
+
+def difference(ours, theirs):
+    """The largest mean absolute difference of two lists of images, in gray levels."""
+    pairs = zip(ours, theirs, strict=True)
+    return max(np.abs(np.asarray(a, np.float32) - np.asarray(b, np.float32)).mean() for a, b in pairs)
+
+
+@pytest.mark.parametrize("factor", [0, 0.1, 0.55, 0.9, 1.1, 1.4, 1.9])
+@pytest.mark.parametrize("name", ["brightness", "contrast", "saturation"])
+def test_blends_are_those_of_torchvision(name, factor):
+    theirs = [getattr(functional, f"adjust_{name}")(photo, factor) for photo in PHOTOS]
+    assert difference([getattr(augment, name)(frame, factor) for frame in FRAMES], theirs) < 0.1
+
+
+@pytest.mark.parametrize("turn", [-0.5, -0.21, -0.02, 0.07, 0.3, 0.5])
+def test_hue_is_that_of_torchvision(turn):
+    theirs = [functional.adjust_hue(photo, turn) for photo in PHOTOS]
+    assert difference([augment.hue(frame, turn) for frame in FRAMES], theirs) < GREY_LEVELS
+
+
+def test_gray_is_that_of_torchvision():
+    assert difference(map(augment.gray, FRAMES), map(transforms.Grayscale(3), PHOTOS)) < 0.01
+
+
+@pytest.mark.parametrize("sigma", [0.1, 0.3, 0.6, 1, 1.4, 1.7, 2])
+def test_blur_is_that_of_pil(sigma):
+    theirs = [photo.filter(ImageFilter.GaussianBlur(sigma)) for photo in PHOTOS]
+    assert difference([augment.blur(frame, sigma) for frame in FRAMES], theirs) < GREY_LEVELS
+    kernel = augment.blur_kernel(sigma)
+    assert len(kernel) <= 2 * augment.REACH + 1 and kernel.sum() == pytest.approx(1)
+    offsets = np.arange(len(kernel)) - len(kernel) // 2
+    assert (kernel * offsets**2).sum() == pytest.approx(sigma**2, rel=0.12, abs=0.01)
+
+
+@pytest.mark.parametrize("size", [64, 224, 300])
+@pytest.mark.parametrize("box", [(0, 0, 224, 224), (3, 8, 100, 131), (40, 60, 150, 61), (101, 9, 64, 200)])
+def test_crop_and_resize_are_those_of_torchvision(box, size):
+    left, top, width, height = box
+    theirs = [functional.resized_crop(photo, top, left, height, width, (size, size)) for photo in PHOTOS]
+    ours = [augment.resize(frame[top : top + height, left : left + width], size, size) for frame in FRAMES]
+    assert difference(ours, theirs) < GREY_LEVELS
+
+
+@pytest.mark.parametrize("shape", [(224, 224), (300, 200), (64, 64), (50, 97)])
+@pytest.mark.parametrize("size", [64, 96])
+def test_evaluation_sees_the_middle(shape, size):
+    photos = [photo.resize(shape) for photo in PHOTOS[:3]]
+    for name, plain in [
+        ("none", [transforms.Resize(size), transforms.CenterCrop(size)]),
+        ("center", [transforms.Resize(int(size * 256 / 224)), transforms.CenterCrop(size)]),
+    ]:
+        ours = [augment.Recipe(name, size)(np.asarray(photo), None) for photo in photos]
+        assert difference(ours, map(transforms.Compose(plain), photos)) < GREY_LEVELS
+
+
+def test_frames_of_the_right_size_are_left_as_they_are():
+    recipe = augment.Recipe("none", 224)
+    assert all(np.array_equal(recipe(frame, None), frame) for frame in FRAMES)
+
+
+def plainly(photo, factors, gray_first):
+    """A photo under the factors, by torchvision and PIL."""
+    gray = transforms.Grayscale(3) if factors[augment.GRAY] else lambda photo: photo
+    adjust = [functional.adjust_brightness, functional.adjust_contrast, functional.adjust_saturation]
+    adjust += [functional.adjust_hue]
+    if gray_first:
+        photo = gray(photo)
+    for operation in factors[augment.ORDER : augment.ORDER + 4].astype(int):
+        photo = adjust[operation](photo, float(factors[operation]))
+    if not gray_first:
+        photo = gray(photo)
+    return photo.filter(ImageFilter.GaussianBlur(float(factors[augment.BLUR])))
+
+
+@pytest.mark.parametrize("name", ["released", "paper", "moco_v1", "moco_v2"])
+def test_a_whole_recipe_is_that_of_torchvision_on_worker_and_device(name):
+    recipe, generator = augment.Recipe(name, 224), np.random.default_rng(0)
+    factors = np.stack([recipe.draw(generator) for _ in FRAMES])
+    theirs = [plainly(photo, row, recipe.gray_first) for photo, row in zip(PHOTOS, factors, strict=True)]
+    ours = [augment.color(frame, row, recipe.gray_first) for frame, row in zip(FRAMES, factors, strict=True)]
+    assert difference(ours, theirs) < 2
+    images = torch.from_numpy(np.stack(FRAMES)).permute(0, 3, 1, 2).float()
+    before = images.clone()
+    device = augment.device_color(images, torch.from_numpy(factors), recipe.gray_first)
+    assert difference(device.permute(0, 2, 3, 1), theirs) < 2
+    assert device.is_contiguous(memory_format=torch.channels_last) and torch.equal(images, before)
+
+
+@pytest.mark.parametrize("order", list(itertools.permutations(range(4)))[::5])
+def test_each_image_of_a_batch_is_jittered_in_its_own_order(order):
+    """One image in many orders at once, strongly: the wrong order would show."""
+    frame = FRAMES[5]
+    row = np.array([1.7, 0.4, 1.8, 0.3, *order, 0, 0], np.float32)
+    other = np.array([1.7, 0.4, 1.8, 0.3, *order[::-1], 0, 0], np.float32)
+    batch = torch.from_numpy(np.stack([frame] * 2)).permute(0, 3, 1, 2).float()
+    device = augment.device_color(batch, torch.from_numpy(np.stack([other, row])))[1].permute(1, 2, 0)
+    theirs = plainly(PHOTOS[5], row, False)
+    assert difference([device, augment.color(frame, row)], [theirs, theirs]) < 2
+    assert difference([augment.color(frame, row)], [augment.color(frame, other)]) > 4
+
+
+# What torchvision would draw: jitter strengths and probability, gray, blur.
+COLORS = {
+    "released": ((0.9, 0.9, 0.9, 0.5), 0.9, 0.2, 0.5),
+    "paper": ((0.8, 0.8, 0.8, 0.2), 0.8, 0.2, 0),
+    "moco_v1": ((0.4, 0.4, 0.4, 0.4), 1, 0.2, 0),
+    "moco_v2": ((0.4, 0.4, 0.4, 0.1), 0.8, 0.2, 0.5),
+}
+UNLIKELY = 1e-4  # of a test with a fixed seed; a wrong distribution gives far less
+
+
+@pytest.mark.parametrize("name", COLORS)
+def test_color_factors_are_drawn_as_in_torchvision(name):
+    strengths, jitter_p, gray_p, blur_p = COLORS[name]
+    recipe, generator = augment.Recipe(name, 224), np.random.default_rng(1)
+    draws = np.stack([recipe.draw(generator) for _ in range(6000)])
+    jittered = draws[(draws[:, :4] != (1, 1, 1, 0)).any(1)]
+    counts = [(len(jittered), jitter_p), (draws[:, augment.GRAY].sum(), gray_p), ((draws[:, 9] > 0).sum(), blur_p)]
+    for count, p in counts:
+        assert stats.binomtest(int(count), len(draws), p).pvalue > UNLIKELY
+    for column, strength in enumerate(strengths):
+        low = max(0, 1 - strength) if column < 3 else -strength
+        high = 1 + strength if column < 3 else strength
+        assert stats.kstest(jittered[:, column], stats.uniform(low, high - low).cdf).pvalue > UNLIKELY
+    orders = np.unique(jittered[:, 4:8], axis=0, return_counts=True)[1]
+    assert len(orders) == 24 and stats.chisquare(orders).pvalue > UNLIKELY
+    if blur_p:
+        sigmas = draws[draws[:, 9] > 0, 9]
+        assert stats.kstest(sigmas, stats.uniform(0.1, 1.9).cdf).pvalue > UNLIKELY
+    correlation = np.corrcoef(jittered[:, :4].T) - np.eye(4)
+    assert np.abs(correlation).max() < 0.06  # each factor is its own draw
+
+
+@pytest.mark.parametrize("shape", [(224, 224), (640, 480), (300, 40), (40, 300)])
+@pytest.mark.parametrize("scale", [(0.2, 1), (0.08, 1)])
+def test_crops_are_drawn_as_in_torchvision(shape, scale):
+    width, height = shape
+    torch.manual_seed(0)
+    canvas, generator = Image.new("L", shape), np.random.default_rng(2)
+    theirs = [transforms.RandomResizedCrop.get_params(canvas, scale, (3 / 4, 4 / 3)) for _ in range(4000)]
+    ours = [augment.random_crop(width, height, scale, generator) for _ in range(4000)]
+    top, left, tall, wide = np.array(theirs).T
+    for a, b in zip(np.array(ours).T, (left, top, wide, tall), strict=True):
+        assert stats.ks_2samp(a, b).pvalue > UNLIKELY
+    boxes = np.array(ours)
+    assert stats.ks_2samp(boxes[:, 2] / boxes[:, 3], wide / tall).pvalue > UNLIKELY
+    assert stats.ks_2samp(boxes[:, 2] * boxes[:, 3], wide * tall).pvalue > UNLIKELY
+    assert (boxes >= 0).all() and (boxes[:, 2:] > 0).all()
+    assert (boxes[:, 0] + boxes[:, 2] <= width).all() and (boxes[:, 1] + boxes[:, 3] <= height).all()
+
+
+@pytest.mark.parametrize("name, p", [("released", 0.5), ("moco_v1", 0.5), ("moco_v2", 0.5), ("imagenet", 0.5)])
+def test_half_of_the_images_are_flipped(name, p):
+    ramp = np.tile(np.arange(100, 200, dtype=np.uint8)[None, :, None], (100, 1, 3))
+    recipe, generator = augment.Recipe(name, 32), np.random.default_rng(3)
+    crops = [recipe.crop(ramp, generator) for _ in range(600)]
+    flipped = sum(int(crop[0, 0, 0]) > int(crop[0, -1, 0]) for crop in crops)
+    assert stats.binomtest(flipped, 600, p).pvalue > UNLIKELY
+
+
+def test_frames_of_the_papers_recipe_stay_where_they_are():
+    recipe, generator = augment.Recipe("paper", 224), np.random.default_rng(4)
+    assert all(np.array_equal(recipe.crop(frame, generator), frame) for frame in FRAMES)
+
+
+@pytest.mark.parametrize("name", augment.RECIPES)
+@pytest.mark.parametrize("shape", [(224, 224), (60, 90), (7, 300), (1, 1)])
+def test_every_recipe_gives_the_size_it_promises(name, shape):
+    image = np.random.default_rng(5).integers(0, 256, (*shape, 3), dtype=np.uint8)
+    for seed in range(8):
+        out = augment.Recipe(name, 48)(image, np.random.default_rng(seed))
+        assert out.shape == (48, 48, 3) and out.dtype == np.uint8 and out.flags.c_contiguous
+        assert np.array_equal(out, augment.Recipe(name, 48)(image, np.random.default_rng(seed)))
+
+
+def stored(image, kind, **options):
+    file = io.BytesIO()
+    image.save(file, kind, **options)
+    return file.getvalue()
+
+
+def rotated():
+    exif = Image.Exif()
+    exif[0x0112] = 6  # turn by 90 degrees to look at it
+    return stored(PHOTOS[0].crop((0, 0, 100, 60)), "JPEG", exif=exif)
+
+
+def sixteen_bit():
+    values = np.linspace(0, 65535, 64 * 64).reshape(64, 64).astype(np.uint16)
+    return stored(Image.fromarray(values), "PNG")
+
+
+GOOD = {
+    "jpeg": lambda: FILES[0].read_bytes(),
+    "progressive": lambda: stored(PHOTOS[0], "JPEG", progressive=True),
+    "full chroma": lambda: stored(PHOTOS[0], "JPEG", subsampling=0, quality=30),
+    "gray": lambda: stored(PHOTOS[0].convert("L"), "JPEG"),
+    "cmyk": lambda: stored(PHOTOS[0].convert("CMYK"), "JPEG"),
+    "rotated": rotated,
+    "text behind it": lambda: FILES[0].read_bytes() + b"\n",
+    "rgba": lambda: stored(PHOTOS[0].convert("RGBA"), "PNG"),
+    "palette": lambda: stored(PHOTOS[0].convert("P"), "PNG", transparency=3),
+    "one bit": lambda: stored(PHOTOS[0].convert("1"), "PNG"),
+    "16 bit": sixteen_bit,
+    "bmp": lambda: stored(PHOTOS[0], "BMP"),
+    "tiff": lambda: stored(PHOTOS[0], "TIFF"),
+    "ppm": lambda: stored(PHOTOS[0], "PPM"),
+}
+
+
+@pytest.mark.filterwarnings("ignore:Palette images")
+@pytest.mark.parametrize("kind", GOOD)
+def test_every_kind_of_image_is_read_as_pil_reads_it(kind):
+    data = GOOD[kind]()
+    theirs = np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))
+    assert np.array_equal(augment.decode(data), theirs)
+
+
+def test_usual_frames_take_the_fast_way(monkeypatch):
+    monkeypatch.setattr(Image, "open", None)
+    assert augment.decode(FILES[0].read_bytes()).shape == (224, 224, 3)
+
+
+def huge_png():
+    def chunk(name, data):
+        return len(data).to_bytes(4) + name + data + zlib.crc32(name + data).to_bytes(4)
+
+    header = (20000).to_bytes(4) * 2 + b"\x08\x02\x00\x00\x00"
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"0")) + chunk(b"IEND", b"")
+
+
+def huge_jpeg():
+    data = bytearray(FILES[0].read_bytes())
+    start = data.index(b"\xff\xc0") + 5
+    data[start : start + 4] = (65000).to_bytes(2) * 2
+    return bytes(data)
+
+
+BAD = {
+    "empty": lambda: b"",
+    "text": lambda: b"<html>not found</html>",
+    "half a jpeg": lambda: FILES[0].read_bytes()[: FILES[0].stat().st_size // 2],
+    "a jpeg's head": lambda: FILES[0].read_bytes()[:200],
+    "a jpeg but for its last bytes": lambda: FILES[0].read_bytes()[:-3],
+    "start and end of a jpeg": lambda: b"\xff\xd8\xff\xd9",
+    "half a png": lambda: stored(PHOTOS[0], "PNG")[:5000],
+    "huge png": huge_png,
+    "huge jpeg": huge_jpeg,
+}
+
+
+@pytest.mark.parametrize("kind", BAD)
+def test_bad_images_are_refused_with_a_reason(kind):
+    with pytest.raises(augment.BadImage, match=r"\w{4}"):
+        augment.decode(BAD[kind]())
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.data())
+def test_damaged_bytes_give_an_image_or_a_bad_image(data):
+    damaged = bytearray(stored(PHOTOS[1].resize((40, 30)), data.draw(st.sampled_from(["JPEG", "PNG"]))))
+    for _ in range(data.draw(st.integers(1, 4))):
+        damaged[data.draw(st.integers(0, len(damaged) - 1))] = data.draw(st.integers(0, 255))
+    try:
+        image = augment.decode(bytes(damaged[: data.draw(st.integers(0, len(damaged)))]))
+    except augment.BadImage:
+        return
+    assert image.dtype == np.uint8 and image.ndim == 3 and image.shape[2] == 3

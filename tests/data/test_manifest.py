@@ -1,0 +1,122 @@
+"""The manifest's arithmetic against a plain list of all images."""
+
+import json
+import time
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from moco.cli import UserError
+from moco.data import manifest
+
+SETTINGS = {"fps": 5.0, "seg-len": 2.0, "class-by": "time", "drop-last": False}
+
+
+def make(slots, missing=(), names=None, **settings):
+    """A filled plan of videos with so many slots each; missing: slots that stayed empty."""
+    names = names or [f"v_{k}.mp4" for k in range(len(slots))]
+    videos = [{"folder": 0, "name": name, "slots": count} for name, count in zip(names, slots, strict=True)]
+    plan = manifest.make({**SETTINGS, **settings}, ["videos"], videos, [])
+    for video in plan["videos"]:
+        inside = range(video["first_slot"], video["first_slot"] + video["slots"])
+        video["missing"] = [[slot, slot + 1] for slot in sorted(missing) if slot in inside]
+    plan["complete"] = True
+    return plan
+
+
+def images(plan):
+    """[(path, video, slot)] of all images of a plan, one by one."""
+    return [
+        (manifest.slot_path(plan, video, slot), number, slot)
+        for number, video in enumerate(plan["videos"])
+        for slot in range(video["first_slot"], video["first_slot"] + video["slots"])
+        if [slot, slot + 1] not in video["missing"]
+    ]
+
+
+@given(
+    slots=st.lists(st.integers(0, 30), min_size=1, max_size=6),
+    missing=st.sets(st.integers(0, 180)),
+    by=st.sampled_from(["time", "video", "name"]),
+    window=st.integers(0, 12),
+)
+def test_every_answer_is_that_of_the_plain_list(slots, missing, by, window):
+    plan = make(slots, missing, **{"class-by": by})
+    plain, found = images(plan), manifest.Manifest(plan)
+    assert [path for path, _, _ in plain] == sorted(path for path, _, _ in plain)
+    folders = [path.split("/")[0] for path, _, _ in plain]
+    assert len(found) == len(plain)
+    assert found.classes == sorted(set(folders))
+    assert found.class_sizes() == [folders.count(name) for name in found.classes]
+    for i, (path, video, slot) in enumerate(plain):
+        assert (found.path(i), found.video(i), found.classes[found.label(i)]) == (path, video, folders[i])
+        near = [j for j, (_, v, s) in enumerate(plain) if v == video and abs(s - slot) <= window and j != i]
+        assert list(found.neighbors(i, window)) == near
+    for outside in (-1, len(plain)):
+        with pytest.raises(IndexError):
+            found.path(outside)
+
+
+def test_ten_million_frames_open_in_under_a_second(tmp_path):
+    plan = make([2000] * 5000, range(0, 10_000_000, 5000), **{"seg-len": 288.0})
+    (tmp_path / "manifest.json").write_text(json.dumps(plan))
+    start = time.process_time()
+    found = manifest.load(tmp_path)
+    assert time.process_time() - start < 1
+    assert len(found) == 10_000_000 - 2000
+    assert found.path(0) == "class_0000/img_0001.jpeg"
+    assert found.path(len(found) - 1) == "class_6944/img_0639.jpeg"
+
+
+def test_numbers_get_wider_only_where_the_plan_needs_it():
+    assert manifest.Manifest(make([10_000], **{"seg-len": 1e4})).path(9_999) == "class_0000/img_9999.jpeg"
+    assert manifest.Manifest(make([10_001], **{"seg-len": 1e4})).path(9_999) == "class_0000/img_09999.jpeg"
+    assert manifest.Manifest(make([100_000])).path(99_999) == "class_9999/img_0009.jpeg"
+    assert manifest.Manifest(make([100_001])).path(99_999) == "class_09999/img_0009.jpeg"
+
+
+def test_names_that_would_mix_or_be_too_long_are_left_out():
+    plan = make([1500, 3, 3], names=["a_1.mp4", "a_1_0.mp4", "a_1_.mp4"], **{"class-by": "name"})
+    assert [each["name"] for each in plan["videos"]] == ["a_1.mp4", "a_1_.mp4"]
+    assert "would mix with those of a_1.mp4" in plan["left_out"][0]["reason"]
+    plan = make([3, 3], names=["a.mp4", "ü" * 125 + ".mp4"], **{"class-by": "name"})
+    assert plan["left_out"][0]["reason"] == "its name is too long for image names"
+
+
+def test_no_manifest_is_none_and_an_unfinished_one_says_what_finishes_it(tmp_path):
+    assert manifest.load(tmp_path) is None
+    plan = make([10])
+    plan.update(complete=False, folders=["my videos"])
+    manifest.write(tmp_path, plan)
+    command = f"python read_saycam.py 'my videos' --save-dir {tmp_path} --fps 5.0 --seg-len 2.0 --class-by time"
+    with pytest.raises(UserError, match=f"not filled yet; to finish it: {command}$"):
+        manifest.load(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda plan: plan.pop("videos"),
+        lambda plan: plan.update(version=99),
+        lambda plan: plan.update(slots=-1),
+        lambda plan: plan.update(per_class="many"),
+        lambda plan: plan["videos"][1].update(first_slot=99),
+        lambda plan: plan["videos"][0].update(first_slot="0"),
+        lambda plan: plan["videos"][0].update(missing=[[5, 2]]),
+        lambda plan: plan["videos"][0].update(missing=5),
+    ],
+)
+def test_a_damaged_manifest_is_one_line(tmp_path, damage):
+    plan = make([10, 20])
+    damage(plan)
+    (tmp_path / "manifest.json").write_text(json.dumps(plan))
+    with pytest.raises(UserError, match="manifest.json is damaged"):
+        manifest.load(tmp_path)
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "null", "\udcff"])
+def test_a_file_that_is_no_manifest_is_one_line(tmp_path, text):
+    (tmp_path / "manifest.json").write_bytes(text.encode("utf-8", "surrogateescape"))
+    with pytest.raises(UserError, match="manifest.json is damaged"):
+        manifest.load(tmp_path)

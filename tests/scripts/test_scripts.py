@@ -1,0 +1,170 @@
+"""The shell scripts: set up once, from anywhere; say in one line what is wrong."""
+
+import importlib
+import json
+import os
+import re
+import shutil
+import subprocess
+
+import pytest
+
+from moco.cli import UserError
+from scripts import demo_table
+from tests.support import ROOT
+
+SHELL = sorted([*(ROOT / "scripts").glob("*.sh"), ROOT / "tests" / "scripts" / "slurm.sh", ROOT / ".ci" / "run"])
+
+# A python that notes what it is told in calls.txt, and that makes environments of itself.
+FAKE_PYTHON = """#!/bin/sh
+echo "$*" >> "$CALLS"
+case "$*" in
+    "-m venv .venv") [ -z "$NO_VENV" ] && mkdir -p .venv/bin && cp "$0" .venv/bin/python ;;
+    "-m pip"*) exit "${PIP_STATUS:-0}" ;;
+    *version_info*) exit "${TOO_OLD:-0}" ;;
+    -V) echo "Python 3.9.2" ;;
+esac
+"""
+
+
+@pytest.fixture
+def project(tmp_path):
+    """A project with nothing but its requirements and set-up script, in a folder whose name has a space."""
+    project = tmp_path / "a project"
+    for name in ("scripts/setup.sh", "requirements.txt", "tests/requirements.txt"):
+        (project / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(ROOT / name, project / name)
+    python = tmp_path / "python"
+    python.write_text(FAKE_PYTHON)
+    python.chmod(0o755)
+    return project
+
+
+def setup(project, *arguments, **environment):
+    """Run setup.sh from another folder; returns its result and the calls of pip."""
+    calls = project.parent / "calls.txt"
+    calls.write_text("")
+    environment = os.environ | {"PYTHON": str(project.parent / "python"), "CALLS": str(calls)} | environment
+    done = subprocess.run(
+        ["bash", str(project / "scripts" / "setup.sh"), *arguments],
+        env=environment, cwd=project.parent, capture_output=True, text=True, timeout=60,
+    )  # fmt: skip
+    return done, [line for line in calls.read_text().splitlines() if " pip " in line]
+
+
+def test_setup_installs_once_and_again_only_what_changed(project):
+    done, pip = setup(project)
+    assert done.returncode == 0, done.stderr
+    assert len(pip) == 1 and pip[0].endswith("--requirement=requirements.txt")
+    assert setup(project)[1] == []
+    assert setup(project, "tests/requirements.txt")[1][0].endswith("--requirement=tests/requirements.txt")
+    assert setup(project, "tests/requirements.txt")[1] == []
+    with open(project / "requirements.txt", "a") as file:
+        file.write("another==1.0\n")
+    assert setup(project, "tests/requirements.txt")[1][0].endswith("pip-version-check --requirement=requirements.txt")
+    assert setup(project)[1] == []
+
+
+def test_a_failed_installation_is_tried_again(project):
+    done, _ = setup(project, PIP_STATUS="1")
+    assert done.returncode == 2 and "could not install requirements.txt" in done.stderr
+    assert len(setup(project)[1]) == 1
+
+
+@pytest.mark.parametrize(
+    "environment, message",
+    [
+        ({"TOO_OLD": "1"}, "is Python 3.9.2; Python 3.11 or newer is needed"),
+        ({"PYTHON": "no-such-python"}, "there is no no-such-python here"),
+        ({"NO_VENV": "1"}, "cannot make a virtual environment"),
+    ],
+)
+def test_an_unfit_python_is_one_line(project, environment, message):
+    done, pip = setup(project, **environment)
+    assert done.returncode == 2 and not pip
+    assert len(done.stderr.splitlines()) == 1 and message in done.stderr
+    assert not (project / ".venv").exists()
+
+
+def test_a_broken_environment_is_named(project):
+    (project / ".venv" / "bin").mkdir(parents=True)
+    (project / ".venv" / "bin" / "python").write_text("#!/bin/sh\nexit 1\n")
+    (project / ".venv" / "bin" / "python").chmod(0o755)
+    done, _ = setup(project)
+    assert done.returncode == 2 and ".venv has no working Python" in done.stderr
+
+
+def test_a_missing_requirements_file_is_named(project):
+    done, pip = setup(project, "other.txt")
+    assert done.returncode == 2 and "other.txt" in done.stderr and not pip
+
+
+@pytest.mark.parametrize("path", SHELL, ids=lambda path: path.name)
+def test_shell_scripts_are_well_formed_and_stop_at_the_first_mistake(path):
+    subprocess.run(["bash", "-n", str(path)], check=True)
+    text = path.read_text()
+    assert text.startswith("#!/usr/bin/env bash\n") and "\nset -euo pipefail\n" in text
+
+
+@pytest.mark.skipif(not (shutil.which("shellcheck") or os.environ.get("CI")), reason="needs shellcheck")
+@pytest.mark.parametrize("path", SHELL, ids=lambda path: path.name)
+def test_shellcheck_finds_nothing(path):
+    done = subprocess.run(["shellcheck", str(path)], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout
+
+
+def test_ci_runs_the_tests_and_nothing_else():
+    assert os.access(ROOT / ".ci" / "run", os.X_OK)
+    assert (ROOT / ".ci" / "run").read_text().splitlines()[-1] == "bash scripts/test.sh"
+
+
+def test_the_demo_names_a_missing_folder_before_any_work(tmp_path):
+    command = ["bash", str(ROOT / "scripts" / "demo.sh"), "no/videos"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 2 and not done.stdout
+    assert done.stderr.splitlines() == ["demo.sh: error: there is no folder no/videos; give one that holds videos"]
+
+
+def flags_of(words):
+    """The flags among the words of a command line."""
+    return {word for word in words if word.startswith("--")}
+
+
+def known_flags(script, capsys):
+    """The flags that the help of a script names; it is of the top folder, or of scripts."""
+    name = script.removesuffix(".py").replace("/", ".")
+    module = importlib.import_module(name if "." in name or (ROOT / script).exists() else f"scripts.{name}")
+    with pytest.raises(SystemExit):
+        module.parse_args(["--help"])
+    return flags_of(re.findall(r"--[\w-]+", capsys.readouterr().out))
+
+
+def test_every_flag_of_the_demo_exists(capsys):
+    """Each flag that demo.sh gives a script is one that the script's help knows."""
+    lines = [line.strip() for line in (ROOT / "scripts" / "demo.sh").read_text().replace("\\\n", " ").splitlines()]
+    arrays = dict(re.findall(r"^(\w+)=\((.*)\)$", "\n".join(lines), re.MULTILINE))
+    calls = [line.split()[1:] for line in lines if line.startswith('"$python"')]
+    assert len(calls) == 10
+    for script, *words in calls:
+        for name in re.findall(r'"\$\{(\w+)\[@\]\}"', " ".join(words)):
+            words += arrays.get(name, "").split()
+        assert flags_of(words) <= known_flags(script, capsys), script
+
+
+def test_the_demos_table_joins_the_evaluations(tmp_path, capsys):
+    def entry(mean):
+        return {"mean": mean, "std": 0.02, "each": [mean], "chance": 0.125, "majority": 0.25}
+
+    for name, models in {"hog": {"HOG": 0.3}, "decoding": {"random": 0.2, "TC": 0.5}}.items():
+        models = {model: {"iid": entry(mean + 0.1), "exemplar": entry(mean)} for model, mean in models.items()}
+        (tmp_path / f"{name}.json").write_text(json.dumps({"models": models}))
+    results = [str(tmp_path / "hog.json"), str(tmp_path / "decoding.json")]
+    demo_table.main([*results, "--save-dir", str(tmp_path)])
+    short = json.loads((tmp_path / "results.json").read_text())
+    assert set(short) == {"TC", "random", "hog", "majority", "chance"}
+    assert short["TC"] == {"iid": {"mean": 0.6, "std": 0.02}, "exemplar": {"mean": 0.5, "std": 0.02}}
+    assert (short["majority"], short["chance"]) == (0.25, 0.125)
+    rows = [line.split()[0] for line in capsys.readouterr().out.splitlines()]
+    assert rows[1:] == ["chance", "majority", "HOG", "random", "TC"]
+    with pytest.raises(UserError, match="results.json"):
+        demo_table.main([*results, "--save-dir", str(tmp_path)])

@@ -1,0 +1,191 @@
+"""The steps and their chain on a real SLURM of three nodes on this host: arrays, ranks, requeues, failures."""
+
+import os
+import re
+import shutil
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+
+import read_saycam
+from moco import checkpoint
+from scripts import make_demo_videos
+from tests.support import ROOT
+from tests.support.training import SMALL, everything, same
+from tests.support.videos import write_video
+from tests.test_read_saycam import tree
+
+STEPS = [path.stem for path in sorted((ROOT / "scripts").glob("*.sh")) if "#SBATCH" in path.read_text()]
+LITTLE = ["--mem=2G", "--ntasks-per-node=1", "--cpus-per-task=1"]
+PROGRAMS = ("slurmctld", "slurmd", "munged", "sbatch")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def cluster(tmp_path_factory):
+    """A SLURM to submit to. Skipped where it cannot be, but not in continuous integration."""
+    lacking = [name for name in PROGRAMS if not shutil.which(name, path=f"{os.environ['PATH']}:/usr/sbin")]
+    if (lacking or os.geteuid()) and not os.environ.get("CI"):
+        pytest.skip("SLURM tests need root and Debian's slurmctld, slurmd, slurm-client and munge")
+    folder = tmp_path_factory.mktemp("slurm")
+    script = ["bash", str(ROOT / "tests" / "scripts" / "slurm.sh")]
+    subprocess.run([*script, "start", folder, "3"], check=True)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SLURM_CONF", str(folder / "slurm.conf"))
+        patch.setenv("OMP_NUM_THREADS", "1")
+        patch.setenv("PYTHON", shutil.which("python", path=f"{ROOT / '.venv' / 'bin'}:{os.environ['PATH']}"))
+        yield
+        subprocess.run(["scancel", "--user=root"], check=True)
+        subprocess.run([*script, "stop", folder], check=True)
+
+
+def told(*command, **variables):
+    """What a command prints."""
+    environment = {**os.environ, **{name: str(value) for name, value in variables.items()}}
+    done = subprocess.run(list(map(str, command)), env=environment, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def submit(step, log, flags=(), arguments=(), **variables):
+    """Submit a step as its user would, from the project's folder; the number of its job."""
+    command = ["sbatch", "--parsable", f"--output={log}", *LITTLE, *flags, f"scripts/{step}.sh", *arguments]
+    return told(*command, **variables).strip()
+
+
+def state(job):
+    """What SLURM says of a job (of each task of an array), as {name: value}."""
+    return [
+        dict(re.findall(r"(\w+)=(\S*)", text))
+        for text in told("scontrol", "--oneliner", "show", "job", job).splitlines()
+    ]
+
+
+def wait_for(condition, seconds=90):
+    """Wait until condition() is true; fails where that takes too long."""
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, told("squeue", "--long")
+        time.sleep(0.1)
+
+
+def ended(*jobs):
+    """The states in which jobs end, once all have."""
+    unfinished = ("PENDING", "RUNNING", "COMPLETING", "CONFIGURING", "REQUEUED")
+    wait_for(lambda: not any(each["JobState"] in unfinished for job in jobs for each in state(job)))
+    return [each["JobState"] for job in jobs for each in state(job)]
+
+
+def steps_taken(folder):
+    log = folder / "log.jsonl"
+    return log.read_text().count("\n") if log.exists() else 0
+
+
+@pytest.mark.parametrize("step", STEPS)
+def test_the_published_resources_are_ones_that_slurm_can_give(step):
+    assert len(STEPS) == 13  # those published, and the page of reproduce.sh
+    told("sbatch", "--test-only", f"scripts/{step}.sh")
+
+
+def test_an_array_reads_what_a_single_run_does(tmp_path):
+    (tmp_path / "videos").mkdir()
+    for name, count in {"a": 40, "b": 7, "c": 60, "d": 25}.items():
+        write_video(tmp_path / "videos" / f"{name}.mp4", count)
+    flags = ["--size", "64", "--seg-len", "1"]
+    read_saycam.main([str(tmp_path / "videos"), "--save-dir", str(tmp_path / "single"), "--workers", "0", *flags])
+    job = submit(
+        "read_saycam", tmp_path / "%a.out", ["--array=0-2"], flags, DATA=tmp_path / "videos", SAVE=tmp_path / "array"
+    )
+    assert ended(job) == ["COMPLETED"] * 3, (tmp_path / "0.out").read_text()
+    assert tree(tmp_path / "array") == tree(tmp_path / "single")
+
+
+def train(frames, save_dir, *more):
+    """Submit a training of 48 steps on two nodes."""
+    flags = [*SMALL, "--image-size", "64", "--batch-size", "2", "--epochs", "4", "--print-freq", "1", *more]
+    model, variables = flags[1], {"DATA": frames, "SAVE": save_dir}
+    return submit(
+        "temporal_classification", save_dir.with_suffix(".out"), ["--nodes=2"], flags[2:], MODEL=model, **variables
+    )
+
+
+def hurried(job):
+    """Whether a job that was put back into the queue, where SLURM lets it wait for two minutes, runs again."""
+    subprocess.run(["scontrol", "update", f"JobId={job}", "StartTime=now"], capture_output=True)
+    return state(job)[0]["JobState"] == "RUNNING"
+
+
+def test_two_preemptions_on_two_nodes_change_nothing(frames, tmp_path):
+    whole, cut = train(frames, tmp_path / "whole"), train(frames, tmp_path / "cut")
+    log, taken = tmp_path / "cut.out", 0
+    for time_up in (1, 2):
+        wait_for(lambda taken=taken: steps_taken(tmp_path / "cut") > taken + 3)
+        told("scancel", "--batch", "--signal=USR2", cut)  # as --signal=B:USR2@120 does before the time limit
+        wait_for(lambda n=time_up: state(cut)[0]["Restarts"] == str(n))
+        taken = steps_taken(tmp_path / "cut")
+        time.sleep(3)  # SLURM takes a job that starts within the second of its requeue for the one it has just ended
+        wait_for(lambda: hurried(cut))
+    assert ended(whole, cut) == ["COMPLETED"] * 2, log.read_text()
+    assert "on 2 x cpu" in log.read_text() and log.read_text().count("put back into the queue") == 2
+    assert len(re.findall("stopped by SIGUSR2 after step", log.read_text())) == 2
+    assert same(everything(tmp_path / "whole"), everything(tmp_path / "cut"))
+    losses = [re.findall(r'"loss": ([\d.]+)', (tmp_path / run / "log.jsonl").read_text()) for run in ("whole", "cut")]
+    assert losses[0] == losses[1] and len(losses[0]) == 48 + 4
+
+
+def test_a_cancelled_training_has_saved_and_does_not_come_back(frames, tmp_path):
+    job = train(frames, tmp_path / "run", "--epochs", "1000")
+    wait_for(lambda: steps_taken(tmp_path / "run") > 3)
+    told("scancel", job)
+    assert ended(job) == ["CANCELLED"]
+    wait_for(lambda: "saved, continue with --resume" in (tmp_path / "run.out").read_text())
+    content = checkpoint.read(tmp_path / "run" / "last.tar")
+    assert 12 * content["epoch"] + content["step"] >= steps_taken(tmp_path / "run") - content["epoch"] - 1
+    assert state(job)[0]["Restarts"] == "0"
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    """A very small world of the demo."""
+    folder = tmp_path_factory.mktemp("world")
+    small = {"videos": 2, "episodes": 2, "seconds": 2, "toys": 1, "exemplars": 2, "views": 4}
+    flags = [word for name, value in small.items() for word in (f"--{name}", str(value))]
+    make_demo_videos.main(["--save-dir", str(folder), "--workers", "0", *flags])
+    return folder
+
+
+def pipeline(world, out):
+    """Submit the chain for a world; the numbers of its jobs, by step."""
+    variables = {"OUT": out, "MODEL": "resnet18", "EPOCHS": 1, "SBATCH_FLAGS": " ".join(LITTLE)}
+    variables |= {"READ_FLAGS": "--seg-len 2", "SBATCH_FLAGS_frames": "--array=0-1", "HOG_FLAGS": "--seeds 1"}
+    variables["TC_FLAGS"] = "--image-size 64 --batch-size 8 --workers 0 --no-augmentation"
+    variables["DECODE_FLAGS"] = "--image-size 64 --seeds 1 --epochs 2 --workers 0"
+    variables["LOOK_FLAGS"] = "--image-size 64 --workers 0"
+    said = told("bash", "scripts/pipeline.sh", world / "videos", world / "labelled", **variables)
+    return dict(re.findall(r"^(\w+): job (\d+)", said, re.MULTILINE)), said
+
+
+def test_the_pipeline_runs_to_its_end_once(world, tmp_path):
+    jobs, said = pipeline(world, tmp_path / "out")
+    assert len(jobs) == 9
+    again, repeated = pipeline(world, tmp_path / "out")
+    assert not again and repeated.count("in the queue already") + repeated.count("done already") == 9
+    states = ended(*jobs.values())
+    logs = {path.name: path.read_text() for path in (tmp_path / "out" / "logs").iterdir()}
+    assert set(states) == {"COMPLETED"}, logs
+    results = re.findall(r"result: (\S+)", said)
+    assert len(results) == 9 and all(Path(result).exists() for result in results)
+    assert pipeline(world, tmp_path / "out")[1].count("done already") == 9
+
+
+def test_a_failing_step_stops_what_depends_on_it_and_says_so(world, tmp_path):
+    (tmp_path / "videos").mkdir()
+    (tmp_path / "videos" / "broken.mp4").write_text("not a video")
+    (tmp_path / "labelled").symlink_to(world / "labelled")
+    jobs, _ = pipeline(tmp_path, tmp_path / "out")
+    states = dict(zip(jobs, [ended(job)[-1] for job in jobs.values()], strict=True))
+    assert states.pop("hog") == "COMPLETED" and states.pop("frames") == "FAILED"
+    assert set(states.values()) == {"CANCELLED"}
+    log = next((tmp_path / "out" / "logs").glob("frames_*.out")).read_text()
+    assert "broken.mp4" in log and "failed with status 2. Jobs that depend on it are cancelled" in log

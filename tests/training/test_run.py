@@ -1,0 +1,190 @@
+"""A run is never lost: kills at any moment, stop signals through every launcher, full disks."""
+
+import errno
+import itertools
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from moco import checkpoint
+from moco.cli import UserError
+from moco.training.run import EXIT_RESUBMIT
+from tests.support.training import SCRIPT, SMALL, everything, same, train, train_elsewhere, wait_for_step
+
+pytestmark = pytest.mark.usefixtures("handlers", "one_thread")
+EACH_STEP = ("--print-freq", 1, "--save-minutes", 0)
+SAVES_FOR_EVER = """
+import sys, torch
+from moco import checkpoint
+from pathlib import Path
+last = Path(sys.argv[1]) / "last.tar"
+for number in range(10**6):
+    checkpoint.keep_previous(last)
+    checkpoint.write(last, {"number": number, "weights": torch.full((2_500_000,), number)})
+    if number == 0:
+        print("ready", flush=True)
+"""
+
+
+def kill_while_saving(folder, seconds):
+    """Kill a process that saves without a pause; the numbers of the saves that can be read afterwards."""
+    command = [sys.executable, "-c", SAVES_FOR_EVER, str(folder)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, cwd=SCRIPT.parent)
+    process.stdout.readline()
+    time.sleep(seconds)
+    process.kill()
+    process.communicate()
+    contents = [checkpoint.read(path) for path in sorted(folder.glob("last*.tar"))]
+    assert all((content["weights"] == content["number"]).all() for content in contents)
+    return [content["number"] for content in contents]
+
+
+def test_a_kill_while_saving_leaves_no_unreadable_file(tmp_path):
+    assert kill_while_saving(tmp_path, 0.3)
+
+
+@pytest.mark.thorough
+def test_25_kills_while_saving(tmp_path):
+    draws = random.Random(0)
+    for i in range(25):
+        (tmp_path / str(i)).mkdir()
+        assert kill_while_saving(tmp_path / str(i), draws.uniform(0.05, 0.8))
+
+
+@pytest.mark.thorough
+def test_kills_at_random_moments_with_any_number_of_workers(frames, tmp_path):
+    train(frames, tmp_path / "whole", *EACH_STEP, "--epochs", 3)
+    draws = random.Random(0)
+    for i, (before, after) in enumerate(itertools.product((0, 2, 4), (0, 2, 4))):
+        folder = tmp_path / f"cut_{i}"
+        process = train_elsewhere(frames, folder, *EACH_STEP, "--epochs", 3, "--workers", before)
+        wait_for_step(folder, process, draws.randrange(1, 9))
+        time.sleep(draws.uniform(0, 0.05))
+        process.kill()
+        process.communicate()
+        again = train_elsewhere(frames, folder, *EACH_STEP, "--epochs", 3, "--workers", after, "--resume")
+        assert again.wait(120) == 0, again.communicate()[1]
+        assert same(everything(tmp_path / "whole"), everything(folder)), (i, before, after)
+
+
+def test_a_full_disk_is_one_line_and_keeps_the_last_good_checkpoint(frames, tmp_path):
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=14m", "tmpfs", str(disk)]
+    if os.geteuid() or subprocess.run(mount, check=False).returncode:
+        pytest.skip("only root can mount a small disk")
+    try:
+        with pytest.raises(UserError, match=r"cannot write .*disk.*: No space left on device; free some space"):
+            train(frames, disk, "--epochs", 3)  # the files of an epoch take 1.4 and 4.2 MB
+        assert checkpoint.read(disk / "last.tar")["epoch"] >= 1
+    finally:
+        subprocess.run(["umount", disk], check=True)
+
+
+def children_of(pid):
+    """All processes below pid."""
+    listing = subprocess.run(["ps", "-eo", "pid,ppid"], capture_output=True, text=True, check=True).stdout
+    parents = dict(map(int, line.split()) for line in listing.splitlines()[1:])
+    below = [child for child, parent in parents.items() if parent == pid]
+    return below + [grandchild for child in below for grandchild in children_of(child)]
+
+
+@pytest.mark.parametrize(
+    ("launcher", "stop"),
+    [
+        ("own", signal.SIGTERM),
+        ("torchrun", signal.SIGUSR2),
+        pytest.param("own", signal.SIGUSR2, marks=pytest.mark.thorough),
+        pytest.param("torchrun", signal.SIGTERM, marks=pytest.mark.thorough),
+    ],
+)
+def test_a_stop_signal_to_the_launcher_saves_on_all_processes(frames, tmp_path, launcher, stop):
+    flags = [str(frames), "--save-dir", str(tmp_path / "run"), *SMALL, "--epochs", "1000", "--print-freq", "1"]
+    if launcher == "own":
+        command = [sys.executable, str(SCRIPT), *flags, "--multiprocessing-distributed", "--processes-per-node", "2"]
+    else:
+        torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+        command = [*torchrun, "--signals-to-handle", "SIGTERM,SIGINT,SIGUSR1,SIGUSR2", str(SCRIPT), *flags]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    wait_for_step(tmp_path / "run", process, 3)
+    family = children_of(process.pid)
+    process.send_signal(stop)
+    output, errors = process.communicate(timeout=200)
+    assert process.returncode == (EXIT_RESUBMIT if launcher == "own" else 1), (
+        errors
+    )  # torchrun hides what its workers say
+    assert output.count(f"stopped by {stop.name} after step") == 1
+    content = checkpoint.read(tmp_path / "run" / "last.tar")
+    assert f"after step {content['step']} of epoch {content['epoch']}" in output
+    assert not [pid for pid in family if os.path.exists(f"/proc/{pid}") and _is_running(pid)]
+
+
+def _is_running(pid):
+    with open(f"/proc/{pid}/stat", encoding="utf-8") as file:
+        return file.read().rsplit(")", 1)[1].split()[0] != "Z"
+
+
+def test_the_log_is_cut_to_the_resumed_position(frames, tmp_path):
+    """Lines written after the last save, and one cut by the kill, are written again and stand there once."""
+    train(frames, tmp_path / "run", "--print-freq", 1, "--epochs", 1)
+    shutil.copytree(tmp_path / "run", tmp_path / "cut")
+    with open(tmp_path / "cut" / "log.jsonl", "a", encoding="utf-8") as log:
+        log.write('{"epoch": 1, "step": 1, "loss": 9}\n{"epoch": 1, "st')
+    train(frames, tmp_path / "cut", "--print-freq", 1, "--resume")
+    lines = (tmp_path / "cut" / "log.jsonl").read_text().splitlines()
+    assert len(lines) == 8 and '"loss": 9' not in "".join(lines)
+
+
+def test_a_file_system_without_hard_links_keeps_the_previous_checkpoint_too(frames, tmp_path, monkeypatch):
+    def refuse(*_):
+        raise PermissionError(errno.EPERM, "no links here")
+
+    monkeypatch.setattr(os, "link", refuse)
+    train(frames, tmp_path / "run")
+    epochs = [checkpoint.read(tmp_path / "run" / name)["epoch"] for name in ("last.old.tar", "last.tar")]
+    assert epochs == [1, 2]
+
+
+def test_no_git_is_no_fault(frames, tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    train(frames, tmp_path / "run", "--epochs", 1)
+    assert json.loads((tmp_path / "run" / "args.json").read_text())["commit"] is None
+
+
+def test_a_replaced_run_is_never_continued(frames, tmp_path):
+    train(frames, tmp_path / "run", "--epochs", 3)
+    with pytest.raises(UserError, match="exists; give --resume"):
+        train(frames, tmp_path / "run")
+    with pytest.raises(UserError, match="not finite"):
+        train(frames, tmp_path / "run", "--overwrite", "--lr", 1e30)
+    assert not list((tmp_path / "run").glob("*.tar"))
+
+
+def test_a_file_of_another_folder_does_not_replace_the_run_that_is_there(frames, tmp_path):
+    for name in "ab":
+        train(frames, tmp_path / name, "--epochs", 1)
+    kept = (tmp_path / "b" / "log.jsonl").read_text()
+    with pytest.raises(UserError, match="b/last.old.tar exists|b/last.tar exists"):
+        train(frames, tmp_path / "b", "--resume", tmp_path / "a" / "last.tar")
+    assert (tmp_path / "b" / "log.jsonl").read_text() == kept
+    train(frames, tmp_path / "c", "--resume", tmp_path / "a" / "last.tar")
+    train(frames, tmp_path / "a", "--resume")
+    assert same(everything(tmp_path / "a"), everything(tmp_path / "c"))
+
+
+def test_a_first_epoch_cut_between_its_two_files_begins_anew(frames, tmp_path):
+    train(frames, tmp_path / "whole")
+    train(frames, tmp_path / "cut", "--epochs", 1)
+    (tmp_path / "cut" / "last.tar").unlink()
+    with pytest.raises(UserError, match="epoch_0.tar exists"):
+        train(frames, tmp_path / "cut")
+    train(frames, tmp_path / "cut", "--resume")
+    assert same(everything(tmp_path / "whole"), everything(tmp_path / "cut"))

@@ -5,8 +5,6 @@
 In: a folder of frames in order, or a video, and a model. Out: intphys_feature_animation_IDX.mp4 in --save-dir.
 """
 
-import torch
-
 from moco import checkpoint, cli, distributed, models
 from moco.analysis import clip
 from moco.cli import UserError
@@ -27,8 +25,7 @@ def feature_map(trunk, feature):
 
 def main(argv=None):
     args = parse_args(argv)
-    torch.manual_seed(args.seed)
-    model, _ = checkpoint.source(args.model_path, args.model, args.n_out)
+    model = checkpoint.open_model(args.model_path, args.model, args.n_out, args.seed).network
     trunk = models.freeze(models.spatial_trunk(model)).to(distributed.select_device(args.device))
     n = models.head(model).in_features
     if not 0 <= args.feature_idx < n:

@@ -6,11 +6,8 @@ In: a folder of frames in order, or a video, and a model with a linear head, suc
 computers_feature_animation_IDX.mp4 in --save-dir.
 """
 
-import torch
-
 from moco import checkpoint, cli, distributed, models
 from moco.analysis import clip, features
-from moco.cli import UserError
 
 
 def parse_args(argv=None):
@@ -28,13 +25,11 @@ def class_maps(trunk, weights):
 
 def main(argv=None):
     args = parse_args(argv)
-    torch.manual_seed(args.seed)
-    model, found = checkpoint.source(args.model_path, args.model, args.n_out)
-    if found and found.n_out is None:
-        raise UserError(f"{args.model_path} has no linear head; decode it first with linear_decoding.py")
+    opened = checkpoint.open_model(args.model_path, args.model, args.n_out, args.seed, head_required=True)
+    model = opened.network
     device = distributed.select_device(args.device)
     trunk = models.freeze(models.spatial_trunk(model)).to(device)
-    weights, names = models.head(model).weight.detach().to(device), found and found.classes
+    weights, names = models.head(model).weight.detach().to(device), opened.classes
     number = checkpoint.class_number(args.class_idx, names, len(weights))
     title = names[number] if names else f"class {number}"
     clip.animate(args, class_maps(trunk, weights[number]), title, f"computers_feature_animation_{number}.mp4")

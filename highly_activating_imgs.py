@@ -64,8 +64,7 @@ def main(argv=None):
     files.refuse_overwrite(path.with_suffix(".pdf"), args.overwrite)
     frames = loader.FrameFolder(args.data)
     chosen = None if args.all else sample(len(frames), args.batch_size, args.seed)
-    torch.manual_seed(args.seed)
-    model, _ = checkpoint.source(args.model_path, args.model, args.n_out)
+    model = checkpoint.open_model(args.model_path, args.model, args.n_out, args.seed).network
     check(model, args.layer, args.neuron_idx, args.most_selective)
     flags = dict(size=args.image_size, batch_size=args.batch_size, workers=args.workers)
     flags["device"] = distributed.select_device(args.device)
@@ -84,7 +83,7 @@ def main(argv=None):
         if labelled:
             entry |= {"selectivity": float(selectivity[unit]), "preferred_class": frames.classes[preferred_class[unit]]}
             margin += f"\nselectivity {entry['selectivity']:.2f}\n{entry['preferred_class']}"
-        entry["files"] = [str(image.relative_to(frames.folder)) for image in paths]
+        entry["files"] = [frames.name(index) for index in best.indices[:, unit]]
         entry["activations"] = best.values[:, unit].tolist()
         found.append(entry)
         rows.append(

@@ -65,7 +65,7 @@ def listed(frames, path):
         names = Path(path).read_text(encoding="utf-8").split("\n")
     except OSError as error:
         raise UserError(f"cannot read --train-list {path}: {error.strerror}") from error
-    index = {frames.path(i).relative_to(frames.folder).as_posix(): i for i in range(len(frames))}
+    index = {frames.name(i): i for i in range(len(frames))}
     wanted = [name for name in names if name]
     if unknown := [name for name in wanted if name not in index]:
         raise UserError(f"--train-list {path} names {unknown[0]}, which {frames.folder} does not hold")
@@ -86,12 +86,10 @@ def evaluate(args, context, batches):
 
 def train(args, context):
     """One process of the fine-tuning, or of the evaluation."""
-    options = dict(
-        workers=args.workers, seed=args.seed, device=context.device, rank=context.rank, world_size=context.world_size
-    )
     val = loader.FrameFolder(Path(args.data) / "val")
     crops = augment.Recipe("center", args.image_size)
-    tests = loader.FrameLoader(val, crops, args.batch_size, train=False, **options)
+    in_order = loader.EpochSampler(len(val), args.batch_size, context=context, train=False)
+    tests = loader.FrameLoader(val, crops, in_order, context.device, args.workers)
     if args.evaluate:
         return evaluate(args, context, tests)
 
@@ -102,7 +100,8 @@ def train(args, context):
     if args.train_list:
         images = listed(frames, args.train_list)
     crops = augment.Recipe("imagenet", args.image_size)
-    batches = loader.FrameLoader(frames, crops, args.batch_size, order=images, **options)
+    sampler = loader.EpochSampler(images, args.batch_size, args.seed, context)
+    batches = loader.FrameLoader(frames, crops, sampler, context.device, args.workers)
 
     torch.manual_seed(args.seed)
     start = checkpoint.weights(args.model_path, args.model) if args.model_path else None
@@ -123,7 +122,7 @@ def train(args, context):
     facts = {"arch": arch, "n_out": len(frames.classes), "classes": frames.classes, "images": len(images)}
     run = Run(args, context, model, optimizer, name, facts)
     if context.is_main:
-        names = [frames.path(i).relative_to(frames.folder).as_posix() for i in images]
+        names = [frames.name(i) for i in images]
         files.write_text(run.folder / "train_list.txt", "\n".join(names) + "\n")
     for epoch in run.epochs():
         for group in optimizer.param_groups:

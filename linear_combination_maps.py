@@ -67,12 +67,10 @@ def heated(maps, images):
 def main(argv=None):
     args = parse_args(argv)
     frames, device = loader.FrameFolder(args.data), distributed.select_device(args.device)
-    torch.manual_seed(args.seed)
-    model, found = checkpoint.source(args.model_path, args.model, args.n_out)
-    if found and found.n_out is None:
-        raise UserError(f"{args.model_path} has no linear head; decode it first with linear_decoding.py")
+    opened = checkpoint.open_model(args.model_path, args.model, args.n_out, args.seed, head_required=True)
+    model = opened.network
     weight = models.head(model).weight.detach().cpu()
-    names = found and found.classes or (frames.classes if len(frames.classes) == len(weight) else None)
+    names = opened.classes or (frames.classes if len(frames.classes) == len(weight) else None)
     number = checkpoint.class_number(args.class_idx, names, len(weight))
     if names is None and (args.class_only or args.others):
         known = f"{len(weight)} outputs of the model are not the {len(frames.classes)} class folders of {args.data}"
@@ -84,7 +82,7 @@ def main(argv=None):
 
     chosen = choose(frames, names[number] if names else None, which, args.batch_size, args.seed)
     recipe = augment.Recipe("none", args.image_size)
-    batches = loader.FrameLoader(frames, recipe, features.BATCH, args.workers, args.seed, device, False, order=chosen)
+    batches = loader.in_order(frames, recipe, device, args.workers, chosen)
     images, maps, named, indices = look(models.freeze(model).to(device), batches)
     maps = features.upsample(features.class_activation_map(maps, weight[number]), images.shape[-1])
     if args.overlay:

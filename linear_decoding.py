@@ -105,13 +105,10 @@ def wanted_models(args):
         named = ", ".join(names)
         raise UserError(f"{len(wanted)} models, named {named}; give each a name of its own, without /, with --names")
     for name, (_, source, arch) in zip(names, wanted, strict=True):
-        torch.manual_seed(args.seed)
-        model, found = checkpoint.source(source, args.model or arch)
-        if found and found.n_out and args.num_outs not in (None, found.n_out):
-            raise UserError(f"--num-outs {args.num_outs} does not fit {source}: its head has {found.n_out} outputs")
-        arch, head = found.arch if found else args.model or "mobilenet_v2", models.head_name(model)
+        model = checkpoint.open_model(source, args.model or arch, args.num_outs, args.seed)
+        head = models.head_name(model.network)
         mode = args.bn_mode or ("adapt" if source == "random" else "eval")
-        yield name, models.freeze(models.remove_head(model)), arch, head, mode
+        yield name, models.freeze(models.remove_head(model.network)), model.arch, head, mode
 
 
 def main(argv=None):
@@ -136,10 +133,9 @@ def main(argv=None):
             torch.manual_seed(seed)
             layer, network = nn.Linear(rows.shape[1], len(task.classes)).to(device), copy.deepcopy(trunk)
             if mode == "train":
-                batches = loader.FrameLoader(
-                    report.frames, augment.Recipe("none", args.image_size), args.batch_size, args.workers, seed, device,
-                    order=task.images[train],
-                )  # fmt: skip
+                sampler = loader.EpochSampler(task.images[train], args.batch_size, seed)
+                recipe = augment.Recipe("none", args.image_size)
+                batches = loader.FrameLoader(report.frames, recipe, sampler, device, args.workers)
                 epochs = drifting_epochs(network, batches, labels, args.epochs)
             else:
                 x = torch.from_numpy(rows[train]).to(device)

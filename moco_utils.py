@@ -148,10 +148,8 @@ def train(args, context, name, frames, pairs, order=None):
         raise UserError(f"--moco-k {args.moco_k} is no multiple of the {pairs} keys of a step; {fitting} would be")
     args.bn_splits = resolve_bn_splits(args.bn_splits, pairs, context.world_size)
     recipe = augment.Recipe("moco_v2" if args.aug_plus else "moco_v1", args.image_size, args.augment_on)
-    batches = loader.FrameLoader(
-        frames, recipe, pairs, args.workers, args.seed, context.device,
-        views=2, rank=context.rank, world_size=context.world_size, order=order, drop_last=True,
-    )  # fmt: skip
+    sampler = loader.EpochSampler(order or len(frames), pairs, args.seed, context, drop_last=True)
+    batches = loader.FrameLoader(frames, recipe, sampler, context.device, args.workers, views=2)
     torch.manual_seed(args.seed)
     model = MoCo(
         lambda num_classes: models.build(args.arch, num_classes),

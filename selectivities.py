@@ -3,12 +3,11 @@
     python selectivities.py labeled_S --model-path TC-S.tar --layer 1 2 6 10 14 18 --save-dir selectivity
 
 In: a folder with a folder of images per class, and a model. Out, for every layer L: selectivity_L.npy, (units,);
-selectivity_L.npz, the same with each unit's preferred_class class and its mean activation for each class; and one figure,
+selectivity_L.npz, the same with each unit's preferred class and its mean activation for each class; and a figure of
 the distribution of selectivity by layer. With --pca also how many principal components the features fill (figure A1).
 """
 
 import numpy as np
-import torch
 
 from moco import checkpoint, cli, distributed, files, plots
 from moco.analysis import units
@@ -101,8 +100,7 @@ def main(argv=None):
     frames, further = loader.FrameFolder(args.data), [loader.FrameFolder(each) for each in args.pca or ()]
     if len(frames.classes) < 2:
         raise UserError(f"{args.data} holds a single class, {frames.classes[0]}; selectivity compares several")
-    torch.manual_seed(args.seed)
-    model, _ = checkpoint.source(args.model_path, args.model, args.n_out)
+    model = checkpoint.open_model(args.model_path, args.model, args.n_out, args.seed).network
     flags = dict(size=args.image_size, batch_size=args.batch_size, workers=args.workers)
     flags["device"] = distributed.select_device(args.device)
     class_means, covariances = measure(model, layers, frames, args.pca is not None, flags)

@@ -69,16 +69,8 @@ def train(args, context):
     if n_out != len(frames.classes):
         raise cli.UserError(f"--n_out {n_out} does not fit {args.data}: it has {len(frames.classes)} classes")
     recipe = augment.Recipe(args.recipe if args.augmentation else "none", args.image_size, args.augment_on)
-    batches = loader.FrameLoader(
-        frames,
-        recipe,
-        args.batch_size,
-        args.workers,
-        args.seed,
-        context.device,
-        rank=context.rank,
-        world_size=context.world_size,
-    )
+    sampler = loader.EpochSampler(len(frames), args.batch_size, args.seed, context)
+    batches = loader.FrameLoader(frames, recipe, sampler, context.device, args.workers)
     torch.manual_seed(args.seed)
     dtype = engine.resolve_dtype(args.precision, context.device, args.model, args.compile)
     model = engine.prepare(network(args.model, n_out, args.model_path), context, dtype, args.compile)

@@ -4,13 +4,13 @@ import os
 import pickle
 import warnings
 import zipfile
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from moco import cli, files, models
+from moco import cli, files, models, provenance
 from moco.cli import UserError
 
 # The released files hold 0-d NumPy arrays, pickled under the name that NumPy's core had in 2020.
@@ -98,7 +98,6 @@ class Weights:
     arch: str
     n_out: int | None
     classes: list | None = None
-    extra: dict = field(default_factory=dict)
 
 
 def weights(path, arch=None):
@@ -125,8 +124,7 @@ def weights(path, arch=None):
         state = {name: value for name, value in state.items() if not name.startswith(head + ".")}
     head_weight = state.get(f"{head}.weight")
     n_out = None if head_weight is None else len(head_weight)
-    extra = {} if state is content else {key: content[key] for key in ("epoch", "acc1_list") if key in content}
-    return Weights(Path(path), state, arch, n_out, stored.get("classes"), extra)
+    return Weights(Path(path), state, arch, n_out, stored.get("classes"))
 
 
 def _meta_model(arch, n_out=1):
@@ -181,30 +179,59 @@ def load(path, arch=None, n_out=None):
     """
     found = weights(path, arch)
     if n_out is not None and found.n_out is not None and n_out != found.n_out:
-        raise CheckpointError(f"--n_out {n_out} does not fit {path}: its head has {found.n_out} outputs")
+        raise CheckpointError(f"the head of {path} has {found.n_out} outputs, not {n_out}")
     model = models.build(found.arch, found.n_out or n_out or 1000)
     return fill(model, found, drop_head=found.n_out is None), found
 
 
-def source(name, arch=None, n_out=None):
-    """The model that a user names: 'random', 'imagenet' (also ''), or the path of a checkpoint; with its Weights.
+@dataclass
+class OpenedModel:
+    """A model that a user named, and what is known of it.
 
-    arch: MobileNetV2 as published for the first two, read from the checkpoint for the third, unless it is named.
-    n_out: outputs of the head. The Weights are None for 'random' and 'imagenet'.
+    network: the model with its head. arch: torchvision's name. path, sha256: of its checkpoint; None for 'random' and
+    'imagenet'. has_head: whether the head is a classifier that was trained with the network. classes: names of the
+    head's outputs, if stored.
     """
-    if name == "random":
-        return models.build(arch or "mobilenet_v2", n_out), None
-    if name in ("imagenet", ""):
-        return models.build(arch or "mobilenet_v2", weights="DEFAULT"), None
-    return load(name, arch, n_out)
+
+    network: torch.nn.Module
+    arch: str
+    path: Path | None = None
+    sha256: str | None = None
+    has_head: bool = False
+    classes: list | None = None
+    description: str = ""
+
+
+def open_model(name, arch=None, n_out=None, seed=0, head_required=False):
+    """The OpenedModel of a name: 'random', 'imagenet' (also the empty name), or the path of a checkpoint.
+
+    arch: the architecture, MobileNetV2 by default as published; of a checkpoint, where it cannot be read from it.
+    n_out: outputs of the head; checked against the checkpoint. seed: of random weights. head_required: CheckpointError
+    for a checkpoint without a classification head.
+    """
+    torch.manual_seed(seed)
+    if name in ("random", "imagenet", ""):
+        arch = arch or "mobilenet_v2"
+        if name == "random":
+            return OpenedModel(models.build(arch, n_out), arch, description=f"{arch} with random weights")
+        network = models.build(arch, weights="DEFAULT")
+        return OpenedModel(network, arch, has_head=True, description=f"{arch} with torchvision's ImageNet weights")
+    network, weights = load(name, arch, n_out)
+    if head_required and weights.n_out is None:
+        raise CheckpointError(f"{name} has no linear head; train one with linear_decoding.py")
+    digest = provenance.sha256(name)
+    description = f"{weights.arch} of {name} (SHA-256 {digest[:12]})"
+    return OpenedModel(
+        network, weights.arch, Path(name), digest, weights.n_out is not None, weights.classes, description
+    )
 
 
 def add_flags(parser):
-    """Add the flags of the scripts that look into a model: what source() is to be given."""
+    """Add the flags of the scripts that look into a model, which open_model takes."""
     add = parser.add_argument
-    add("--model-path", default="", metavar="FILE", help="checkpoint, 'random' or 'imagenet' (which '' is, too)")
-    add("--model", type=models.arch_name, metavar="ARCH", help="architecture where no checkpoint says it: mobilenet_v2")
-    add("--n_out", type=cli.number(int, 1), help="outputs of the model; read from its file, checked if given")
+    add("--model-path", default="", metavar="FILE", help="checkpoint, 'random' or 'imagenet' (the default)")
+    add("--model", type=models.arch_name, metavar="ARCH", help="architecture, if not stored in the checkpoint")
+    add("--n_out", type=cli.number(int, 1), help="number of outputs; read from the checkpoint, checked if given")
 
 
 def class_number(text, names, n_out):

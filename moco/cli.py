@@ -2,7 +2,6 @@
 
 import argparse
 import os
-import subprocess
 import sys
 import time
 
@@ -31,15 +30,6 @@ def run(main):
 def program():
     """The name of the running script."""
     return os.path.basename(sys.argv[0])
-
-
-def commit():
-    """The commit of this code, where git is there to say it."""
-    git = ["git", "-C", os.path.dirname(__file__), "rev-parse", "HEAD"]
-    try:
-        return subprocess.run(git, capture_output=True, text=True, check=False).stdout.strip() or None
-    except OSError:
-        return None
 
 
 class _Help(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):

@@ -36,8 +36,8 @@ class WorkerPool:
         """Work on the tasks, several at once; yield (task number, amount, result or None for mere news of it).
 
         function(task, report) returns the task's result, never None, and may call report(amount) meanwhile. tasks: a
-        sequence, started in its order. The result is a WorkerCrash where the process crashed. A UserError in a task, or a
-        process killed from outside, ends the whole in a UserError.
+        sequence, started in its order. The result is a WorkerCrash where the process crashed. A UserError in a task,
+        or a process killed from outside, ends the whole in a UserError.
         """
         if not self.workers:
             for number, task in enumerate(tasks):

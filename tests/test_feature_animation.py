@@ -77,7 +77,7 @@ def test_the_name_gives_the_format_and_frames_the_length(frames, tmp_path, netwo
 
 
 def test_batches_do_not_show(frames, network):
-    trunk = models.spatial_trunk(checkpoint.source(network)[0].eval())
+    trunk = models.spatial_trunk(checkpoint.open_model(network).network.eval())
     looks = [clip.Look(open_clip(frames), script.feature_map(trunk, 5), size, CPU) for size in (7, 900)]
     np.testing.assert_allclose(looks[0].maps, looks[1].maps, atol=1e-5)
     np.testing.assert_allclose([looks[0].low, looks[0].high], [looks[1].low, looks[1].high], atol=1e-5)
@@ -154,7 +154,7 @@ def test_mistakes_are_told_before_any_work(frames, tmp_path, network):
         animate(frames, tmp_path / "out", network, "--name", "film.avi")
     with pytest.raises(UserError, match="--range 2.0 1.0: the first must be below"):
         animate(frames, tmp_path / "out", network, "--range", 2, 1)
-    with pytest.raises(UserError, match="--n_out 7 does not fit"):
+    with pytest.raises(UserError, match="outputs, not 7"):
         animate(frames, tmp_path / "out", network, "--n_out", 7)
 
 

@@ -51,5 +51,5 @@ def test_a_model_without_a_head_has_no_classes(frames, tmp_path):
     path = tmp_path / "moco.tar"
     state = {f"module.encoder_q.{name}": value for name, value in models.build("resnet18", 3).state_dict().items()}
     checkpoint.write(path, {"state_dict": state, "arch": "resnet18"})
-    with pytest.raises(UserError, match="moco.tar has no linear head; decode it first"):
+    with pytest.raises(UserError, match="moco.tar has no linear head; train one"):
         animate(frames, tmp_path / "out", path)

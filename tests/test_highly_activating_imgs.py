@@ -26,7 +26,7 @@ def show(data, save_dir, network, *words):
 
 
 def every_mean(network, frames, layer=1):
-    model = checkpoint.source(network)[0]
+    model = checkpoint.open_model(network).network
     return np.concatenate([rows for (rows,), *_ in units.layer_means(model, [layer], frames, 64, 64, 0, CPU)])
 
 

@@ -26,7 +26,7 @@ def draw(data, save_dir, *words):
 def test_maps_and_masks_are_the_published_ones():
     frames, expected = loader.FrameFolder(golden.IMAGES), np.load(golden.DATA / "maps.npz")
     model = golden.model()
-    batches = loader.FrameLoader(frames, augment.Recipe("none", 224), 24, 0, 0, CPU, train=False)
+    batches = loader.in_order(frames, augment.Recipe("none", 224), CPU, 0, None, 24)
     images, maps, named, indices = script.look(model, batches)
     assert indices.tolist() == list(range(48))
     weights = models.head(model).weight[int(expected["class_idx"])]
@@ -96,8 +96,8 @@ def test_mistakes_are_one_line(frames, network, tmp_path):
     for words, message in [
         (["--model-path", tmp_path / "none.tar"], "no checkpoint"),
         (["--model-path", network], "--class-idx 6: the model has 3 outputs, 0 to 2 .class_0000"),
-        (["--model-path", network, "--n_out", 4], "its head has 3 outputs"),
-        (["--model-path", tmp_path / "moco.tar"], "has no linear head; decode it first"),
+        (["--model-path", network, "--n_out", 4], "has 3 outputs, not"),
+        (["--model-path", tmp_path / "moco.tar"], "has no linear head; train one"),
         (["--model-path", "random", "--model", "shufflenet_v2_x0_5"], "no last spatial maps"),
     ]:
         with pytest.raises(UserError, match=message):

@@ -77,7 +77,7 @@ def test_the_decoded_model_loads_as_published_and_says_the_same(frames, network,
     images = loader.FrameFolder(frames)
     names = [images.path(i).relative_to(frames).as_posix() for i in range(len(images))]
     order = np.array([names.index(name) for name in content["images"]])
-    batches = loader.FrameLoader(images, augment.Recipe("none", 32), 64, 0, 0, CPU, train=False, order=order)
+    batches = loader.in_order(images, augment.Recipe("none", 32), CPU, 0, order, 64)
     pictures, targets, _ = next(batches.epoch(0))
     with torch.no_grad():
         preds = model.module.eval()(pictures).argmax(1)
@@ -140,7 +140,7 @@ def test_cached_and_uncached_decoding_are_equal(tmp_path):
     labels = torch.from_numpy(frames.labels())
     for seed in range(5):
         train = np.random.default_rng(seed).permutation(images)[:24]
-        batches = loader.FrameLoader(frames, augment.Recipe("none", size), 24, 0, seed, CPU, order=train)
+        batches = loader.FrameLoader(frames, augment.Recipe("none", size), loader.EpochSampler(train, 24, seed), CPU)
         ways = [
             linear_decoding.cached_epochs(torch.from_numpy(rows[train]), labels[train], 24, 15),
             linear_decoding.drifting_epochs(Steady(trunk), batches, labels, 15),
@@ -189,7 +189,7 @@ def test_mistakes_are_one_line_before_any_work(frames, network, tmp_path, monkey
         ([], "give a folder that holds a folder of images per class"),
         ([frames, "--model-path", "none.tar"], "no checkpoint none.tar"),
         ([frames, "--model-name", "TC-S"], "no checkpoint TC-S.tar"),
-        ([frames, "--model-path", network, "--num-outs", 7], "--num-outs 7 does not fit .*: its head has 5 outputs"),
+        ([frames, "--model-path", network, "--num-outs", 7], "the head of .* has 5 outputs, not 7"),
         ([frames, "--model-path", network, "--model", "resnet18"], "does not fit resnet18"),
         ([frames, "--model-path", network, network], "give each a name of its own, without /, with --names"),
         ([frames, "--model-path", network, "--names", "a", "b"], "1 models, named a, b"),

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 import moco_utils
 from moco.cli import UserError
 from moco.data import loader, manifest
+from moco.distributed import ProcessContext
 from moco_utils import EpochPairs, TemporalPairs, learning_rate, resolve_bn_splits
 from tests.data.test_manifest import images, make
 
@@ -101,7 +102,8 @@ def test_processes_draw_their_own_parts_of_one_whole(frames, monkeypatch):
     monkeypatch.setattr(TemporalPairs, "pair", lambda self, *where: asked.append(where[1]) or original(self, *where))
     parts = []
     for rank in range(2):
-        order = loader.EpochSampler(lambda epoch: EpochPairs(again, epoch), 12, 4, 5, True, True, rank, 2)
+        context = ProcessContext(rank, 2)
+        order = loader.EpochSampler(lambda epoch: EpochPairs(again, epoch), 4, 5, context, drop_last=True)
         order.epoch = 3
         parts.append([indices.tolist() for _, _, indices in order])
         assert asked == [position for position in range(12) if position % 2 == rank]

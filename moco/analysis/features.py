@@ -28,9 +28,7 @@ def adapt(trunk, frames, images, size, workers, device, seed, cache):
         found = checkpoint.read(path)
     else:
         order = np.random.default_rng(seed).permutation(images)
-        batches = loader.FrameLoader(
-            frames, augment.Recipe("none", size), BATCH, workers, 0, device, False, order=order
-        )
+        batches = loader.in_order(frames, augment.Recipe("none", size), device, workers, order)
         with cli.Progress(len(images), "batch-norm statistics", "images") as progress:
             models.adapt_batch_norm(trunk.to(device), _images(batches, progress))
         found = {name: buffer.cpu() for name, buffer in trunk.named_buffers()}
@@ -77,7 +75,7 @@ def _forward(trunk, frames, images, size, workers, devices):
     networks = [copy.deepcopy(trunk).to(device, memory_format=torch.channels_last) for device in devices]
     recipe, workers = augment.Recipe("none", size), -(-workers // len(devices))
     shares = [
-        loader.FrameLoader(frames, recipe, BATCH, workers, 0, device, False, order=share).epoch(0)
+        loader.in_order(frames, recipe, device, workers, share, BATCH).epoch(0)
         for device, share in zip(devices, np.array_split(images, len(devices)), strict=True)
     ]
     for batches in zip_longest(*shares):
@@ -109,7 +107,7 @@ def cache_key(frames, images, *facts):
             said = f"{state.st_size} {state.st_mtime_ns}"
         except OSError as error:  # it will be left out
             said = error.strerror
-        digest.update(f"{path.relative_to(frames.folder)} {said}\n".encode())
+        digest.update(f"{frames.name(i)} {said}\n".encode())
     return digest.hexdigest()[:32]
 
 

@@ -115,7 +115,7 @@ def tasks(frames, folder, args):
 
     frames: loader.FrameFolder of folder. UserError where the images or their names do not allow it.
     """
-    names = [frames.path(i).relative_to(folder).as_posix() for i in range(len(frames))]
+    names = [frames.name(i) for i in range(len(frames))]
     labels = np.asarray(frames.labels())
     groups = BINARY_TASKS if args.binary_tasks else [args.classes or frames.classes]
     if missing := [name for group in groups for name in group if name not in frames.classes]:

@@ -12,12 +12,12 @@ from moco.data import augment, loader
 def layer_means(model, layers, frames, size, batch_size, workers, device, sample=None):
     """Yield (means, labels, indices) batch by batch: the spatial means [(n, C), ...] of layers, float32; (n,); (n,).
 
-    layers: see models.LayerMeans. frames: loader.FrameFolder. size: side of the squares that model sees, in pixels. batch_size:
-    images a batch; what an image gives does not depend on it. sample: indices of the frames to take; None takes all.
+    layers: see models.LayerMeans. frames: loader.FrameFolder. size: side of the squares that model sees, in pixels.
+    batch_size: images per batch, on which the means do not depend. sample: indices of the frames to take; None: all.
     UserError where no image can be read, or a mean is not finite.
     """
     recipe, total = augment.Recipe("none", size), len(frames) if sample is None else len(sample)
-    batches = loader.FrameLoader(frames, recipe, batch_size, workers, 0, device, train=False, order=sample)
+    batches = loader.in_order(frames, recipe, device, workers, sample, batch_size)
     network = models.LayerMeans(model.eval(), layers).to(device, memory_format=torch.channels_last)
     seen = 0
     with cli.Progress(total, "units", "images") as progress, features.no_tf32():
@@ -57,8 +57,8 @@ class ClassMeans:
 def selectivity(class_means):
     """(selectivity, preferred_class) of units, both (C,), from their mean activations for each class (K, C).
 
-    Selectivity is (m - r) / (m + r), where m is the mean of the class with the highest mean, the preferred_class (an index
-    of class_means), and r the mean of the means of all other classes (Orhan, Gupta & Lake 2020, section 5). It is 0
+    Selectivity is (m - r) / (m + r), where m is the mean of the preferred class, of the highest mean (an index of
+    class_means), and r the mean of the means of all other classes (Orhan, Gupta & Lake 2020, section 5). It is 0
     for a unit that answers to all classes alike and 1 for one that answers to a single class. A unit that is silent
     for all classes, or with m + r = 0, has 0. Classes whose means are NaN, having no images, do not count. ValueError
     for fewer than two that do.

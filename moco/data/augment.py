@@ -10,7 +10,6 @@ import math
 
 import cv2
 import numpy as np
-import torch
 from PIL import Image, UnidentifiedImageError
 
 RECIPES = {
@@ -75,8 +74,8 @@ class Recipe:
     """A recipe of RECIPES for square images of size pixels a side.
 
     recipe(image, generator) augments one image completely. A loader that leaves the colors to the device
-    (on="device") calls the two halves apart: recipe.crop(image, generator), then recipe.draw(generator) whose factors
-    device_color applies to the whole batch.
+    (on="device") calls the two halves apart: recipe.crop(image, generator), then
+    recipe.sample_color_params(generator), whose factors augment_device.color applies to the whole batch.
     """
 
     def __init__(self, name, size, on="worker"):
@@ -87,12 +86,12 @@ class Recipe:
         self.jitter, self.jitter_p = settings.pop("jitter", None), settings.pop("jitter_p", 0)
         self.gray, self.gray_first = settings.pop("gray", 0), settings.pop("gray_first", False)
         self.blur = settings.pop("blur", 0)
-        self.colors = bool(self.jitter or self.gray or self.blur)
+        self.has_color = bool(self.jitter or self.gray or self.blur)
 
     def __call__(self, image, generator):
         """image (height, width, 3), augmented: uint8 (size, size, 3)."""
         image = self.crop(image, generator)
-        return color(image, self.draw(generator), self.gray_first) if self.colors else image
+        return color(image, self.sample_color_params(generator), self.gray_first) if self.has_color else image
 
     def crop(self, image, generator):
         """image cropped at random, resized and flipped, as the recipe has it: uint8 (size, size, 3)."""
@@ -105,7 +104,7 @@ class Recipe:
             image = cv2.flip(image, 1)
         return np.ascontiguousarray(image)
 
-    def draw(self, generator):
+    def sample_color_params(self, generator):
         """Color factors for one image: float32 (FACTORS,); what is not to be done has the factor that does nothing."""
         factors = np.array([1, 1, 1, 0, 0, 1, 2, 3, 0, 0], np.float32)
         u = generator.random(12).tolist()
@@ -225,74 +224,3 @@ def blur_kernel(sigma):
     kernel = np.convolve(np.convolve(box, box), box)
     kernel = kernel[kernel > 1 / 512]  # what lies further out is less than half a gray level
     return (kernel / kernel.sum()).astype(np.float32)
-
-
-def device_color(images, factors, gray_first=False):
-    """color for a batch, on the device that holds it.
-
-    images: float (N, 3, height, width) from 0 to 255; factors: (N, FACTORS) on the CPU, so that who needs what is
-    known without waiting for the device. Gives the same shape and range.
-    """
-    if gray_first:
-        images = _where(factors[:, GRAY] > 0, images, factors, _luma)
-    order = factors[:, ORDER : ORDER + 4].long()
-    amounts = torch.where(order == HUE, 1, factors.gather(1, order))  # of the three that blend the image with another
-    steps = torch.stack([amounts, order == SATURATION, order == CONTRAST]).to(images.device, non_blocking=True)
-    for slot in range(4):
-        amount, saturate, contrast = steps[:, :, slot, None, None, None]
-        luma = _luma(images)
-        towards = saturate * luma + contrast * (luma.mean((1, 2, 3), keepdim=True) + 0.5).floor()
-        images = (images - towards).mul_(amount).add_(towards).clamp_(0, 255).floor_()
-        images = _where((order[:, slot] == HUE) & (factors[:, HUE] != 0), images, factors, _turn)
-    if not gray_first:
-        images = _where(factors[:, GRAY] > 0, images, factors, _luma)
-    return _where(factors[:, BLUR] > 0, images, factors, _blur)
-
-
-def _where(which, images, factors, function):
-    """images with function(images, factors) in place of those for which `which` (on the CPU) holds."""
-    at = which.nonzero().squeeze(1)
-    if len(at) == 0:
-        return images
-    there = at.to(images.device, non_blocking=True)
-    changed = images.clone()  # index_copy would lose the channels-last layout
-    changed[there] = function(images[there], factors[at])
-    return changed
-
-
-def _luma(images, _=None):
-    """PIL's gray of images, (N, 1, height, width): the same for all three colors."""
-    red, green, blue = images.unbind(1)
-    return (0.299 * red + 0.587 * green + 0.114 * blue + 0.5).floor()[:, None]
-
-
-def _turn(images, factors):
-    """Hues turned: each color is the largest one less a share of the chroma that follows the hue circle."""
-    turn = (255 * factors[:, HUE, None, None]).trunc().to(images.device, non_blocking=True)
-    red, green, blue = images.unbind(1)
-    largest = images.amax(1)
-    chroma = largest - images.amin(1)
-    sector = torch.where(
-        largest == red,
-        (green - blue) / chroma,
-        torch.where(largest == green, (blue - red) / chroma + 2, (red - green) / chroma + 4),
-    )
-    hues = (255 * (torch.where(chroma == 0, 0, sector) / 6).remainder(1)).floor()  # in PIL's whole steps
-    sector = (hues + turn).remainder(256) * 6 / 255
-    ramps = [(start + sector).remainder(6) for start in (5, 3, 1)]
-    return torch.stack([largest - chroma * torch.minimum(k, 4 - k).clamp(0, 1) for k in ramps], 1)
-
-
-def _blur(images, factors):
-    """PIL's GaussianBlur, along the rows and then along the columns."""
-    kernels = np.zeros((len(images), 2 * REACH + 1), np.float32)
-    for row, sigma in zip(kernels, factors[:, BLUR].tolist(), strict=True):
-        kernel = blur_kernel(sigma)
-        half = len(kernel) // 2
-        row[REACH - half : REACH + half + 1] = kernel
-    kernels = torch.from_numpy(kernels).to(images.device, non_blocking=True)[:, :, None, None, None]
-    height, width = images.shape[2:]
-    padded = torch.nn.functional.pad(images, (REACH, REACH, 0, 0), mode="replicate")
-    images = sum(kernels[:, tap] * padded[:, :, :, tap : tap + width] for tap in range(2 * REACH + 1))
-    padded = torch.nn.functional.pad(images, (0, 0, REACH, REACH), mode="replicate")
-    return sum(kernels[:, tap] * padded[:, :, tap : tap + height] for tap in range(2 * REACH + 1))

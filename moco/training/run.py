@@ -1,7 +1,6 @@
 """One training run in its folder: flags, log, checkpoints, resume, stop signals."""
 
 import json
-import platform
 import re
 import signal
 import sys
@@ -12,7 +11,7 @@ import numpy as np
 import torch
 from torch import distributed as dist
 
-from moco import checkpoint, cli, distributed, files
+from moco import checkpoint, distributed, files, provenance
 from moco.cli import UserError, number
 from moco.training import metrics
 
@@ -182,7 +181,7 @@ class Run:
             self._stop_not_finite(f"the weights are not finite after step {self.step}")
 
     def _flags(self):
-        return {flag: value for flag, value in vars(self.args).items() if flag not in ("override", "overwrite")}
+        return provenance.flags(self.args)
 
     def _start_new(self):
         """Make room for a new run, and write its flags."""
@@ -205,8 +204,7 @@ class Run:
             path.unlink()
 
     def _write_flags(self):
-        versions = {"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__}
-        files.write_json(self.folder / "args.json", {**self._flags(), "versions": versions, "commit": cli.commit()})
+        provenance.write(self.folder, self.args)
 
     # --- resume
 

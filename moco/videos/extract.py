@@ -14,18 +14,19 @@ from moco.data import manifest
 from moco.videos import listing
 
 
-def make_plan(roots, settings, found, inspect, crew):
+def make_plan(roots, settings, found, inspect, workers):
     """The plan for the files found; UserError, which names each, where none can be read.
 
     roots: folders of videos. found: what listing.list_videos gave. inspect(path, report): what the plan
-    is to say of a video, with its number of slots, or a string that says why it cannot be read. crew: a pool.WorkerPool.
+    is to say of a video, with its number of slots, or a string that says why it cannot be read. workers:
+    a pool.WorkerPool.
     """
     readable, refused = found
     left_out = [{"folder": number, "name": name, "reason": reason} for number, name, reason in refused]
     paths = [os.path.join(roots[number], name) for number, name, _ in readable]
     results, videos = {}, []
     with cli.Progress(len(paths), "plan", "videos") as progress:
-        for number, _, result in crew.run(inspect, paths):
+        for number, _, result in workers.run(inspect, paths):
             results[number] = result
             progress.update()
     for number, (root, name, size) in enumerate(readable):
@@ -80,7 +81,7 @@ def begin(folder, plan):
     return plan
 
 
-def read_videos(folder, plan, roots, fill, crew, shard):
+def read_videos(folder, plan, roots, fill, workers, shard):
     """Fill a part of the plan's videos where they are not filled yet, and return the plan as it is then.
 
     fill(folder, head, task, report) writes the images of one video, task = (path, its part of the plan), head = what
@@ -97,7 +98,7 @@ def read_videos(folder, plan, roots, fill, crew, shard):
     hours, past, start = sum(_hours(video, video["frames"]) for _, video in tasks), 0.0, time.monotonic()
     notes, frames = [], sum(video["frames"] for _, video in tasks)
     with cli.Progress(frames, "read", "frames") as progress, ThreadPoolExecutor(1) as disk:  # nobody waits for the disk
-        for task, amount, result in crew.run(partial(fill, folder, head), tasks):
+        for task, amount, result in workers.run(partial(fill, folder, head), tasks):
             video = tasks[task][1]
             past += _hours(video, amount)
             left, pace = max(0, hours - past), past / (time.monotonic() - start) * 3600

@@ -132,7 +132,7 @@ def test_features_that_are_not_finite_are_an_error_that_names_the_image(frames, 
 def test_adapted_statistics_are_those_of_the_images_and_are_kept(frames, tmp_path, monkeypatch):
     images = loader.FrameFolder(frames)
     chosen = np.arange(0, len(images), 2)
-    batches = loader.FrameLoader(images, augment.Recipe("none", 32), 12, 0, 0, CPU, False, order=chosen)
+    batches = loader.in_order(images, augment.Recipe("none", 32), CPU, 0, chosen, 12)
     pictures, _, _ = next(batches.epoch(0))
     trunk = nn.Sequential(nn.BatchNorm2d(3), mean_color()).eval()
     features.adapt(trunk, images, chosen, 32, 0, CPU, 0, tmp_path)
@@ -163,6 +163,6 @@ def test_attention_is_between_0_and_1_and_one_half_where_the_map_is_0():
 
 def test_pixels_undo_the_normalization(frames):
     images = loader.FrameFolder(frames)
-    pictures, _, _ = next(iter(loader.FrameLoader(images, augment.Recipe("none", 40), 4, 0, 0, CPU, False).epoch(0)))
+    pictures, _, _ = next(iter(loader.in_order(images, augment.Recipe("none", 40), CPU, 0, None, 4).epoch(0)))
     expected = augment.decode(images.path(0).read_bytes()) / 255
     np.testing.assert_allclose(features.denormalize(pictures)[0], expected, atol=1e-5)

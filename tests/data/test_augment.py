@@ -14,7 +14,7 @@ from scipy import stats
 from torchvision import transforms
 from torchvision.transforms import functional
 
-from moco.data import augment
+from moco.data import augment, augment_device
 from tests import support
 
 FILES = sorted((support.GOLDEN / "images").glob("*/*.jpeg"))[::4]
@@ -99,13 +99,13 @@ def plainly(photo, factors, gray_first):
 @pytest.mark.parametrize("name", ["released", "paper", "moco_v1", "moco_v2"])
 def test_a_whole_recipe_is_that_of_torchvision_on_worker_and_device(name):
     recipe, generator = augment.Recipe(name, 224), np.random.default_rng(0)
-    factors = np.stack([recipe.draw(generator) for _ in FRAMES])
+    factors = np.stack([recipe.sample_color_params(generator) for _ in FRAMES])
     theirs = [plainly(photo, row, recipe.gray_first) for photo, row in zip(PHOTOS, factors, strict=True)]
     ours = [augment.color(frame, row, recipe.gray_first) for frame, row in zip(FRAMES, factors, strict=True)]
     assert difference(ours, theirs) < 2
     images = torch.from_numpy(np.stack(FRAMES)).permute(0, 3, 1, 2).float()
     before = images.clone()
-    device = augment.device_color(images, torch.from_numpy(factors), recipe.gray_first)
+    device = augment_device.color(images, torch.from_numpy(factors), recipe.gray_first)
     assert difference(device.permute(0, 2, 3, 1), theirs) < 2
     assert device.is_contiguous(memory_format=torch.channels_last) and torch.equal(images, before)
 
@@ -117,7 +117,7 @@ def test_each_image_of_a_batch_is_jittered_in_its_own_order(order):
     row = np.array([1.7, 0.4, 1.8, 0.3, *order, 0, 0], np.float32)
     other = np.array([1.7, 0.4, 1.8, 0.3, *order[::-1], 0, 0], np.float32)
     batch = torch.from_numpy(np.stack([frame] * 2)).permute(0, 3, 1, 2).float()
-    device = augment.device_color(batch, torch.from_numpy(np.stack([other, row])))[1].permute(1, 2, 0)
+    device = augment_device.color(batch, torch.from_numpy(np.stack([other, row])))[1].permute(1, 2, 0)
     theirs = plainly(PHOTOS[5], row, False)
     assert difference([device, augment.color(frame, row)], [theirs, theirs]) < 2
     assert difference([augment.color(frame, row)], [augment.color(frame, other)]) > 4
@@ -137,7 +137,7 @@ UNLIKELY = 1e-4  # of a test with a fixed seed; a wrong distribution gives far l
 def test_color_factors_are_drawn_as_in_torchvision(name):
     strengths, jitter_p, gray_p, blur_p = COLORS[name]
     recipe, generator = augment.Recipe(name, 224), np.random.default_rng(1)
-    draws = np.stack([recipe.draw(generator) for _ in range(6000)])
+    draws = np.stack([recipe.sample_color_params(generator) for _ in range(6000)])
     jittered = draws[(draws[:, :4] != (1, 1, 1, 0)).any(1)]
     counts = [(len(jittered), jitter_p), (draws[:, augment.GRAY].sum(), gray_p), ((draws[:, 9] > 0).sum(), blur_p)]
     for count, p in counts:

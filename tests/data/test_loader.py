@@ -15,8 +15,10 @@ from torchvision import datasets, transforms
 
 from moco.cli import UserError
 from moco.data import augment, loader
+from moco.distributed import ProcessContext
 from tests import support
 
+SINGLE = ProcessContext()
 PHOTOS = support.GOLDEN / "images"
 
 
@@ -30,6 +32,12 @@ def image(path, color=90):
     Image.new("RGB", (16, 16), (color, 80, 70)).save(path)
 
 
+def batches_of(frames, recipe, batch_size, workers=0, seed=0, views=1, source=None, context=SINGLE, **options):
+    """A FrameLoader on the CPU; source: all frames unless given; options: of its sampler."""
+    sampler = loader.EpochSampler(len(frames) if source is None else source, batch_size, seed, context, **options)
+    return loader.FrameLoader(frames, recipe, sampler, "cpu", workers, views)
+
+
 def taken(batches, epoch=0, start=0):
     return [indices.tolist() for _, _, indices in batches.epoch(epoch, start)]
 
@@ -41,7 +49,14 @@ def taken(batches, epoch=0, start=0):
 @given(st.integers(1, 60), st.integers(1, 5), st.integers(1, 4), st.booleans(), st.booleans(), st.integers(-3, 3))
 def test_processes_share_an_epoch_without_gap_or_overlap(total, per_process, world, train, drop_last, seed):
     size = per_process * world
-    ranks = [loader.EpochSampler(None, total, size, seed, train, drop_last, rank, world) for rank in range(world)]
+    left = total % size
+    used = total - ((left if drop_last else left % world) if train else 0)
+    if used == 0:
+        with pytest.raises(UserError, match=f"{total} images do not fill one batch"):
+            loader.EpochSampler(total, size, seed, ProcessContext(0, world), train, drop_last)
+        return
+    contexts = [ProcessContext(rank, world) for rank in range(world)]
+    ranks = [loader.EpochSampler(total, size, seed, context, train, drop_last) for context in contexts]
     shares = [list(order) for order in ranks]
     indices = ranks[0].indices()
     assert np.array_equal(np.sort(indices), np.arange(total))
@@ -54,9 +69,7 @@ def test_processes_share_an_epoch_without_gap_or_overlap(total, per_process, wor
             assert np.array_equal(part, indices[list(places)])
         if train:
             assert len({len(part) for _, _, part in parts}) == 1
-    used = sum(len(part) for each in shares for _, _, part in each)
-    left = total % size
-    assert used == total - ((left if drop_last else left % world) if train else 0)
+    assert used == sum(len(part) for each in shares for _, _, part in each)
     for order, share in zip(ranks, shares, strict=True):
         order.start = len(order) // 2
         assert len(share) == len(order)
@@ -65,7 +78,7 @@ def test_processes_share_an_epoch_without_gap_or_overlap(total, per_process, wor
 
 def test_epochs_and_seeds_differ_and_repeat(frames):
     recipe = augment.Recipe("none", 32)
-    one, same, other = (loader.FrameLoader(frames, recipe, 16, 0, seed, "cpu") for seed in (1, 1, 2))
+    one, same, other = (batches_of(frames, recipe, 16, 0, seed) for seed in (1, 1, 2))
     assert taken(one) == taken(one) == taken(same)
     assert taken(one) != taken(one, epoch=1) and taken(one) != taken(other)
     assert sorted(sum(taken(one, 1), [])) == list(range(48))
@@ -73,11 +86,11 @@ def test_epochs_and_seeds_differ_and_repeat(frames):
 
 def test_a_subset_and_an_order_of_ones_own(frames):
     recipe = augment.Recipe("none", 32)
-    subset = loader.FrameLoader(frames, recipe, 4, 0, 0, "cpu", order=np.array([40, 3, 5, 30, 31]))
+    subset = batches_of(frames, recipe, 4, 0, 0, source=np.array([40, 3, 5, 30, 31]))
     assert sorted(sum(taken(subset), [])) == [3, 5, 30, 31, 40] and taken(subset, 0) != taken(subset, 1)
-    listed = loader.FrameLoader(frames, recipe, 4, 0, 0, "cpu", train=False, order=[40, 3, 5, 3])
+    listed = batches_of(frames, recipe, 4, 0, 0, train=False, source=[40, 3, 5, 3])
     assert taken(listed) == [[40, 3, 5, 3]]
-    drawn = loader.FrameLoader(frames, recipe, 2, 0, 0, "cpu", order=lambda epoch: np.array([7, 7, epoch, 1]))
+    drawn = batches_of(frames, recipe, 2, 0, 0, source=lambda epoch: np.array([7, 7, epoch, 1]))
     assert taken(drawn, 2) == [[7, 7], [2, 1]]
     (a, _, _), _ = drawn.epoch(2)
     assert torch.equal(a[0], a[1])  # without augmentation
@@ -85,25 +98,26 @@ def test_a_subset_and_an_order_of_ones_own(frames):
 
 def test_pairs_of_frames_are_two_views(frames):
     recipe = augment.Recipe("none", 224)
-    pairs = loader.FrameLoader(frames, recipe, 2, 0, 0, "cpu", views=2, order=lambda epoch: np.array([[4, 5], [9, 8]]))
-    alone = loader.FrameLoader(frames, recipe, 4, 0, 0, "cpu", train=False, order=[4, 9, 5, 8])
+    pairs = batches_of(frames, recipe, 2, 0, 0, views=2, source=lambda epoch: np.array([[4, 5], [9, 8]]))
+    alone = batches_of(frames, recipe, 4, 0, 0, train=False, source=[4, 9, 5, 8])
     ((first, second), targets, indices), = pairs.epoch(0)  # fmt: skip
     (images, _, _), = alone.epoch(0)  # fmt: skip
     assert torch.equal(torch.cat([first, second]), images) and indices.tolist() == [4, 9] and targets.tolist() == [0, 0]
 
 
 def test_two_views_are_two_draws(frames):
-    batches = loader.FrameLoader(frames, augment.Recipe("moco_v2", 32), 48, 0, 0, "cpu", views=2)
+    batches = batches_of(frames, augment.Recipe("moco_v2", 32), 48, 0, 0, views=2)
     ((first, second), _, _), = batches.epoch(0)  # fmt: skip
     assert (first - second).abs().mean((1, 2, 3)).min() > 0.01
 
 
 @pytest.mark.parametrize("words, match", [
-    (dict(batch_size=9, world_size=2), "--batch-size 9"), (dict(batch_size=49, drop_last=True), "48 images"),
+    (dict(batch_size=9, context=ProcessContext(0, 2)), "--batch-size 9"),
+    (dict(batch_size=49, drop_last=True), "48 images"),
 ])  # fmt: skip
 def test_batches_that_cannot_be_made_are_refused(frames, words, match):
     with pytest.raises(UserError, match=match):
-        loader.FrameLoader(frames, augment.Recipe("none", 32), workers=0, seed=0, device="cpu", **words)
+        batches_of(frames, augment.Recipe("none", 32), **words)
 
 
 # Draws
@@ -114,8 +128,8 @@ def test_batches_that_cannot_be_made_are_refused(frames, words, match):
 def test_an_epoch_entered_in_the_middle_goes_on_bit_by_bit_whatever_the_workers(frames, workers, on):
     recipe = augment.Recipe("released", 48, on)
     states = torch.get_rng_state(), np.random.get_state()[1].copy(), random.getstate()
-    alone = loader.FrameLoader(frames, recipe, 10, 0, 5, "cpu")
-    several = loader.FrameLoader(frames, recipe, 10, workers, 5, "cpu")
+    alone = batches_of(frames, recipe, 10, 0, 5)
+    several = batches_of(frames, recipe, 10, workers, 5)
     whole = {epoch: list(alone.epoch(epoch)) for epoch in (3, 4)}
     next(several.epoch(3))  # an epoch left at once
     for epoch, start in [(3, 0), (4, 2), (3, 4), (3, 1)]:
@@ -130,12 +144,10 @@ def test_an_epoch_entered_in_the_middle_goes_on_bit_by_bit_whatever_the_workers(
 
 def test_a_sample_is_the_same_in_every_share_but_not_in_every_place(frames):
     recipe = augment.Recipe("released", 48)
-    (whole, _, _), *_ = loader.FrameLoader(frames, recipe, 12, 0, 0, "cpu").epoch(0)
-    halves = [
-        next(loader.FrameLoader(frames, recipe, 12, 0, 0, "cpu", rank=r, world_size=2).epoch(0))[0] for r in (0, 1)
-    ]
+    (whole, _, _), *_ = batches_of(frames, recipe, 12, 0, 0).epoch(0)
+    halves = [next(batches_of(frames, recipe, 12, 0, 0, context=ProcessContext(r, 2)).epoch(0))[0] for r in (0, 1)]
     assert torch.equal(torch.stack(halves, 1).flatten(0, 1), whole)
-    repeated = loader.FrameLoader(frames, recipe, 8, 0, 0, "cpu", order=lambda epoch: np.full(8, 7))
+    repeated = batches_of(frames, recipe, 8, 0, 0, source=lambda epoch: np.full(8, 7))
     same = next(repeated.epoch(0))[0]
     assert all(not torch.equal(a, b) for i, a in enumerate(same) for b in same[:i])
 
@@ -143,7 +155,7 @@ def test_a_sample_is_the_same_in_every_share_but_not_in_every_place(frames):
 def test_pixels_are_those_of_torchvisions_pipeline(frames):
     plain = transforms.Compose([transforms.ToTensor(), transforms.Normalize(loader.MEAN, loader.STD)])
     theirs = torch.stack([each for each, _ in datasets.ImageFolder(PHOTOS, plain)])
-    batches = loader.FrameLoader(frames, augment.Recipe("none", 224), 20, 0, 0, "cpu", train=False)
+    batches = batches_of(frames, augment.Recipe("none", 224), 20, 0, 0, train=False)
     images, targets, indices = (torch.cat(each) for each in zip(*batches.epoch(0), strict=True))
     assert images.dtype == torch.float32 and targets.dtype == indices.dtype == torch.int64
     assert torch.allclose(images, theirs, atol=1e-5)
@@ -153,7 +165,7 @@ def test_pixels_are_those_of_torchvisions_pipeline(frames):
 
 
 def test_colors_from_the_device_are_those_from_the_worker(frames):
-    ours = [next(loader.FrameLoader(frames, augment.Recipe("moco_v2", 64, on), 48, 0, 0, "cpu").epoch(0))[0]
+    ours = [next(batches_of(frames, augment.Recipe("moco_v2", 64, on), 48, 0, 0).epoch(0))[0]
             for on in ("worker", "device")]  # fmt: skip
     gray_levels = 255 * min(loader.STD)
     assert ((ours[0] - ours[1]).abs().mean((1, 2, 3)) * gray_levels).max() < 2
@@ -185,7 +197,7 @@ def spoil(folder, i, kind="cut"):
 def test_in_training_the_next_good_frame_of_the_class_stands_in(many, capsys, kind, workers):
     frames = loader.FrameFolder(many)
     spoil(many, 99, kind)
-    batches = loader.FrameLoader(frames, augment.Recipe("none", 32), 32, workers, 0, "cpu")
+    batches = batches_of(frames, augment.Recipe("none", 32), 32, workers, 0)
     for epoch in range(2):
         came = list(batches.epoch(epoch))
         indices = torch.cat([each for _, _, each in came])
@@ -200,7 +212,7 @@ def test_in_evaluation_a_bad_image_is_left_out(many, capsys):
     frames = loader.FrameFolder(many)
     for i in (0, 49, *range(120, 150)):
         spoil(many, i)
-    batches = loader.FrameLoader(frames, augment.Recipe("none", 32), 10, 0, 0, "cpu", train=False)
+    batches = batches_of(frames, augment.Recipe("none", 32), 10, 0, 0, train=False)
     came = list(batches.epoch(0))
     indices = torch.cat([each for _, _, each in came]).tolist()
     assert indices == [*range(1, 49), *range(50, 120)] and list(batches.bad) == [0, 49, *range(120, 150)]
@@ -213,7 +225,7 @@ def test_more_than_one_in_a_hundred_ends_the_training_with_the_list(many, worker
     frames = loader.FrameFolder(many)
     spoil(many, 3)
     spoil(many, 77, "empty")
-    batches = loader.FrameLoader(frames, augment.Recipe("none", 32), 32, workers, 0, "cpu")
+    batches = batches_of(frames, augment.Recipe("none", 32), 32, workers, 0)
     message = ""
     try:  # pytest.raises would keep the error and with it, in a ring of references, the workers
         list(batches.epoch(0))
@@ -227,17 +239,17 @@ def test_a_class_without_a_good_image_ends_the_training(many):
     for i in range(50, 100):
         spoil(many, i, "text")
     with pytest.raises(UserError, match="images .* cannot be read, too many"):
-        list(loader.FrameLoader(frames, augment.Recipe("none", 32), 150, 0, 0, "cpu").epoch(0))
+        list(batches_of(frames, augment.Recipe("none", 32), 150, 0, 0).epoch(0))
 
 
 def test_a_step_without_any_image_is_no_step(many):
     image(many / "c3" / "150.png")
     frames = loader.FrameFolder(many)
     spoil(many, 150)  # the only one of its class, less than one in a hundred of all
-    batches = loader.FrameLoader(frames, augment.Recipe("none", 32), 151, 0, 0, "cpu")
+    batches = batches_of(frames, augment.Recipe("none", 32), 151, 0, 0)
     assert sum(len(indices) for indices in taken(batches)) == 150
     with pytest.raises(UserError, match="c3/150.png"):
-        taken(loader.FrameLoader(frames, augment.Recipe("none", 32), 1, 0, 0, "cpu"))
+        taken(batches_of(frames, augment.Recipe("none", 32), 1, 0, 0))
 
 
 # Workers
@@ -247,10 +259,12 @@ PROGRAM = """
 import multiprocessing, os, signal, sys
 from moco import cli
 from moco.data import augment, loader
+from moco.distributed import ProcessContext
 
 def main():
     frames = loader.FrameFolder(sys.argv[1])
-    batches = loader.FrameLoader(frames, augment.Recipe("released", 32), 4, 2, 0, "cpu")
+    sampler = loader.EpochSampler(len(frames), 4)
+    batches = loader.FrameLoader(frames, augment.Recipe("released", 32), sampler, "cpu", 2)
     epoch = batches.epoch(0)
     next(epoch)
     workers = multiprocessing.active_children()

@@ -72,6 +72,11 @@ def select_device(name, local_rank=0):
     return torch.device(name)
 
 
+def no_tf32():
+    """A context in which a GPU computes convolutions and matrix products in float32, not in TF32."""
+    return torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=False, allow_tf32=False)
+
+
 def all_like(device):
     """The devices among which one process may share work that device could do alone: all GPUs for a GPU."""
     return [torch.device("cuda", n) for n in range(torch.cuda.device_count())] if device.type == "cuda" else [device]

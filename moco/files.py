@@ -89,9 +89,15 @@ def write_json(path, value):
     write_text(path, json.dumps(value, indent=1) + "\n")
 
 
-def make_output_dir(path):
-    """The folder path as a Path, made if it is missing; UserError where that cannot be, or nothing may be written."""
+def make_output_dir(path, data=()):
+    """The folder path as a Path, made if it is missing; UserError where that cannot be, or nothing may be written.
+
+    data: folders of images, inside which path may not be: what is written there would become a class of theirs.
+    """
     path = Path(path)
+    for folder in data:
+        if path.resolve().is_relative_to(Path(folder).resolve()):
+            raise UserError(f"--save-dir {path} is inside the data folder {folder}; choose a folder outside of it")
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:

@@ -80,6 +80,20 @@ def spatial_trunk(model):
     )
 
 
+def check_image_size(model, size):
+    """UserError where model cannot take images of size x size pixels, found by running it once on a blank one."""
+    was_training = model.training
+    weight = next(model.parameters())
+    try:
+        with torch.no_grad():
+            model.eval()(torch.zeros(1, 3, size, size, device=weight.device, dtype=weight.dtype))
+    except (RuntimeError, ValueError, AssertionError) as error:
+        reason = str(error).split("\n")[0]
+        raise UserError(f"--image-size {size}: {type(model).__name__} cannot take it ({reason})") from error
+    finally:
+        model.train(was_training)
+
+
 def freeze(module):
     """Stop all learning in module: no gradients, batch norm and dropout as in evaluation. Returns module."""
     return module.requires_grad_(False).eval()

@@ -122,7 +122,7 @@ class Look:
         maps, self.low, self.high = [], np.inf, -np.inf
         self.darkest, self.brightest = np.full(3, 255, np.uint8), np.zeros(3, np.uint8)
         mean, std = (255 * torch.tensor([loader.MEAN, loader.STD], device=device)[:, :, None, None]).unbind()
-        with cli.Progress(len(clip), "maps", "frames") as progress, features.no_tf32():
+        with cli.Progress(len(clip), "maps", "frames") as progress, distributed.no_tf32():
             for batch in _batches(clip, min(batch_size, features.BATCH)):
                 images = torch.from_numpy(batch).to(device).permute(0, 3, 1, 2).float().sub_(mean).div_(std)
                 with torch.inference_mode():

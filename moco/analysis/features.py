@@ -55,7 +55,7 @@ def extract_features(trunk, frames, images, size, workers, device, cache):
     if path.exists():
         return np.load(path, mmap_mode="r")
     rows = None
-    with files.atomic_write(path) as part, cli.Progress(len(images), "features", "images") as progress, no_tf32():
+    with files.atomic_write(path) as part, cli.Progress(len(images), "features", "images") as progress, distributed.no_tf32():
         for found, indices in _forward(trunk.eval(), frames, images, size, workers, distributed.all_like(device)):
             check_finite(found, [frames.path(i) for i in indices])
             if rows is None:
@@ -83,11 +83,6 @@ def _forward(trunk, frames, images, size, workers, devices):
         found = [(network(pictures), indices) for network, (pictures, _, indices) in pairs]  # a GPU does not wait
         for rows, indices in found:
             yield rows.cpu().numpy(), indices
-
-
-def no_tf32():
-    """The context in which a GPU's convolutions compute in float32 and not in its short form TF32."""
-    return torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=False, allow_tf32=False)
 
 
 def check_finite(features, names):

@@ -3,7 +3,7 @@
 import numpy as np
 import torch
 
-from moco import cli, models
+from moco import cli, distributed, models
 from moco.analysis import features
 from moco.cli import UserError
 from moco.data import augment, loader
@@ -20,7 +20,7 @@ def layer_means(model, layers, frames, size, batch_size, workers, device, sample
     batches = loader.in_order(frames, recipe, device, workers, sample, batch_size)
     network = models.LayerMeans(model.eval(), layers).to(device, memory_format=torch.channels_last)
     seen = 0
-    with cli.Progress(total, "units", "images") as progress, features.no_tf32():
+    with cli.Progress(total, "units", "images") as progress, distributed.no_tf32():
         for images, labels, indices in batches.epoch(0):
             with torch.inference_mode():  # in parts: a layer near the input is large
                 parts = [network(part) for part in images.split(features.BATCH)]

@@ -1,11 +1,11 @@
-"""How much of ImageNet a trunk that a child's videos taught makes learnable: fine-tune it, whole or its head alone.
+"""Fine-tune on ImageNet: how much of it is learnable from a backbone that a child's videos taught.
 
     python imagenet_finetuning.py imagenet --model-path TC-SAY.tar --freeze-trunk --save-dir TC-SAY-linear
 
 The paper has two protocols: linear, as above; and 1 %, the whole network on --frac-retained 0.01 of the images first,
-then linear from what came out. In: a folder with train/ and val/, and a start checkpoint. Out, in --save-dir, after
-every epoch: ft_IN_START and best_ft_IN_START, log.jsonl, training_curve.pdf and .png; and train_list.txt, the images
-trained on.
+then linear from the result. In: a folder with train/ and val/, and a start checkpoint. Out, in --save-dir, after every
+epoch: ft_IN_START and best_ft_IN_START, log.jsonl, training_curve.pdf and .png; and train_list.txt, the images trained
+on.
 """
 
 from pathlib import Path
@@ -13,28 +13,42 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from moco import checkpoint, cli, distributed, files, models, plots
+from moco import checkpoint, cli, distributed, files, models
 from moco.cli import UserError
 from moco.data import augment, loader
 from moco.training import engine
-from moco.training.run import Run
+from moco.training.run import CheckpointFormat, Run, RunOptions
 
 
 def parse_args(argv=None):
     parser = cli.parser(__doc__)
     add = parser.add_argument
-    add("data", help="folder with train/ and val/, each with a folder of images a class")
-    add("--model-path", metavar="FILE", help="start from the trunk in this checkpoint; without one from random weights")
-    add("--model", type=models.arch_name, metavar="ARCH", help="architecture where no file says it: resnext50_32x4d")
-    add("--n_out", type=cli.number(int, 1), help="outputs of the start checkpoint; read from it, checked if given")
-    add("--freeze-trunk", action="store_true", help="train the head alone, on a trunk that does not change at all")
+    add("data", help="folder with train/ and val/, each with one folder of images per class")
+    add("--model-path", metavar="FILE", help="checkpoint whose backbone training starts from (default: random weights)")
+    add(
+        "--model",
+        type=models.arch_name,
+        metavar="ARCH",
+        help="architecture, if not stored in the checkpoint (default: resnext50_32x4d)",
+    )
+    add(
+        "--n_out", type=cli.number(int, 1), help="number of outputs of the start checkpoint; read from it, checked here"
+    )
+    add("--freeze-trunk", action="store_true", help="train the head alone, on a frozen backbone")
     add("--frac-retained", type=cli.number(float, 0, 1), default=1.0, help="share of each class's images to train on")
-    add("--train-list", metavar="FILE", help="train on the images this file names, such as train_list.txt")
-    add("--evaluate", action="store_true", help="only say how well the checkpoint at --model-path does on val/")
-    add("--epochs", type=cli.number(int, 1), default=25, help="passes over the images")
-    add("--schedule", type=int, nargs="*", default=[23, 24], help="epochs from which on the learning rate is x 0.2")
-    cli.shared_flags(parser, "--batch-size", "--lr", "--image-size", "--print-freq", "--workers")
-    cli.shared_flags(parser, "--save-dir", "--seed", "--device", "--precision", "--overwrite")
+    add("--train-list", metavar="FILE", help="train on the images listed in this file, such as train_list.txt")
+    add("--evaluate", action="store_true", help="only report the accuracy of the checkpoint at --model-path on val/")
+    add("--epochs", type=cli.number(int, 1), default=25, help="number of epochs")
+    add(
+        "--schedule",
+        type=int,
+        nargs="*",
+        default=[23, 24],
+        help="epochs at which the learning rate is multiplied by 0.2",
+    )
+    cli.shared_flags(parser, "--batch-size", "--lr", "--image-size", "--workers")
+    cli.shared_flags(parser, "--save-dir", "--seed", "--device", "--overwrite")
+    engine.add_flags(parser)
     Run.add_flags(parser)
     distributed.add_flags(parser)
     parser.set_defaults(print_freq=5000)
@@ -44,96 +58,102 @@ def parse_args(argv=None):
     return args
 
 
-def learning_rate(epoch, lr, schedule):
-    """lr, divided by five at every epoch of the schedule that has come."""
-    return lr * 0.2 ** sum(epoch >= milestone for milestone in schedule)
-
-
 def retained(labels, share, seed):
     """Sorted indices of a random share of the images of every class (labels, (N,)), at least one of each."""
-    draws = np.random.default_rng(seed)
+    random = np.random.default_rng(seed)
     kept = []
     for label in np.unique(labels):
         images = np.flatnonzero(labels == label)
-        kept.append(draws.permutation(images)[: max(1, round(share * len(images)))])
+        kept.append(random.permutation(images)[: max(1, round(share * len(images)))])
     return np.sort(np.concatenate(kept))
 
 
 def listed(frames, path):
-    """Sorted indices of the images of frames that the file at path names, one a line, as CLASS/NAME."""
-    try:
-        names = Path(path).read_text(encoding="utf-8").split("\n")
-    except OSError as error:
-        raise UserError(f"cannot read --train-list {path}: {error.strerror}") from error
+    """Sorted indices of the images of frames that the file at path names, one CLASS/NAME per line."""
+    names = files.read_lines(path)
+    if not names:
+        raise UserError(f"--train-list {path} names no image")
     index = {frames.name(i): i for i in range(len(frames))}
-    wanted = [name for name in names if name]
-    if unknown := [name for name in wanted if name not in index]:
-        raise UserError(f"--train-list {path} names {unknown[0]}, which {frames.folder} does not hold")
-    return np.unique([index[name] for name in wanted])
+    if unknown := [name for name in names if name not in index]:
+        raise UserError(f"--train-list {path} names {unknown[0]}, which is not in {frames.folder}")
+    return np.unique([index[name] for name in names])
+
+
+def start_network(args, n_out):
+    """(arch, network) with n_out outputs and a random head, on the backbone that the flags name."""
+    weights = checkpoint.weights(args.model_path, args.model) if args.model_path else None
+    if weights and args.n_out not in (None, weights.n_out):
+        raise UserError(f"the head of {args.model_path} has {weights.n_out} outputs, not {args.n_out}")
+    arch = weights.arch if weights else args.model or "resnext50_32x4d"
+    network = models.build(arch, n_out)
+    if weights:
+        checkpoint.fill(network, weights, drop_head=True)
+    models.check_image_size(network, args.image_size)
+    if args.freeze_trunk:
+        models.freeze(network)
+        models.head(network).requires_grad_(True)
+    return arch, network
 
 
 def evaluate(args, context, batches):
-    """Print top-1 and top-5 of the checkpoint at --model-path."""
-    model, found = checkpoint.load(args.model_path, args.model, args.n_out)
-    classes = len(batches.frames.classes)
-    if found.n_out != classes:
-        raise UserError(f"{args.model_path} has {found.n_out} outputs and {batches.frames.folder} {classes} classes")
-    result = engine.evaluate(distributed.wrap(models.freeze(model), context), batches, context)
+    """Print top-1 and top-5 accuracy of the checkpoint at --model-path."""
+    opened = checkpoint.open_model(args.model_path, args.model, args.n_out, head_required=True)
+    n_out, classes = models.head(opened.network).out_features, batches.frames.classes
+    if n_out != len(classes):
+        raise UserError(
+            f"{args.model_path} has {n_out} outputs, but {batches.frames.folder} has {len(classes)} classes"
+        )
+    if opened.classes not in (None, classes):
+        different = next(pair for pair in zip(opened.classes, classes, strict=True) if pair[0] != pair[1])
+        raise UserError(f"{args.model_path} was trained on other classes: {different[0]} where {different[1]} is now")
+    models.check_image_size(opened.network, args.image_size)
+    network = distributed.wrap(models.freeze(opened.network), context)
+    result = engine.evaluate(network, batches, context)
     if context.is_main:
         accuracies = f"top-1 {result['acc1']:.2f} %, top-5 {result['acc5']:.2f} %"
         print(f"{args.model_path}: {accuracies}, {result['images']} images")
 
 
 def train(args, context):
-    """One process of the fine-tuning, or of the evaluation."""
+    """The fine-tuning, or the evaluation, in one of its processes."""
     val = loader.FrameFolder(Path(args.data) / "val")
-    crops = augment.Recipe("center", args.image_size)
     in_order = loader.EpochSampler(len(val), args.batch_size, context=context, train=False)
-    tests = loader.FrameLoader(val, crops, in_order, context.device, args.workers)
+    center = augment.Recipe("center", args.image_size)
+    val_batches = loader.FrameLoader(val, center, in_order, context.device, args.workers)
     if args.evaluate:
-        return evaluate(args, context, tests)
+        return evaluate(args, context, val_batches)
 
     frames = loader.FrameFolder(Path(args.data) / "train")
     if frames.classes != val.classes:
-        raise UserError(f"train/ and val/ of {args.data} hold different classes")
-    images = retained(frames.labels(), args.frac_retained, args.seed)
+        raise UserError(f"train/ and val/ of {args.data} have different classes")
     if args.train_list:
         images = listed(frames, args.train_list)
-    crops = augment.Recipe("imagenet", args.image_size)
+    else:
+        images = retained(frames.labels(), args.frac_retained, args.seed)
     sampler = loader.EpochSampler(images, args.batch_size, args.seed, context)
+    crops = augment.Recipe("imagenet", args.image_size)
     batches = loader.FrameLoader(frames, crops, sampler, context.device, args.workers)
 
     torch.manual_seed(args.seed)
-    start = checkpoint.weights(args.model_path, args.model) if args.model_path else None
-    if start and args.n_out not in (None, start.n_out):
-        raise UserError(f"--n_out {args.n_out} does not fit {args.model_path}: its head has {start.n_out} outputs")
-    arch = start.arch if start else args.model or "resnext50_32x4d"
-    model = models.build(arch, len(frames.classes))
-    if start:
-        checkpoint.fill(model, start, drop_head=True)
-    if args.freeze_trunk:
-        models.freeze(model)
-        models.head(model).requires_grad_(True)
-    dtype = engine.resolve_dtype(args.precision, context.device, arch)
-    model = engine.prepare(model, context, dtype)
-    learning = [weight for weight in model.parameters() if weight.requires_grad]
-    optimizer = torch.optim.Adam(learning, args.lr, fused=context.supports_fused)
-    name = f"ft_IN_{Path(args.model_path or arch + '.tar').name}"
-    facts = {"arch": arch, "n_out": len(frames.classes), "classes": frames.classes, "images": len(images)}
-    run = Run(args, context, model, optimizer, name, facts)
+    arch, network = start_network(args, len(frames.classes))
+    dtype = engine.resolve_dtype(args.precision, context.device, arch, args.compile)
+    model = engine.prepare(network, context, dtype, args.compile, args.deterministic)
+    trainable = [weight for weight in model.parameters() if weight.requires_grad]
+    optimizer = torch.optim.Adam(trainable, args.lr, fused=context.supports_fused)
+
+    checkpoints = CheckpointFormat(f"ft_IN_{Path(args.model_path or arch + '.tar').name}", suffix="", digits=None)
+    metadata = {"arch": arch, "n_out": len(frames.classes), "classes": frames.classes, "images": len(images)}
+    run = Run(RunOptions.from_args(args), context, model, optimizer, checkpoints, metadata, dtype)
     if context.is_main:
-        names = [frames.name(i) for i in images]
-        files.write_text(run.folder / "train_list.txt", "\n".join(names) + "\n")
+        files.write_text(run.folder / "train_list.txt", "".join(f"{frames.name(i)}\n" for i in images))
     for epoch in run.epochs():
-        for group in optimizer.param_groups:
-            group["lr"] = learning_rate(epoch, args.lr, args.schedule)
-        record = engine.train_one_epoch(run, model, batches, optimizer, dtype, args.print_freq)
-        found = engine.evaluate(model, tests, context)
-        run.say(f"epoch {epoch}: val top-1 {found['acc1']:.2f} %, top-5 {found['acc5']:.2f} %, lr {group['lr']:g}")
-        is_best = all(found["acc1"] > past.get("val_acc1", -1) for past in run.records)
-        run.end_epoch(record | {"val_acc1": found["acc1"], "val_acc5": found["acc5"]}, is_best)
-        if context.is_main:
-            plots.training_curve(run.records, run.folder / "training_curve")
+        lr = engine.step_learning_rate(epoch, args.lr, args.schedule, 0.2)
+        engine.set_learning_rate(optimizer, lr)
+        record = engine.train_one_epoch(run, model, batches, optimizer, engine.classification_objective)
+        result = engine.evaluate(model, val_batches, context)
+        run.print(f"epoch {epoch}: val top-1 {result['acc1']:.2f} %, top-5 {result['acc5']:.2f} %, lr {lr:g}")
+        is_best = all(result["acc1"] > past.get("val_acc1", -1) for past in run.records)
+        run.end_epoch(record | {"val_acc1": result["acc1"], "val_acc5": result["acc5"]}, is_best)
 
 
 def main(argv=None):

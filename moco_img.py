@@ -1,13 +1,13 @@
-"""Learn to see by telling frames of a child's life apart: MoCo, where two augmentations of one frame belong together.
+"""MoCo on images: learn to see by telling frames apart, where two augmentations of one frame belong together.
 
 A query must find the key of the same frame among those of many others (static contrastive learning: Orhan, Gupta &
 Lake, 2020, section 4.2, with He et al.'s MoCo, 2020).
 
     python moco_img.py frames_S -a resnext50_32x4d --lr 0.015 --mlp --moco-t 0.2 --aug-plus --cos --save-dir moco_img-S
 
-In: a folder of frames. Out, in --save-dir: moco_img_checkpoint_NNNN.pth.tar after every epoch, last.tar to continue
-from, log.jsonl, training_curve.pdf and .png. Accuracy is that of finding the key among all keys of the queue: high
-while the queue still holds its first, random keys, then low, then rising.
+In: a folder of frames. Out, in --save-dir: moco_img_checkpoint_NNNN.pth.tar after every epoch, last.tar to resume
+from, log.jsonl, training_curve.pdf and .png. Accuracy is that of finding the right key among all keys of the queue:
+high while the queue still holds its initial random keys, then low, then rising.
 """
 
 import moco_utils
@@ -16,12 +16,15 @@ from moco.data import loader
 
 
 def parse_args(argv=None):
-    return moco_utils.parse_args(__doc__, argv)
+    parser = moco_utils.parser(__doc__)
+    cli.shared_flags(parser, "--batch-size")
+    return parser.parse_args(argv)
 
 
 def train(args, context):
-    """One process of the training."""
-    moco_utils.train(args, context, "moco_img", loader.FrameFolder(args.data), pairs=args.batch_size)
+    """The training, in one of its processes."""
+    frames = loader.FrameFolder(args.data)
+    moco_utils.train(args, context, "moco_img", frames, source=len(frames), pairs=args.batch_size)
 
 
 def main(argv=None):

@@ -1,13 +1,13 @@
-"""Learn to see by telling moments of a child's life apart: MoCo, where a frame belongs together with its neighbor.
+"""MoCo over time: learn to see by telling moments apart, where a frame and its neighbor belong together.
 
 A query must find the key of a frame next to it in time among those of many others (temporal contrastive learning:
 Orhan, Gupta & Lake, 2020, section 4.2, with He et al.'s MoCo, 2020).
 
     python moco_temp.py frames_S -a resnext50_32x4d --lr 0.015 --mlp --moco-t 0.2 --aug-plus --cos --save-dir temp-S
 
-In: a folder of frames, with the manifest of read_saycam.py or in the order of time within each class. Out, in
---save-dir: moco_temp_checkpoint_NNNN.pth.tar after every epoch, last.tar to continue from, log.jsonl,
-training_curve.pdf and .png. --batch-size counts frames, two a pair.
+In: a folder of frames, with the manifest of read_saycam.py or in order of time within each class. Out, in --save-dir:
+moco_temp_checkpoint_NNNN.pth.tar after every epoch, last.tar to resume from, log.jsonl, training_curve.pdf and .png.
+--batch-size counts frames, two per pair.
 """
 
 from functools import partial
@@ -18,23 +18,24 @@ from moco.data import loader
 from moco_utils import EpochPairs, TemporalPairs
 
 
-def add_flags(parser):
-    """Add the flags that say which frames are neighbors to parser."""
-    add = parser.add_argument
-    add("--pos-window", type=cli.number(int, 1), default=1, metavar="FRAMES", help="how far away a neighbor may be")
-    add("--published-sampling", action="store_true", help="draw the frame before or the frame itself, across videos")
-
-
 def parse_args(argv=None):
-    return moco_utils.parse_args(__doc__, argv, add_flags)
+    parser = moco_utils.parser(__doc__)
+    add = parser.add_argument
+    add("--pos-window", type=cli.number(int, 1), default=1, metavar="FRAMES", help="distance of a neighbor, at most")
+    add(
+        "--published-sampling",
+        action="store_true",
+        help="as the published code: pair a frame with the one before it or with itself, also across videos",
+    )
+    cli.shared_flags(parser, "--batch-size", help="frames per step, two per pair, over all processes")
+    return parser.parse_args(argv)
 
 
 def train(args, context):
-    """One process of the training."""
+    """The training, in one of its processes."""
     frames = loader.FrameFolder(args.data)
-    sampler = TemporalPairs(frames, args.batch_size, args.seed, args.pos_window, args.published_sampling)
-    order = partial(EpochPairs, sampler)
-    moco_utils.train(args, context, "moco_temp", frames, pairs=sampler.pairs, order=order)
+    pairs = TemporalPairs(frames, args.batch_size, args.seed, args.pos_window, args.published_sampling)
+    moco_utils.train(args, context, "moco_temp", frames, source=partial(EpochPairs, pairs), pairs=pairs.per_batch)
 
 
 def main(argv=None):

@@ -6,6 +6,11 @@ import os
 from contextlib import contextmanager
 from pathlib import Path
 
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
+
 from moco.cli import UserError
 
 TEMPORARY = ".part"  # the ending of a file that is being written
@@ -113,3 +118,31 @@ def refuse_overwrite(path, overwrite):
     if path.exists() and not overwrite:
         raise UserError(f"{path} exists; give --overwrite to replace it, or another --save-dir")
     return path
+
+
+def read_lines(path):
+    """The lines of a user's text file that are not empty; UserError where it is not UTF-8 text."""
+    try:
+        text = Path(path).read_text(encoding="utf-8-sig")
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is not UTF-8 text; save it as UTF-8") from error
+    return [line.removesuffix("\r") for line in text.split("\n") if line.strip()]
+
+
+def lock(folder):
+    """Lock folder against other processes until the returned file is closed or this process ends.
+
+    UserError if another process has it locked. On file systems and machines without locks nothing is locked.
+    """
+    file = open(Path(folder) / ".run.lock", "a", encoding="utf-8")  # noqa: SIM115 (it stays open)
+    try:
+        if fcntl:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno in (errno.EACCES, errno.EAGAIN):
+            raise UserError(f"another run is writing to {folder}; wait for it, or choose another --save-dir") from error
+        if error.errno not in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP):
+            raise
+    return file

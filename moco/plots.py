@@ -37,22 +37,30 @@ def _figure(path, width, height):
                 figure.savefig(part, dpi=150, metadata=metadata)
 
 
-def training_curve(records, path):
-    """Loss and top-1 accuracy by epoch, to path + '.pdf' and '.png'.
+NOT_METRICS = ("epoch", "step", "images", "images_per_second", "waiting", "lr")
+METRIC_LABELS = {"loss": "loss", "acc1": "top-1 accuracy (%)", "acc5": "top-5 accuracy (%)"}
 
-    records: one dict an epoch with 'epoch' and, where they are known, 'loss', 'acc1' and 'val_acc1' (%).
+
+def training_curve(records, path):
+    """The loss and every metric by epoch, a panel each, to path + '.pdf' and '.png'.
+
+    records: one dict per epoch with 'epoch' and, where they are known, 'loss', the metrics of the objective, and
+    'val_' + the name of a metric for its value on the test images.
     """
-    with _figure(path, 7, 2.8) as figure:
-        loss, accuracy = figure.subplots(1, 2)
-        _line(loss, records, "loss", COLORS[0], "training")
-        _line(accuracy, records, "acc1", COLORS[0], "training")
-        _line(accuracy, records, "val_acc1", COLORS[1], "test")
-        loss.set(xlabel="epoch", ylabel="cross-entropy loss")
-        loss.set_ylim(0, 1.05 * loss.get_ylim()[1])
-        accuracy.set(xlabel="epoch", ylabel="top-1 accuracy (%)", ylim=(0, 100))
-        if len(accuracy.lines) > 1:
-            accuracy.legend(loc="best")
-        for axes in (loss, accuracy):
+    names = [name for record in records for name in record if name not in NOT_METRICS]
+    names = list(dict.fromkeys(name.removeprefix("val_") for name in names))
+    with _figure(path, 3.5 * max(len(names), 1), 2.8) as figure:
+        for axes, name in zip(figure.subplots(1, max(len(names), 1), squeeze=False)[0], names, strict=False):
+            _line(axes, records, name, COLORS[0], "training")
+            _line(axes, records, f"val_{name}", COLORS[1], "test")
+            axes.set(xlabel="epoch", ylabel=METRIC_LABELS.get(name, name))
+            if name.startswith("acc"):
+                axes.set_ylim(0, 100)
+            elif name == "loss":
+                low, high = axes.get_ylim()
+                axes.set_ylim(min(0, low), max(0, 1.05 * high))
+            if len(axes.lines) > 1:
+                axes.legend(loc="best")
             axes.xaxis.set_major_locator(MaxNLocator(integer=True))
             axes.grid(axis="y", color="0.9")
 

@@ -20,10 +20,10 @@ def flags(args):
     return {flag: str(value) if isinstance(value, Path) else value for flag, value in recorded.items()}
 
 
-def write(folder, args, checkpoints=None):
+def write(folder, flags, checkpoints=None):
     """Write args.json into folder: the flags, the versions, the commit, and {name: SHA-256} of checkpoints used."""
     versions = {"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__}
-    record = {**flags(args), "versions": versions, "commit": commit()}
+    record = {**flags, "versions": versions, "commit": commit()}
     if checkpoints:
         record["checkpoints"] = checkpoints
     files.write_json(Path(folder) / "args.json", record)

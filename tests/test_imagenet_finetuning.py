@@ -12,6 +12,7 @@ from hypothesis import strategies
 import imagenet_finetuning
 from moco import checkpoint, models
 from moco.cli import UserError
+from moco.training import engine
 from tests.conftest import make_frames
 from tests.support.training import everything, same
 
@@ -37,7 +38,7 @@ def tune(data, save_dir, *flags):
 
 
 def test_learning_rate_falls_to_a_fifth_at_each_milestone():
-    rates = [imagenet_finetuning.learning_rate(epoch, 5e-4, [23, 24]) for epoch in range(25)]
+    rates = [engine.step_learning_rate(epoch, 5e-4, [23, 24], 0.2) for epoch in range(25)]
     assert rates[:23] == [5e-4] * 23
     assert rates[23:] == pytest.approx([1e-4, 2e-5])
 
@@ -85,7 +86,7 @@ def test_the_list_of_images_is_written_and_read_back(data, tmp_path):
     tune(data, tmp_path / "b", "--epochs", 1, "--train-list", tmp_path / "a" / "train_list.txt")
     assert (tmp_path / "b" / "train_list.txt").read_text().split() == names
     (tmp_path / "list.txt").write_text("class_0000/nothing.jpeg\n")
-    with pytest.raises(UserError, match="names class_0000/nothing.jpeg, which .*train does not hold"):
+    with pytest.raises(UserError, match="names class_0000/nothing.jpeg, which is not in .*train"):
         tune(data, tmp_path / "c", "--train-list", tmp_path / "list.txt")
 
 
@@ -132,12 +133,12 @@ def test_only_the_files_of_a_first_epoch_are_replaced_without_last_tar(data, tmp
 
 
 def test_wrong_input_is_one_line(data, tmp_path):
-    with pytest.raises(UserError, match="--n_out 9 does not fit .* 7 outputs"):
+    with pytest.raises(UserError, match="the head of .* has 7 outputs, not 9"):
         tune(data, tmp_path / "run", "--n_out", 9)
-    with pytest.raises(UserError, match="has 7 outputs and .*val 3 classes"):
+    with pytest.raises(UserError, match="has 7 outputs, but .*val has 3 classes"):
         tune(data, tmp_path / "run", "--evaluate")
     with pytest.raises(UserError, match="--evaluate needs --model-path"):
         imagenet_finetuning.parse_args([str(data), "--evaluate"])
     (data / "train" / "class_0002").rename(data / "train" / "class_0005")
-    with pytest.raises(UserError, match="hold different classes"):
+    with pytest.raises(UserError, match="have different classes"):
         tune(data, tmp_path / "run")

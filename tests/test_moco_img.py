@@ -64,15 +64,15 @@ def cut_after(steps, monkeypatch, frames, save_dir):
     """A run that saves after every step and dies in the step after so many."""
     taken = []
 
-    def after_step(run):
+    def save_if_due(run):
         taken.append(1)
         if len(taken) > steps:
             raise InterruptedError
         original(run)
 
-    original = Run.after_step
+    original = Run.save_if_due
     with monkeypatch.context() as patch:
-        patch.setattr(Run, "after_step", after_step)
+        patch.setattr(Run, "save_if_due", save_if_due)
         with pytest.raises(InterruptedError):
             train(frames, save_dir, "--save-minutes", 0)
 
@@ -117,7 +117,7 @@ def test_a_published_file_continues_at_its_epoch(frames, tmp_path, capsys, whole
     published = {key: content[key] for key in ("epoch", "arch", "state_dict", "optimizer")}
     torch.save(published, tmp_path / "0000.pth.tar")
     train(frames, tmp_path / "more", "--resume", tmp_path / "0000.pth.tar")
-    assert "epoch 1 begins anew" in capsys.readouterr().out
+    assert "starting at epoch 1" in capsys.readouterr().out
     names = [path.name for path in sorted((tmp_path / "more").glob("*.pth.tar"))]
     assert names == [LAST]
     assert same(checkpoint.read(whole / LAST)["state_dict"], checkpoint.read(tmp_path / "more" / LAST)["state_dict"])
@@ -139,23 +139,23 @@ def test_an_empty_resume_is_none_and_the_learning_rate_is_the_one_used(frames, t
 def test_several_processes_fill_one_queue(frames, tmp_path):
     two = ("--multiprocessing-distributed", "--processes-per-node", 2, "--epochs", 1)
     output, errors = train_elsewhere(frames, tmp_path / "run", *two).communicate(timeout=120)
-    assert output.count("24 frames, 3 steps of 8 pairs an epoch") == 1, errors
+    assert output.count("24 frames, 3 steps of 8 pairs per epoch") == 1, errors
     content = checkpoint.read(tmp_path / "run" / "last.tar")
     assert content["records"][0]["images"] == 24
     assert content["state_dict"]["module.queue_ptr"].tolist() == [8] and content["args"]["bn_splits"] == 1
 
 
 def test_mistakes_are_one_line_and_a_queue_that_the_data_do_not_fill_is_said(frames, tmp_path, capsys, whole):
-    with pytest.raises(UserError, match="--moco-k 20 is no multiple of the 8 keys of a step; 16 would be"):
+    with pytest.raises(UserError, match="--moco-k 20 is not a multiple of the 8 keys per step; 16 is"):
         train(frames, tmp_path / "run", "--moco-k", 20)
     with pytest.raises(UserError, match="24 images do not fill one batch"):
         train(frames, tmp_path / "run", "--batch-size", 32, "--moco-k", 32)
     assert not (tmp_path / "run").exists()
     shutil.copytree(whole, tmp_path / "run")
-    with pytest.raises(UserError, match="moco_t was 0.07 and is 0.2; give --override"):
+    with pytest.raises(UserError, match="moco_t was 0.07 and is 0.2; --override continues"):
         train(frames, tmp_path / "run", "--moco-t", 0.2, "--resume")
     train(frames, tmp_path / "small", "--epochs", 1, "--moco-k", 32)
-    assert "the 24 frames do not fill --moco-k 32" in capsys.readouterr().out
+    assert "--moco-k 32 exceeds the 24 frames" in capsys.readouterr().out
 
 
 def test_the_last_incomplete_batch_is_left_out(frames, tmp_path):

@@ -21,12 +21,12 @@ def test_a_run_pairs_neighbors_and_continues_bitwise(frames, tmp_path, monkeypat
     """Batches of 8 frames are 4 pairs; 24 frames make 3 of them."""
     seen = []
 
-    def contrast(model, images, targets):
+    def objective(model, images, targets):
         seen.append(images)
         return original(model, images, targets)
 
-    original = moco_utils.contrast
-    monkeypatch.setattr(moco_utils, "contrast", contrast)
+    original = moco_utils.objective
+    monkeypatch.setattr(moco_utils, "objective", objective)
     train(frames, tmp_path / "whole")
     assert len(seen) == 6 and all(len(view) == 4 for images in seen for view in images)
     assert len({image.sum().item() for images in seen for view in images for image in view}) == 48
@@ -42,12 +42,12 @@ def test_each_view_is_another_frame(frames, tmp_path, monkeypatch):
     """Without augmentation the views are the frames themselves: neighbors, or with published draws often one frame."""
     same_frame = []
 
-    def contrast(model, images, targets):
+    def objective(model, images, targets):
         same_frame.extend(torch.equal(a, b) for a, b in zip(*images, strict=True))
         return original(model, images, targets)
 
-    original = moco_utils.contrast
-    monkeypatch.setattr(moco_utils, "contrast", contrast)
+    original = moco_utils.objective
+    monkeypatch.setattr(moco_utils, "objective", objective)
     monkeypatch.setitem(moco_utils.augment.RECIPES, "moco_v1", {})
     train(frames, tmp_path / "ours")
     assert not any(same_frame)
@@ -58,6 +58,6 @@ def test_each_view_is_another_frame(frames, tmp_path, monkeypatch):
 def test_mistakes_are_one_line(frames, tmp_path):
     with pytest.raises(UserError, match="--batch-size 1 makes no pair"):
         train(frames, tmp_path / "run", "--batch-size", 1)
-    with pytest.raises(UserError, match="--moco-k 16 is no multiple of the 3 keys of a step; 15 would be"):
+    with pytest.raises(UserError, match="--moco-k 16 is not a multiple of the 3 keys per step; 15 is"):
         train(frames, tmp_path / "run", "--batch-size", 6)
     assert not (tmp_path / "run").exists()

@@ -1,4 +1,4 @@
-"""One pass over the data: train or evaluate, on any device, in any precision."""
+"""One pass over the data: train on an objective or evaluate a classifier, on any device, in any precision."""
 
 import time
 from contextlib import nullcontext
@@ -7,18 +7,49 @@ import torch
 from torch.nn import functional
 
 from moco import cli, distributed, models
-from moco.training import cpu, metrics
+from moco.training import cpu
+from moco.training.metrics import MetricSums, topk_accuracy
 
 
-def resolve_dtype(name, device, arch, compiled=False):
-    """The dtype that --precision stands for in training; auto is bf16 where that is faster."""
-    if name != "auto":
-        return {"fp32": torch.float32, "bf16": torch.bfloat16}[name]
+def add_flags(parser):
+    """Add the flags of how a step is computed to parser."""
+    cli.shared_flags(parser, "--precision", "--print-freq")
+    add = parser.add_argument
+    add("--compile", action="store_true", help="compile the network: minutes at the start, then faster steps")
+    add("--deterministic", action="store_true", help="bitwise reproducible on a GPU as well, at the cost of speed")
+
+
+def resolve_dtype(precision, device, arch, compiled=False):
+    """The torch dtype of --precision auto, fp32 or bf16; auto is bf16 where that is faster to train in."""
+    if precision == "fp32":
+        return torch.float32
+    if precision == "bf16":
+        return torch.bfloat16
     if device.type == "cuda":
-        faster = torch.cuda.is_bf16_supported(including_emulation=False)
+        is_faster = torch.cuda.is_bf16_supported(including_emulation=False)
     else:
-        faster = device.type == "cpu" and cpu.is_faster_in_bf16(arch, compiled)
-    return torch.bfloat16 if faster else torch.float32
+        is_faster = device.type == "cpu" and cpu.is_faster_in_bf16(arch, compiled)
+    return torch.bfloat16 if is_faster else torch.float32
+
+
+def prepare(model, context, dtype, compiled=False, deterministic=False):
+    """model ready to train in dtype: on its device, channels last, compiled if asked for, in DDP among processes."""
+    torch.backends.cudnn.benchmark = not deterministic  # all steps but the last have one shape
+    if deterministic:
+        torch.use_deterministic_algorithms(True, warn_only=True)
+        torch.backends.cudnn.deterministic = True
+    if context.device.type != "mps":  # where channels-last convolutions are very slow (pytorch#193349)
+        model = model.to(memory_format=torch.channels_last)
+    for module in model.modules():
+        if hasattr(module, "inplace"):  # autograd clones what an activation overwrites
+            module.inplace = False
+    if context.device.type == "cpu":
+        cpu.disable_malloc_trim()
+        if dtype == torch.bfloat16:
+            cpu.replace_slow_bf16_modules(model)
+    if compiled:
+        model.compile(dynamic=False)  # a smaller last batch would turn all later steps to dynamic shapes, other bits
+    return distributed.wrap(model, context)
 
 
 def autocast(device, dtype):
@@ -26,97 +57,100 @@ def autocast(device, dtype):
     return nullcontext() if dtype == torch.float32 else torch.autocast(device.type, dtype)
 
 
-def prepare(model, context, dtype, compiled=False):
-    """model ready to train in dtype: on its device, channels last, parallel, compiled if asked for."""
-    torch.backends.cudnn.benchmark = True  # all steps but the last have one shape
-    model = model.to(memory_format=torch.channels_last)
-    if context.device.type == "cpu":
-        cpu.disable_malloc_trim()
-        if dtype == torch.bfloat16:
-            cpu.replace_slow_bf16_modules(model)
-    if compiled:
-        model.compile()
-    return distributed.wrap(model, context)
-
-
 def classification_objective(model, images, targets):
-    """The forward pass of a classifier: (logits, targets)."""
-    return model(images), targets
+    """Cross-entropy of a classifier on images (N, 3, H, W) and targets (N,), with top-1 and top-5 accuracy in %."""
+    logits = model(images)
+    loss = functional.cross_entropy(logits.float(), targets)
+    return loss, {"acc1": topk_accuracy(logits, targets), "acc5": topk_accuracy(logits, targets, k=5)}
 
 
-def train_one_epoch(run, model, batches, optimizer, dtype, print_freq, forward=classification_objective):
-    """Train the run's present epoch to its end by cross-entropy; returns its record.
+def train_one_epoch(run, model, batches, optimizer, objective):
+    """Train from the position of run to the end of its epoch; returns the epoch's record for run.end_epoch.
 
-    forward(model, images, targets) gives (logits, targets): all our learners differ in it alone. Nothing in a step
-    waits for the device; sums stay there until somebody looks at them.
+    objective: function of (model, images, targets) that returns the loss and {name: mean over the images} of whatever
+    it measures, as 0-d tensors. images is a tuple of views where batches have several. Losses and metrics are averaged
+    over the images of all processes under their names. No step waits for the device.
     """
     models.train_mode_keep_frozen_bn(model)
-    context, clock = run.context, Throughput()
+    context, throughput = run.context, Throughput()
     with cli.Progress(len(batches), f"epoch {run.epoch}", "steps", None, run.step, context.is_main) as bar:
-        for images, targets, _ in clock.watch(batches.epoch(run.epoch, run.step)):
+        for images, targets, _ in throughput.time_waiting(batches.epoch(run.epoch, run.step)):
             run.seed_step()
-            with autocast(context.device, dtype):
-                logits, targets = forward(model, images, targets)
-            loss = functional.cross_entropy(logits.float(), targets)
+            with autocast(context.device, run.dtype):
+                loss, metrics = objective(model, images, targets)
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
-            metrics.count(run.totals, loss.detach(), logits.detach(), targets, run.step)
-            clock.images += len(targets) * context.world_size
+            run.end_step(loss, metrics, len(targets))
+            throughput.images += len(targets) * context.world_size
             bar.update()
-            run.step += 1
-            if run.step % print_freq == 0:
-                record = {"epoch": run.epoch, "step": run.step, **run.averages(), **clock.speed()}
+            if run.step % run.options.print_freq == 0:
+                record = {"epoch": run.epoch, "step": run.step, **run.averages(), **throughput.summary()}
                 run.log(record)
                 bar.update(0, format_metrics(record))
                 bar.line()
-            run.after_step()  # perhaps the last one, if a signal says so
-        record = {"epoch": run.epoch, **run.averages(), **clock.speed()}
+            run.save_if_due()  # ends the process after a stop signal
+        record = {"epoch": run.epoch, **run.averages(), **throughput.summary()}
         bar.update(0, format_metrics(record))
-    if clock.images and record["waiting"] > 1 / 3:
-        run.say("a third of the time went by waiting for data: give more --workers, or --augment-on device with a GPU")
+    if throughput.images and record["waiting"] > 1 / 3:
+        run.print("over a third of the time was spent waiting for data; try more --workers, or --augment-on device")
     return record
 
 
 @torch.inference_mode()
 def evaluate(model, batches, context):
-    """Mean loss, top-1 % and top-5 % of model on one pass over batches, in float32, over all processes."""
+    """Mean loss, top-1 and top-5 accuracy (%) of a classifier over the batches of all processes, in float32."""
     network = distributed.sync_for_eval(model, context).eval()
-    sums = metrics.new(context.device)
-    with cli.Progress(len(batches), "evaluation", "steps", None, show=context.is_main) as bar:
+    sums = MetricSums(context.device)
+    with cli.Progress(len(batches), "evaluation", "steps", None, show=context.is_main) as bar, distributed.no_tf32():
         for images, targets, _ in batches.epoch(0):
-            logits = network(images)
-            metrics.count(sums, functional.cross_entropy(logits, targets), logits, targets)
+            loss, metrics = classification_objective(network, images, targets)
+            sums.update(loss, metrics, len(targets))
             bar.update()
-    return metrics.averages(sums, context)
+    return sums.averages(context)
+
+
+LABELS = {"acc1": "top-1 {:.1f} %", "acc5": "top-5 {:.1f} %", "images_per_second": "{:.0f} images/s"}
+LABELS |= {"waiting": "{:.0%} waiting for data", "loss": "loss {:.3f}"}
 
 
 def format_metrics(record):
-    """A record of training in a user's words."""
-    return (
-        f"loss {record['loss']:.3f}, top-1 {record['acc1']:.1f} %, top-5 {record['acc5']:.1f} %, "
-        f"{record['images_per_second']:.0f} images/s, {record['waiting']:.0%} waiting for data"
-    )
+    """A record of training as text for the progress bar and the log."""
+    shown = {name: value for name, value in record.items() if name not in ("epoch", "step", "images")}
+    return ", ".join(LABELS.get(name, f"{name} {{:.4g}}").format(value) for name, value in shown.items())
+
+
+def set_learning_rate(optimizer, lr):
+    """Set the learning rate of all parameters of optimizer."""
+    for group in optimizer.param_groups:
+        group["lr"] = lr
+
+
+def step_learning_rate(epoch, lr, milestones, factor):
+    """lr multiplied by factor once for each of the milestones (epochs) that have been reached."""
+    return lr * factor ** sum(epoch >= milestone for milestone in milestones)
 
 
 class Throughput:
-    """How fast images go by, and what share of the time is spent waiting for them."""
+    """Images per second, and the share of the time spent waiting for data."""
 
     def __init__(self):
-        self.images, self.waited, self.start = 0, 0.0, time.monotonic()
+        self.images = 0
+        self.waited = 0.0
+        self.start = time.monotonic()
 
-    def watch(self, batches):
-        """batches, with the time spent waiting for each one counted."""
+    def time_waiting(self, batches):
+        """Yield batches, timing how long each one is waited for."""
         batches = iter(batches)
         while True:
-            asked = time.monotonic()
+            start = time.monotonic()
             batch = next(batches, None)
-            self.waited += time.monotonic() - asked
+            self.waited += time.monotonic() - start
             if batch is None:
                 return
             yield batch
 
-    def speed(self):
-        """Images a second and the share of waiting, since the start."""
-        spent = time.monotonic() - self.start
-        return {"images_per_second": self.images / spent, "waiting": self.waited / spent}
+    def summary(self):
+        """{"images_per_second": ..., "waiting": share of the time} since the start."""
+        elapsed = time.monotonic() - self.start
+        return {"images_per_second": self.images / elapsed, "waiting": self.waited / elapsed}

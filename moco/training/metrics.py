@@ -1,4 +1,4 @@
-"""Sums of losses and hits over many steps, which stay on the device until somebody looks at them."""
+"""Running sums of the loss and of an objective's metrics, kept on the device until somebody reads them."""
 
 import torch
 
@@ -6,27 +6,63 @@ from moco import distributed
 from moco.cli import UserError
 
 
-def new(device):
-    """Empty totals (5,): sum of losses, correct among the first 1 and 5, images, the first step not finite."""
-    return torch.zeros(5, dtype=torch.float32 if device.type == "mps" else torch.float64, device=device)
+def topk_accuracy(logits, targets, k=1):
+    """The share in % of the rows of logits (N, K) whose k largest include the target (N,), as a 0-d tensor.
 
-
-def count(totals, loss, logits, targets, step=0):
-    """Add a step to totals: its mean loss, and logits (N, K) for targets (N,)."""
-    hits = logits.topk(min(5, logits.shape[1])).indices == targets[:, None]
-    totals[0] += loss * len(targets)
-    totals[1] += hits[:, 0].sum()
-    totals[2] += hits.sum()
-    totals[3] += len(targets)
-    totals[4] = torch.where((totals[4] == 0) & ~loss.isfinite(), step + 1, totals[4])
-
-
-def averages(totals, context):
-    """Mean loss, top-1 %, top-5 % and the number of images, over exactly the images that all processes saw.
-
-    UserError where they saw none.
+    With fewer than k classes it is 100.
     """
-    loss, top1, top5, images, _ = distributed.all_reduce_sum(totals, context).tolist()
-    if not images:
-        raise UserError("not one of the images can be read; the lines above say why")
-    return {"loss": loss / images, "acc1": 100 * top1 / images, "acc5": 100 * top5 / images, "images": int(images)}
+    top = logits.topk(min(k, logits.shape[1])).indices
+    return 100 * (top == targets[:, None]).any(1).float().mean()
+
+
+class MetricSums:
+    """Sums over the images of an epoch, from which averages over all images of all processes follow.
+
+    names: of the loss and the metrics, in the order of the objective. images: the number of images of this process.
+    """
+
+    def __init__(self, device):
+        self.device = device
+        # float64 sums of a float32 mean times its images are exact, whatever their order; MPS has float32 only.
+        self.dtype = torch.float32 if device.type == "mps" else torch.float64
+        self.reset()
+
+    def reset(self):
+        """Begin a new epoch."""
+        self.sums, self.images = {}, 0
+        self.nonfinite_step = torch.zeros((), dtype=torch.int64, device=self.device)  # the first one, from 1; 0: none
+
+    def update(self, loss, metrics, images, step=0):
+        """Add a step: its mean loss and mean metrics {name: 0-d tensor}, over a number of images."""
+        for name, mean in {"loss": loss, **metrics}.items():
+            self.sums[name] = self.sums.get(name, 0) + mean.detach().to(self.dtype) * images
+        self.images += images
+        is_first = (self.nonfinite_step == 0) & ~loss.detach().isfinite()
+        self.nonfinite_step = torch.where(is_first, step + 1, self.nonfinite_step)
+
+    def all_reduce(self, context):
+        """The sums over all processes: {name: float, "images": int}. Waits for the device."""
+        sums = [*self.sums.values(), torch.tensor(self.images, dtype=self.dtype, device=self.device)]
+        *totals, images = distributed.all_reduce_sum(torch.stack(sums), context).tolist()
+        return {**dict(zip(self.sums, totals, strict=True)), "images": int(images)}
+
+    def averages(self, context):
+        """Mean loss and metrics over exactly the images that all processes saw, and the number of these images.
+
+        Raises UserError where there were none.
+        """
+        totals = self.all_reduce(context)
+        images = totals.pop("images")
+        if not images:
+            raise UserError("none of the images can be read; see the lines above for the reasons")
+        return {**{name: total / images for name, total in totals.items()}, "images": images}
+
+    def load(self, totals):
+        """Continue from the sums of all_reduce."""
+        self.reset()
+        self.images = totals["images"]
+        self.sums = {
+            name: torch.tensor(total, dtype=self.dtype, device=self.device)
+            for name, total in totals.items()
+            if name != "images"
+        }

@@ -112,6 +112,16 @@ def test_two_processes_evaluate_every_image_once(data, tmp_path, capfd):
     assert [line for line in capfd.readouterr().out.splitlines() if "top-1" in line] == alone[-1:]
 
 
+def test_a_process_without_any_image_evaluates_along(data, tmp_path, capfd):
+    for path in [*sorted((data / "val").rglob("*.jpeg"))][1:]:
+        path.unlink()
+    model = models.build("shufflenet_v2_x0_5", 1)
+    checkpoint.write(tmp_path / "one.tar", {"model_state_dict": model.state_dict(), "arch": "shufflenet_v2_x0_5"})
+    words = ["--evaluate", "--model-path", tmp_path / "one.tar", "--batch-size", 8]
+    assert tune(data, tmp_path / "run", *words, "--multiprocessing-distributed", "--processes-per-node", 2) == 0
+    assert "top-5 100.00 %, 1 images" in capfd.readouterr().out
+
+
 def test_a_published_format_file_continues_with_its_accuracies(data, tmp_path):
     tune(data, tmp_path / "a", "--epochs", 1)
     content = checkpoint.read(tmp_path / "a" / f"ft_IN_{START}")

@@ -101,7 +101,7 @@ def train_one_epoch(run, model, batches, optimizer, objective):
 def evaluate(model, batches, context):
     """Mean loss, top-1 and top-5 accuracy (%) of a classifier over the batches of all processes, in float32."""
     network = distributed.sync_for_eval(model, context).eval()
-    sums = MetricSums(context.device)
+    sums = MetricSums(context.device, ("loss", "acc1", "acc5"))
     with cli.Progress(len(batches), "evaluation", "steps", None, show=context.is_main) as bar, distributed.no_tf32():
         for images, targets, _ in batches.epoch(0):
             loss, metrics = classification_objective(network, images, targets)

@@ -18,18 +18,20 @@ def topk_accuracy(logits, targets, k=1):
 class MetricSums:
     """Sums over the images of an epoch, from which averages over all images of all processes follow.
 
-    names: of the loss and the metrics, in the order of the objective. images: the number of images of this process.
+    names: metrics that are known beforehand. Every process must have the same ones when sums are reduced, so that a
+    process which may get no images needs them.
     """
 
-    def __init__(self, device):
-        self.device = device
+    def __init__(self, device, names=()):
+        self.device, self.names = device, names
         # float64 sums of a float32 mean times its images are exact, whatever their order; MPS has float32 only.
         self.dtype = torch.float32 if device.type == "mps" else torch.float64
         self.reset()
 
     def reset(self):
         """Begin a new epoch."""
-        self.sums, self.images = {}, 0
+        self.sums = {name: torch.zeros((), dtype=self.dtype, device=self.device) for name in self.names}
+        self.images = 0
         self.nonfinite_step = torch.zeros((), dtype=torch.int64, device=self.device)  # the first one, from 1; 0: none
 
     def update(self, loss, metrics, images, step=0):

@@ -37,8 +37,8 @@ def restore(run):
         _set_hyperparameters(run.optimizer, chosen)
     if "step" in content:
         run.epoch, run.step, run.records = content["epoch"], content["step"], content["records"]
-        if run.context.is_main:  # they are sums over all processes
-            run.metrics.load(_totals(content["totals"]))
+        totals = _totals(content["totals"])  # over all processes; the others start from 0
+        run.metrics.load(totals if run.context.is_main else dict.fromkeys(totals, 0))
     else:
         run.epoch = max(run.options.start_epoch, content.get("epoch", -1) + 1 - run.format.first_epoch)
         run.records = checkpoint.past_records(content)

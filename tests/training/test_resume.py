@@ -1,0 +1,193 @@
+"""What a resume refuses, what it lets differ, and whose files it leaves alone."""
+
+import errno
+import json
+import os
+import shutil
+import subprocess
+import sys
+
+import pytest
+import torch
+
+import imagenet_finetuning
+import moco_img
+from moco import checkpoint, models
+from moco.cli import UserError
+from moco.training import resume
+from tests.conftest import make_frames, single_thread
+from tests.support import ROOT
+from tests.support.training import everything, same, train
+from tests.test_moco_img import SMALL as SMALL_MOCO
+
+pytestmark = pytest.mark.usefixtures("handlers", "one_thread")
+EPOCH_0 = "shufflenet_v2_x0_5_epoch_0.tar"
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A run of two epochs over the frames of the fixture of that name."""
+    folder = tmp_path_factory.mktemp("finished")
+    with single_thread():
+        train(make_frames(folder / "frames"), folder / "run", "--save-minutes", 0)
+    return folder / "run"
+
+
+@pytest.fixture
+def within_an_epoch(finished, tmp_path):
+    """A copy of the run as it was before the last save of its last epoch."""
+    shutil.copytree(finished, tmp_path / "run")
+    (tmp_path / "run" / "last.old.tar").replace(tmp_path / "run" / "last.tar")
+    return tmp_path / "run"
+
+
+def listing(folder):
+    return {path.name: path.stat().st_mtime_ns for path in folder.iterdir()}
+
+
+def moco(frames, save_dir, *flags):
+    return moco_img.main([str(frames), "--save-dir", str(save_dir), *SMALL_MOCO, *map(str, flags)])
+
+
+def test_the_checkpoint_of_an_epoch_is_compared_like_last_tar(frames, finished, tmp_path):
+    """It holds classes and flags, too: other labels, or another learning rate, would go unnoticed."""
+    with pytest.raises(UserError, match="lr was 0.0005 and is 0.001; --override continues"):
+        train(frames, tmp_path / "run", "--resume", finished / EPOCH_0, "--lr", 0.001)
+    (frames / "class_0002").rename(frames / "a_class")
+    with pytest.raises(UserError, match=r"classes was 3 \(class_0000, .* and is 3 \(a_class"):
+        train(frames, tmp_path / "run", "--resume", finished / EPOCH_0)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_file_without_flags_takes_the_flags_given(frames, finished, tmp_path):
+    content = checkpoint.read(finished / EPOCH_0)
+    published = {key: content[key] for key in ("acc1_list", "model_state_dict", "optimizer_state_dict")}
+    torch.save(published, tmp_path / "TC.tar")
+    train(frames, tmp_path / "run", "--resume", tmp_path / "TC.tar", "--epochs", 1, "--lr", 0.25)
+    group = checkpoint.read(tmp_path / "run" / "last.tar")["optimizer_state_dict"]["param_groups"][0]
+    assert group["lr"] == json.loads((tmp_path / "run" / "args.json").read_text())["lr"] == 0.25
+
+
+@pytest.mark.parametrize("flag, value", [("--batch-size", 4), ("--seed", 5)])
+def test_what_an_epoch_consists_of_cannot_change_within_it(frames, within_an_epoch, flag, value):
+    before = listing(within_an_epoch)
+    with pytest.raises(UserError, match=f"{flag[2:].replace('-', '_')} was .*; only --overwrite or another --save-dir"):
+        train(frames, within_an_epoch, "--resume", "--override", flag, value)
+    assert listing(within_an_epoch) == before
+
+
+def test_it_can_between_epochs(frames, finished, tmp_path):
+    shutil.copytree(finished, tmp_path / "run")
+    train(frames, tmp_path / "run", "--resume", "--override", "--batch-size", 4, "--epochs", 3)
+    assert checkpoint.read(tmp_path / "run" / "last.tar")["args"]["batch_size"] == 4
+
+
+def test_more_epochs_of_a_cosine_schedule_need_override(frames, tmp_path):
+    moco(frames, tmp_path / "cosine", "--cos", "--epochs", 1)
+    with pytest.raises(UserError, match="epochs was 1 and is 2; .*raises the learning rate of --cos"):
+        moco(frames, tmp_path / "cosine", "--cos", "--resume")
+    moco(frames, tmp_path / "cosine", "--cos", "--resume", "--override")
+    moco(frames, tmp_path / "steps", "--epochs", 1)
+    moco(frames, tmp_path / "steps", "--resume")
+    assert all(len(checkpoint.read(tmp_path / name / "last.tar")["records"]) == 2 for name in ("cosine", "steps"))
+
+
+def test_a_run_of_another_script_is_named(frames, finished, tmp_path):
+    shutil.copytree(finished, tmp_path / "run")
+    before = listing(tmp_path / "run")
+    with pytest.raises(UserError, match="last.tar cannot be continued by this script: it has no optimizer"):
+        moco(frames, tmp_path / "run", "--resume")
+    assert listing(tmp_path / "run") == before
+
+
+def test_damaged_lines_of_the_log_are_dropped(frames, within_an_epoch, finished):
+    log = within_an_epoch / "log.jsonl"
+    log.write_bytes(b'\xff\xfe\n[1, 2]\n{"epoch": "x"}\n' + log.read_bytes() + b'{"epoch": 1, "st')
+    train(frames, within_an_epoch, "--resume")
+    epochs = [json.loads(line)["epoch"] for line in log.read_text().splitlines()]
+    assert epochs == [json.loads(line)["epoch"] for line in (finished / "log.jsonl").read_text().splitlines()]
+    assert same(everything(within_an_epoch), everything(finished))
+
+
+def test_sums_saved_by_version_1_0_are_read():
+    hits = torch.tensor([16.5, 3.0, 6.0, 8.0, 0.0], dtype=torch.float64)
+    assert resume._totals(hits) == {"loss": 16.5, "acc1": 300.0, "acc5": 600.0, "images": 8}
+
+
+HOLD = """
+import sys
+from moco import files
+lock = files.lock(sys.argv[1])
+print("locked", flush=True)
+sys.stdin.read()
+"""
+
+
+@pytest.fixture
+def other_run(finished, tmp_path):
+    """A folder in which another process has a run going, and the process."""
+    shutil.copytree(finished, tmp_path / "run")
+    (tmp_path / "run" / f".last.{os.getppid()}.part.tar").write_bytes(b"being written")
+    command = [sys.executable, "-c", HOLD, str(tmp_path / "run")]
+    process = subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    assert process.stdout.readline() == "locked\n"
+    yield tmp_path / "run", process
+    process.kill()
+    process.communicate()
+
+
+@pytest.mark.parametrize("flags", [("--resume",), ("--overwrite",), ()])
+def test_a_folder_that_another_run_is_writing_to_is_refused_untouched(frames, other_run, flags):
+    folder, process = other_run
+    before = listing(folder)
+    with pytest.raises(UserError, match="another run is writing to|exists; give --resume"):
+        train(frames, folder, *flags)
+    assert listing(folder) == before
+    process.communicate("")
+    train(frames, folder, "--resume", "--epochs", 3)
+    assert checkpoint.read(folder / "last.tar")["epoch"] == 3
+
+
+def test_without_locks_a_run_goes_ahead(frames, tmp_path, monkeypatch):
+    def refuse(*_):
+        raise OSError(errno.ENOLCK, "no locks here")
+
+    fcntl = pytest.importorskip("fcntl")
+    monkeypatch.setattr(fcntl, "lockf", refuse)
+    train(frames, tmp_path / "run", "--epochs", 1)
+    assert checkpoint.read(tmp_path / "run" / "last.tar")["epoch"] == 1
+
+
+FILES_OF_A_USER = (
+    ".thesis.part1.tex", ".videos.part01.rar", "last_weeks_frames.tar", "last.tar.gz", "the_last.tar",
+    "shufflenet_v2_x0_5_epoch_0_labeledS_5_iid.tar", "shufflenet_v2_x0_5_epoch_best.tar", "log.jsonl.bak",
+    "my_shufflenet_v2_x0_5_epoch_0.tar", ".part.tar", ".last.12.part.tar.txt",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("flags", [(), ("--resume",), ("--overwrite",)])
+def test_files_of_a_user_are_left_alone(frames, tmp_path, flags):
+    folder = tmp_path / "run"
+    folder.mkdir()
+    for name in FILES_OF_A_USER:
+        (folder / name).write_text(name)
+    (folder / ".folder.part").mkdir()
+    (folder / ".last.999999.part.tar").mkdir()
+    train(frames, folder, "--epochs", 1, *flags)
+    assert all((folder / name).read_text() == name for name in FILES_OF_A_USER)
+    assert (folder / ".folder.part").is_dir() and (folder / ".last.999999.part.tar").is_dir()
+
+
+@pytest.mark.parametrize("name", ["a{0}b.tar", "50%d.tar", "[ab]*?.tar", "start"])
+def test_a_start_checkpoint_may_have_any_name(tmp_path, name):
+    for side in ("train", "val"):
+        make_frames(tmp_path / "imagenet" / side)
+    model = models.build("shufflenet_v2_x0_5", 7)
+    checkpoint.write(tmp_path / name, {"model_state_dict": model.state_dict(), "arch": "shufflenet_v2_x0_5"})
+    flags = ["--image-size", "32", "--device", "cpu", "--batch-size", "8", "--workers", "0", "--precision", "fp32"]
+    flags += ["--model-path", str(tmp_path / name), "--save-dir", str(tmp_path / "run")]
+    imagenet_finetuning.main([str(tmp_path / "imagenet"), *flags, "--epochs", "1"])
+    with pytest.raises(UserError, match="exists; give --resume"):
+        imagenet_finetuning.main([str(tmp_path / "imagenet"), *flags, "--epochs", "1"])
+    imagenet_finetuning.main([str(tmp_path / "imagenet"), *flags, "--epochs", "2", "--resume"])
+    assert checkpoint.read(tmp_path / "run" / f"ft_IN_{name}")["epoch"] == 1

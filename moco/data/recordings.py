@@ -1,0 +1,221 @@
+"""What is known of a recording: child, date and age; and which recordings to use, by these or by name."""
+
+import csv
+import re
+from dataclasses import asdict, dataclass, field
+from datetime import date
+from fnmatch import fnmatchcase
+from pathlib import PurePosixPath
+
+import numpy as np
+
+from moco import cli, files
+from moco.cli import UserError
+
+DAYS_PER_MONTH = 30.4375
+# SAYCam's names: child, date, age in months and days, part: S_20130417_0600_01, perhaps with a suffix.
+SAYCAM_NAME = re.compile(r"([A-Za-z])_(\d{8})_(\d\d)(\d\d)_(\d+)")
+
+
+@dataclass(frozen=True)
+class Recording:
+    """What is known of a recording besides its pictures; None is unknown.
+
+    child: such as 'S'. date: ISO 8601. age_months, age_days: the age of the child, in months and in days. part: the
+    number of the recording among those of its day. columns: further columns of a table, by name.
+    """
+
+    child: str | None = None
+    date: str | None = None
+    age_months: float | None = None
+    age_days: int | None = None
+    part: int | None = None
+    columns: dict = field(default_factory=dict)
+
+    def known(self):
+        """What is known, as a dict of plain values."""
+        return {key: value for key, value in asdict(self).items() if value not in (None, {})}
+
+
+def from_name(name):
+    """The Recording that a file name of SAYCam's form describes, such as S_20130417_0600_01.mp4; of others, unknown.
+
+    Days above 30 stand as they are; in age_months they never make another month.
+    """
+    match = SAYCAM_NAME.match(PurePosixPath(name).name)
+    if match is None:
+        return Recording()
+    child, day, months, days, part = match.groups()
+    try:
+        day = date(int(day[:4]), int(day[4:6]), int(day[6:])).isoformat()
+    except ValueError:  # no day of the calendar: not a name of this form
+        return Recording()
+    months, days = int(months), int(days)
+    return Recording(
+        child=child.upper(),
+        date=day,
+        age_months=round(months + min(days, 30) / DAYS_PER_MONTH, 3),
+        age_days=round(months * DAYS_PER_MONTH) + days,
+        part=int(part),
+    )
+
+
+def read_table(path):
+    """{file: Recording} of a CSV file with a column 'file' and any of child, date, age_months, age_days and part.
+
+    file: a name or a path relative to the folder of videos. Further columns are kept under their names; empty cells
+    are unknown. Raises UserError, which names the line, for a table that cannot be read so.
+    """
+    lines = files.read_lines(path)
+    rows = csv.DictReader(lines)
+    if not rows.fieldnames or "file" not in rows.fieldnames:
+        raise UserError(f"--recordings {path} has no column 'file'; its first line must name the columns")
+    table = {}
+    for row in rows:
+        if None in row or None in row.values():
+            raise UserError(f"--recordings {path}, line {rows.line_num}: it has not {len(rows.fieldnames)} columns")
+        name = row.pop("file").strip()
+        if name in table:
+            raise UserError(f"--recordings {path}, line {rows.line_num}: {name} is there twice")
+        try:
+            table[name] = _from_row({column: cell.strip() for column, cell in row.items() if cell.strip()})
+        except ValueError as error:
+            raise UserError(f"--recordings {path}, line {rows.line_num}: {error}") from error
+    return table
+
+
+def _from_row(cells):
+    """The Recording of a row's cells, {column: text that is not empty}; ValueError for one of another type."""
+    number = {"age_months": float, "age_days": int, "part": int}
+    known = {column: number[column](cells.pop(column)) for column in number if column in cells}
+    if "date" in cells:
+        known["date"] = date.fromisoformat(cells.pop("date")).isoformat()
+    if "age_days" in known and "age_months" not in known:
+        known["age_months"] = round(known["age_days"] / DAYS_PER_MONTH, 3)
+    elif "age_months" in known and "age_days" not in known:
+        known["age_days"] = round(known["age_months"] * DAYS_PER_MONTH)
+    return Recording(child=cells.pop("child", None), columns=cells, **known)
+
+
+def add_flags(parser):
+    """Add the flags that choose recordings to parser; selection() reads them."""
+    group = parser.add_argument_group("which recordings (default: all)")
+    add = group.add_argument
+    add("--children", nargs="+", metavar="CHILD", help="recordings of these children")
+    add("--ages", type=age_range, metavar="FROM-TO", help="age in months: 6-12 is from 6 up to but not 12; -12; 12-")
+    add("--select", nargs="+", metavar="PATTERN", help="names that match one of these shell patterns: 'S_2013*'")
+    add("--exclude", nargs="+", metavar="PATTERN", help="without names that match one of these")
+    add("--list", metavar="FILE", help="names listed in this file, one per line")
+    add("--hours", type=cli.number(float, 1e-4), metavar="H", help="recordings drawn by --seed until H hours are full")
+
+
+def age_range(text):
+    """(low, high) in months from LOW-HIGH, either of which may be missing (an argparse type)."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)?-(\d+(?:\.\d+)?)?", text)
+    if match is None or not any(match.groups()):
+        raise ValueError(text)
+    low, high = (float(bound) if bound else default for bound, default in zip(match.groups(), (0, 1e9), strict=True))
+    if low >= high:
+        raise ValueError(text)
+    return low, high
+
+
+@dataclass(frozen=True)
+class Selection:
+    """Which recordings to use: those that meet every condition given; see add_flags."""
+
+    children: tuple = ()
+    ages: tuple | None = None
+    select: tuple = ()
+    exclude: tuple = ()
+    names: tuple | None = None
+    hours: float | None = None
+    seed: int = 0
+
+    def choose(self, recordings):
+        """{index: seconds} of the recordings to use, of a sequence of (name, Recording, seconds).
+
+        A name in names, or a pattern, may leave out the extension and the folder. With hours, whole recordings are
+        drawn in a random order that depends on seed alone, and the last one is cut short: so 10 hours contain the 1
+        hour. Raises UserError for a condition that nothing meets.
+        """
+        keys = [_keys(name) for name, _, _ in recordings]
+        _check_names(self.names or (), keys)
+        for pattern in (*self.select, *self.exclude):
+            if not any(fnmatchcase(key, pattern) for each in keys for key in each):
+                raise UserError(f"no recording matches the pattern {pattern}")
+        known = sorted({recording.child for _, recording, _ in recordings if recording.child})
+        if unknown := sorted(set(self.children) - set(known)):
+            raise UserError(
+                f"no recording is of child {unknown[0]}; there are {', '.join(known) or 'none that is known'}"
+            )
+        chosen = [i for i, (_, recording, _) in enumerate(recordings) if self._takes(recording, keys[i])]
+        if not chosen:
+            raise UserError("the selection leaves no recording; see --children, --ages, --select, --exclude and --list")
+        seconds = {i: recordings[i][2] for i in chosen}
+        return seconds if self.hours is None else self._fill_hours(seconds)
+
+    def _takes(self, recording, keys):
+        if self.children and recording.child not in self.children:
+            return False
+        if self.ages and (recording.age_months is None or not self.ages[0] <= recording.age_months < self.ages[1]):
+            return False
+        if self.names is not None and not keys & set(self.names):
+            return False
+        if self.select and not any(fnmatchcase(key, pattern) for key in keys for pattern in self.select):
+            return False
+        return not any(fnmatchcase(key, pattern) for key in keys for pattern in self.exclude)
+
+    def _fill_hours(self, seconds):
+        """The share of seconds, {index: seconds}, that fills the hours."""
+        left = 3600 * self.hours
+        if left > sum(seconds.values()):
+            raise UserError(f"--hours {self.hours:g}: the selected recordings have {sum(seconds.values()) / 3600:.2f}")
+        taken = {}
+        for i in np.random.default_rng(self.seed).permutation(list(seconds)).tolist():
+            taken[i] = min(seconds[i], left)
+            left -= taken[i]
+            if left <= 0:
+                break
+        return dict(sorted(taken.items()))
+
+
+def selection(args):
+    """The Selection that the flags of add_flags ask for; None where they ask for all recordings."""
+    names = None if args.list is None else tuple(files.read_lines(args.list))
+    if names == ():
+        raise UserError(f"--list {args.list} names no recording")
+    chosen = Selection(
+        children=tuple(args.children or ()),
+        ages=args.ages,
+        select=tuple(args.select or ()),
+        exclude=tuple(args.exclude or ()),
+        names=names,
+        hours=args.hours,
+        seed=args.seed,
+    )
+    return None if chosen == Selection(seed=args.seed) else chosen
+
+
+def _keys(name):
+    """The names by which a recording may be called: its path, its file name, and both without the extension."""
+    path = PurePosixPath(name)
+    return {str(path), path.name, str(path.with_suffix("")), path.stem}
+
+
+def _check_names(names, keys):
+    """UserError where one of names is that of no recording."""
+    there = set().union(*keys) if keys else set()
+    if unknown := [name for name in names if name not in there]:
+        raise UserError(f"--list names {unknown[0]} and {len(unknown) - 1} more that are not there")
+
+
+def describe(recordings, seconds):
+    """What was selected, in words: of recordings, (name, Recording, seconds), the {index: seconds} of choose."""
+    taken = [recordings[i][1] for i in seconds]
+    parts = [f"{len(seconds)} of {len(recordings)} recordings", f"{sum(seconds.values()) / 3600:.2f} hours"]
+    if children := sorted({recording.child for recording in taken if recording.child}):
+        parts.append(f"{'child' if len(children) == 1 else 'children'} {', '.join(children)}")
+    if ages := [recording.age_months for recording in taken if recording.age_months is not None]:
+        parts.append(f"ages {min(ages):.1f} to {max(ages):.1f} months")
+    return ", ".join(parts)

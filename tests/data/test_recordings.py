@@ -1,0 +1,174 @@
+"""What names and tables say of recordings, and which recordings a selection takes."""
+
+import argparse
+
+import pytest
+
+from moco.cli import UserError
+from moco.data import recordings
+from moco.data.recordings import Recording, Selection
+
+NAMES = {  # name -> child, date, age_months, age_days, part
+    "S_20130417_0600_01.mp4": ("S", "2013-04-17", 6, 183, 1),
+    "S_20130421_0604_01.mp4": ("S", "2013-04-21", 6.131, 187, 1),
+    "A_20130814_0507_02.mp4": ("A", "2013-08-14", 5.23, 159, 2),
+    "Y_20151231_3129_11.mp4": ("Y", "2015-12-31", 31.953, 973, 11),
+    "s_20130417_0600_01.avi": ("S", "2013-04-17", 6, 183, 1),
+    "S_20130417_0600_01.AVI": ("S", "2013-04-17", 6, 183, 1),
+    "S_20130417_0600_01": ("S", "2013-04-17", 6, 183, 1),
+    "S_20130417_0600_01_cut.mp4": ("S", "2013-04-17", 6, 183, 1),
+    "S_20130417_0600_01-2.mp4": ("S", "2013-04-17", 6, 183, 1),
+    "S_20130417_0600_01.mp4.mkv": ("S", "2013-04-17", 6, 183, 1),
+    "S_20130417_0600_1.mp4": ("S", "2013-04-17", 6, 183, 1),
+    "S_20130417_0600_001.mp4": ("S", "2013-04-17", 6, 183, 1),
+    "deep/er/A_20130814_0507_02.MOV": ("A", "2013-08-14", 5.23, 159, 2),
+    "S_20130131_0531_01.mp4": ("S", "2013-01-31", 5.986, 183, 1),
+    "S_20130131_0545_01.mp4": ("S", "2013-01-31", 5.986, 197, 1),
+    "S_20160229_1200_01.mp4": ("S", "2016-02-29", 12, 365, 1),
+    "B_20200101_0000_01.mp4": ("B", "2020-01-01", 0, 0, 1),
+}
+UNKNOWN = [
+    "S_20130417_0600.mp4", "S_20131332_0600_01.mp4", "S_20150229_0600_01.mp4", "SS_20130417_0600_01.mp4",
+    "S-20130417-0600-01.mp4", "S_2013041_0600_01.mp4", "S_20130417_600_01.mp4", "S_20130417_06000_01.mp4",
+    "xS_20130417_0600_01.mp4", "GOPR0042.MP4", "airplane_01_pivothead_rxplus.mp4", "S_20130417_0600_x.mp4",
+    "", "ü_1.mp4",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_saycams_names_say_child_date_age_and_part(name):
+    child, date, months, days, part = NAMES[name]
+    assert recordings.from_name(name) == Recording(child, date, months, days, part)
+
+
+@pytest.mark.parametrize("name", UNKNOWN)
+def test_other_names_say_nothing(name):
+    assert recordings.from_name(name) == Recording() and Recording().known() == {}
+
+
+def table(tmp_path, text, encoding="utf-8"):
+    (tmp_path / "table.csv").write_text(text, encoding=encoding)
+    return recordings.read_table(tmp_path / "table.csv")
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig"])
+def test_a_table_says_what_it_has(tmp_path, encoding):
+    text = 'file,child,age_months,room\na.mp4, B ,6.5,kitchen\nsub/c.mp4,,,\n\nd.mp4,Q,,"hall, stairs"\n'
+    assert table(tmp_path, text, encoding) == {
+        "a.mp4": Recording("B", age_months=6.5, age_days=198, columns={"room": "kitchen"}),
+        "sub/c.mp4": Recording(),
+        "d.mp4": Recording("Q", columns={"room": "hall, stairs"}),
+    }
+    assert table(tmp_path, "age_days,file,part,date\n61,x,3,2020-02-29\n")["x"] == Recording(
+        None, "2020-02-29", 2.004, 61, 3
+    )
+
+
+@pytest.mark.parametrize(
+    "text, message",
+    [
+        ("name,child\na,b\n", "no column 'file'"),
+        ("", "no column 'file'"),
+        ("file,child\na\n", "line 2: it has not 2 columns"),
+        ("file,child\na,b,c\n", "line 2: it has not 2 columns"),
+        ("file,child\na,b\na,c\n", "line 3: a is there twice"),
+        ("file,age_days\na,six\n", "line 2: .*six"),
+        ("file,date\na,17.4.2013\n", "line 2: .*17.4.2013"),
+    ],
+)
+def test_a_faulty_table_is_named_with_its_line(tmp_path, text, message):
+    with pytest.raises(UserError, match=message):
+        table(tmp_path, text)
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "latin-1"])
+def test_a_table_that_is_not_utf_8_is_named(tmp_path, encoding):
+    with pytest.raises(UserError, match="table.csv is not UTF-8"):
+        table(tmp_path, "file,child\nü.mp4,S\n", encoding)
+
+
+ALL = [
+    (name, recordings.from_name(name), seconds)
+    for name, seconds in [
+        ("S_20130417_0600_01.mp4", 3600), ("S_20130421_0604_01.mp4", 1800), ("S_20131101_1200_01.mp4", 600),
+        ("A_20130814_0507_02.mp4", 7200), ("A_20140101_1131_01.mp4", 60), ("room.mp4", 1000),
+    ]
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "conditions, chosen",
+    [
+        (dict(), [0, 1, 2, 3, 4, 5]),
+        (dict(children=("A",)), [3, 4]),
+        (dict(ages=(6, 12)), [0, 1, 4]),
+        (dict(ages=(0, 6)), [3]),
+        (dict(ages=(12, 1e9)), [2]),
+        (dict(select=("S_2013*",)), [0, 1, 2]),
+        (dict(select=("*_01.mp4",), exclude=("A_*", "*_1200_*")), [0, 1]),
+        (dict(names=("room", "S_20130421_0604_01.mp4")), [1, 5]),
+        (dict(children=("S",), ages=(6, 12), exclude=("*0604*",)), [0]),
+    ],
+)
+def test_every_condition_is_met(conditions, chosen):
+    assert Selection(**conditions).choose(ALL) == {i: ALL[i][2] for i in chosen}
+
+
+@pytest.mark.parametrize(
+    "conditions, message",
+    [
+        (dict(children=("Q",)), "no recording is of child Q; there are A, S"),
+        (dict(ages=(20, 30)), "leaves no recording"),
+        (dict(select=("x*",)), "matches the pattern x"),
+        (dict(exclude=("x*",)), "matches the pattern x"),
+        (dict(names=("room", "hall", "attic")), "names hall and 1 more"),
+        (dict(hours=5), "--hours 5: the selected recordings have 3.96"),
+    ],
+)
+def test_a_condition_that_nothing_meets_is_one_line(conditions, message):
+    with pytest.raises(UserError, match=message):
+        Selection(**conditions).choose(ALL)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_hours_are_exact_and_nested(seed):
+    previous = {}
+    for hours in (0.01, 0.5, 1, 2, 3.5, 3.9):
+        taken = Selection(hours=hours, seed=seed).choose(ALL)
+        assert sum(taken.values()) == pytest.approx(3600 * hours)
+        assert sum(seconds < ALL[i][2] for i, seconds in taken.items()) <= 1
+        assert all(taken.get(i, 0) >= seconds for i, seconds in previous.items())
+        previous = taken
+    assert Selection(hours=1, seed=seed).choose(ALL) == Selection(hours=1, seed=seed).choose(ALL)
+
+
+def test_seeds_draw_different_hours():
+    assert len({tuple(Selection(hours=0.5, seed=seed).choose(ALL)) for seed in range(10)}) > 1
+
+
+def parse(*flags):
+    parser = argparse.ArgumentParser(exit_on_error=False)
+    parser.set_defaults(seed=7)
+    recordings.add_flags(parser)
+    return recordings.selection(parser.parse_args(flags))
+
+
+def test_the_flags(tmp_path):
+    assert parse() is None
+    assert parse("--ages", "6-12", "--children", "S", "A") == Selection(("S", "A"), (6, 12), seed=7)
+    assert parse("--ages=-12").ages == (0, 12) and parse("--ages", "6.5-").ages == (6.5, 1e9)
+    (tmp_path / "list.txt").write_text("a.mp4\r\n\nb c.mp4")
+    assert parse("--list", str(tmp_path / "list.txt")).names == ("a.mp4", "b c.mp4")
+    for wrong in ("6", "12-6", "-", "a-b", "6-6"):
+        with pytest.raises(argparse.ArgumentError):
+            parse(f"--ages={wrong}")
+    (tmp_path / "list.txt").write_text("\n")
+    with pytest.raises(UserError, match="names no recording"):
+        parse("--list", str(tmp_path / "list.txt"))
+
+
+def test_a_selection_is_described():
+    assert recordings.describe(ALL, {0: 3600, 3: 3600}) == (
+        "2 of 6 recordings, 2.00 hours, children A, S, ages 5.2 to 6.0 months"
+    )
+    assert recordings.describe(ALL, {5: 900}) == "1 of 6 recordings, 0.25 hours"

@@ -32,7 +32,7 @@ echo '"complete": true' > "$2/$(sed -n "s/^$script //p" "$RESULTS")"
 
 @pytest.fixture
 def pipeline(tmp_path):
-    """A function that runs pipeline.sh in a folder with videos and labeled images, and returns the calls of Python, too."""
+    """A function that runs pipeline.sh on videos and labeled images; returns its result and the calls of Python."""
     for name in ("my videos", "labeled"):
         (tmp_path / name).mkdir()
     (tmp_path / "python").write_text(PYTHON)

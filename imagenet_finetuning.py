@@ -70,9 +70,7 @@ def retained(labels, share, seed):
 
 def listed(frames, path):
     """Sorted indices of the images of frames that the file at path names, one CLASS/NAME per line."""
-    names = files.read_lines(path)
-    if not names:
-        raise UserError(f"--train-list {path} names no image")
+    names = files.read_list(path)
     index = {frames.name(i): i for i in range(len(frames))}
     if unknown := [name for name in names if name not in index]:
         raise UserError(f"--train-list {path} names {unknown[0]}, which is not in {frames.folder}")

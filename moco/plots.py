@@ -4,10 +4,7 @@ import itertools
 from contextlib import contextmanager
 from pathlib import Path
 
-import matplotlib
 import numpy as np
-from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
 
 from moco import files
 
@@ -28,6 +25,9 @@ STYLE = {
 @contextmanager
 def _figure(path, width, height):
     """A Figure of width x height inches; written to path as .pdf and .png, whole or not at all, at the end."""
+    import matplotlib  # it takes half a second, which --help does not need
+    from matplotlib.figure import Figure
+
     path = Path(path)
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(width, height))
@@ -47,6 +47,8 @@ def training_curve(records, path):
     records: one dict per epoch with 'epoch' and, where they are known, 'loss', the metrics of the objective, and
     'val_' + the name of a metric for its value on the test images.
     """
+    from matplotlib.ticker import MaxNLocator
+
     names = [name for record in records for name in record if name not in NOT_METRICS]
     names = list(dict.fromkeys(name.removeprefix("val_") for name in names))
     with _figure(path, 3.5 * max(len(names), 1), 2.8) as figure:

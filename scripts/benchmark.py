@@ -1,12 +1,12 @@
-"""Measure how fast this project is beside plain ways of doing the same, run in turn, and print medians and ratios.
+"""Compare the speed of this project with plain implementations, run alternately; print medians and ratios.
 
     python scripts/benchmark.py all --videos videos --frames tests/golden/images --save-dir benchmark
     python scripts/benchmark.py reader --videos videos --runs 5 --save-dir benchmark
     python scripts/benchmark.py decode --frames tests/golden/images --runs 1 --save-dir benchmark
     python scripts/benchmark.py train --runs 5 --save-dir benchmark
 
-A part is a function of the arguments that gives the rows of one table; each row is one contestant. The machine should
-have nothing else to do. In: what the part works on. Out: the table, and benchmark_PART.json in --save-dir.
+Run it on an idle machine. In: videos or frames, depending on the part. Out: one printed table per part with one row per
+implementation, and benchmark_PART.json in --save-dir.
 """
 
 import random
@@ -22,19 +22,24 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from moco import cli, files  # noqa: E402
 from scripts import benchmark_inside, benchmark_readouts, benchmark_train  # noqa: E402
-from scripts.timing import in_turn  # noqa: E402
+from scripts.timing import measure_in_turn  # noqa: E402
 
 ROOT = Path(__file__).resolve().parents[1]
 
 
 def parse_args(argv=None):
     parser = cli.parser(__doc__)
-    parser.add_argument("part", choices=[*PARTS, "all"], help="what to measure")
+    parser.add_argument("part", choices=[*PARTS, "all"], metavar="PART", help=f"{', '.join(PARTS)}, or all")
     cli.shared_flags(parser, "--save-dir", "--workers")
-    parser.add_argument("--runs", type=cli.number(int, 1), default=5, help="runs of each contestant, in turn")
-    parser.add_argument("--videos", type=Path, metavar="DIR", help="reader: a folder of landscape videos, long ones")
+    parser.add_argument("--runs", type=cli.number(int, 1), default=5, help="runs of each implementation")
+    parser.add_argument("--videos", type=Path, metavar="DIR", help="for reader: a folder of long landscape videos")
     add = parser.add_argument
-    add("--frames", type=Path, metavar="DIR", help="but for reader: a folder of 224x224 frames, a folder a class")
+    add(
+        "--frames",
+        type=Path,
+        metavar="DIR",
+        help="for other parts but train: a folder with a folder of 224x224 frames per class",
+    )
     return parser.parse_args(argv)
 
 
@@ -63,7 +68,7 @@ def reader(args):
     }
     if not shutil.which("ffmpeg"):
         del contestants["ffmpeg command line"]
-    return in_turn(contestants, args.runs)
+    return measure_in_turn(contestants, args.runs)
 
 
 def plain_loop(videos, folder, step=6):
@@ -86,10 +91,9 @@ def plain_loop(videos, folder, step=6):
 
 
 def loading(args):
-    """1000 augmented 224x224 images: torchvision on PIL, and our recipe with its colors on worker and device.
+    """1000 augmented 224x224 images: torchvision on PIL, and our recipe with color jitter on worker and device.
 
-    First on one core, then with --workers. What the device itself would do is not part of it: this is what the
-    processors of a node can hand over.
+    First on one core, then with --workers. The work of the device is not included.
     """
     import torch
     from torchvision import datasets, transforms
@@ -126,7 +130,7 @@ def loading(args):
     return [
         row
         for workers in sorted({0, args.workers})
-        for row in in_turn(
+        for row in measure_in_turn(
             {
                 f"torchvision, {workers or 'no'} workers": lambda _, n=workers: published(n),
                 f"ours on worker, {workers or 'no'}": lambda _, n=workers: ours("worker", n),
@@ -138,7 +142,7 @@ def loading(args):
 
 
 class PilBlur:
-    """The blur of the published recipe."""
+    """The Gaussian blur of the published recipe."""
 
     def __call__(self, image):
         from PIL import ImageFilter
@@ -146,94 +150,99 @@ class PilBlur:
         return image.filter(ImageFilter.GaussianBlur(random.uniform(0.1, 2)))
 
 
-def many(frames, n, folder):
-    """A folder below folder with the frames of another linked over and over, n of them, in two classes."""
+def link_frames(frames, n, folder):
+    """A folder below folder with n links to the frames of another, repeated as needed, in two classes."""
     if frames is None:
         raise cli.UserError("--frames must name a folder of 224x224 frames")
-    files_there = sorted(path.resolve() for path in frames.rglob("*.jpeg"))
+    images = sorted(path.resolve() for path in frames.rglob("*.jpeg"))
     for i in range(n):
         link = folder / str(n) / f"class_{2 * i // n}" / f"img_{i:05d}.jpeg"
         link.parent.mkdir(parents=True, exist_ok=True)
-        link.symlink_to(files_there[i % len(files_there)])
+        link.symlink_to(images[i % len(images)])
     return folder / str(n)
 
 
 def peak_memory(call, *values):
-    """The most memory (MB) that a process of its own has had which calls 'module.function' of scripts; on Linux."""
+    """The peak memory (MB) of a new process that calls 'module.function' of scripts with values; Linux only."""
     work = f"{call}(*{[str(value) for value in values]})"
-    # The resource module would count the memory of this process too, from which that one is forked.
+    # The resource module would count the memory of this process too, because the new one is forked from it.
     code = f"from scripts import {call.split('.')[0]}; {work}; print(open('/proc/self/status').read())"
     done = subprocess.run([sys.executable, "-c", code], check=True, stdout=subprocess.PIPE, text=True, cwd=ROOT)
     return int(re.search(r"VmHWM:\s*(\d+) kB", done.stdout)[1]) // 1024
 
 
 def with_memory(rows, frames, call, small, large):
-    """rows, to the first of which the memory is added that 'module.function' of scripts takes."""
+    """Rows with the peak memory of 'module.function' of scripts added to the first."""
     with tempfile.TemporaryDirectory() as folder:
-        folders = {n: many(frames, n, Path(folder)) for n in (small, large)}
+        folders = {n: link_frames(frames, n, Path(folder)) for n in (small, large)}
         rows[0]["peak_mb"] = {n: peak_memory(call, data, folder) for n, data in folders.items()}
     print("; ".join(f"memory for {n} frames: {peak} MB" for n, peak in rows[0]["peak_mb"].items()))
     return rows
 
 
 def films(args):
-    """A film of 300 frames, reading them included, network time left out: the map is a mean over 32x32 pixels."""
+    """A film of 300 frames, including reading, excluding the network: the map is a mean over 32x32 pixels."""
     with tempfile.TemporaryDirectory() as folder:
-        data = many(args.frames, 300, Path(folder))
+        data = link_frames(args.frames, 300, Path(folder))
         work = {
             "ours": lambda out: benchmark_inside.our_film(data, out),
             "ArtistAnimation": lambda out: benchmark_inside.published_film(data, out),
         }
-        return with_memory(in_turn(work, args.runs), args.frames, "benchmark_inside.our_film", 100, 10_000)
+        return with_memory(measure_in_turn(work, args.runs), args.frames, "benchmark_inside.our_film", 100, 10_000)
 
 
 def inner_features(args):
-    """Units of six layers of MobileNetV2 for 96 images: in one pass, and in one for each layer, as published."""
+    """Units of six layers of MobileNetV2 for 96 images: in one forward pass, and in one per layer as published."""
     with tempfile.TemporaryDirectory() as folder:
-        data = many(args.frames, 96, Path(folder))
+        data = link_frames(args.frames, 96, Path(folder))
         work = {
             "six layers in one pass": lambda _: benchmark_inside.our_units(data),
-            "a pass for each": lambda _: benchmark_inside.a_pass_for_each(data),
+            "one pass per layer": lambda _: benchmark_inside.a_pass_for_each(data),
         }
-        return with_memory(in_turn(work, args.runs), args.frames, "benchmark_inside.our_units", 96, 960)
+        return with_memory(measure_in_turn(work, args.runs), args.frames, "benchmark_inside.our_units", 96, 960)
 
 
 def decoding(args):
-    """A readout of 2000 frames by MobileNetV2: from features computed once, and with the trunk run in every epoch.
+    """Linear decoding of 2000 frames with MobileNetV2: from cached features, and with the trunk in every epoch.
 
-    The loop of 100 epochs is drawn out from one of 1 and one of 3: it would take an hour.
+    100 epochs of the latter are extrapolated from runs of 1 and 3 epochs; they would take an hour.
     """
     with tempfile.TemporaryDirectory() as folder:
-        decode, data = benchmark_readouts.decode, many(args.frames, 2000, Path(folder))
+        decode, data = benchmark_readouts.decode, link_frames(args.frames, 2000, Path(folder))
         work = {
-            "features once": lambda out: decode(data, out, 100, "eval", args.workers),
-            "the trunk, 1 epoch": lambda out: decode(data, out, 1, "train", args.workers),
-            "the trunk, 3 epochs": lambda out: decode(data, out, 3, "train", args.workers),
+            "cached features": lambda out: decode(data, out, 100, "eval", args.workers),
+            "trunk, 1 epoch": lambda out: decode(data, out, 1, "train", args.workers),
+            "trunk, 3 epochs": lambda out: decode(data, out, 3, "train", args.workers),
         }
-        return benchmark_readouts.drawn_out(in_turn(work, args.runs), 100)
+        return benchmark_readouts.extrapolate(measure_in_turn(work, args.runs), 100)
 
 
 def hogs(args):
-    """HOGs of 600 frames in one process and in --workers; the memory that 2000 and a fit take, beside a plain loop."""
+    """HOG of 600 frames in one process and in --workers; peak memory of HOG and a fit of 2000, and of a plain loop."""
     calls = ("nothing", "our_hog", "plain_hog")
     with tempfile.TemporaryDirectory() as folder:
-        data, more = (many(args.frames, n, Path(folder)) for n in (600, 2000))
+        data, more = (link_frames(args.frames, n, Path(folder)) for n in (600, 2000))
         features = benchmark_readouts.our_features
         work = {f"{n} workers": lambda out, n=n: features(data, out, n) for n in (1, args.workers)}
-        rows = in_turn(work, args.runs)
+        rows = measure_in_turn(work, args.runs)
         rows[0]["peak_mb"] = {call: peak_memory(f"benchmark_readouts.{call}", more, folder) for call in calls}
     print("; ".join(f"memory of {call}: {peak} MB" for call, peak in rows[0]["peak_mb"].items()))
     return rows
 
 
 PARTS = {
-    **{"reader": reader, "loader": loading, "film": films, "features": inner_features},
-    **{"decode": decoding, "hog": hogs, "train": benchmark_train.training},
+    "reader": reader,
+    "loader": loading,
+    "film": films,
+    "features": inner_features,
+    "decode": decoding,
+    "hog": hogs,
+    "train": benchmark_train.training,
 }
 
 
 def table(rows):
-    """Rows as lines of text."""
+    """The rows as a text table."""
     lines = [f"{'':32}{'wall s':>10}{'CPU s':>10}{'wall ratio':>12}{'CPU ratio':>12}"]
     for row in rows:
         numbers = f"{row['seconds']:10.2f}{row['cpu_seconds']:10.2f}"

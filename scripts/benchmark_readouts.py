@@ -1,4 +1,4 @@
-"""What the parts decode and hog of benchmark.py run: this project's way, and the published ones."""
+"""The parts decode and hog of benchmark.py: the work of this project and of the published code."""
 
 import subprocess
 import sys
@@ -14,16 +14,16 @@ ROOT = Path(__file__).resolve().parents[1]
 
 
 def decode(data, folder, epochs, bn_mode, workers):
-    """linear_decoding.py of a random MobileNetV2, start to end, in a process of its own."""
+    """Run linear_decoding.py with a random MobileNetV2."""
     command = [sys.executable, "linear_decoding.py", data, "--model-name", "random", "--save-dir", folder]
     command += ["--epochs", epochs, "--bn-mode", bn_mode, "--workers", workers]
     subprocess.run([str(word) for word in command], check=True, stdout=subprocess.DEVNULL, cwd=ROOT)
 
 
-def drawn_out(rows, epochs):
-    """rows of (features once, 1 and 3 epochs of the published loop) as two: the loop as if it had so many epochs."""
+def extrapolate(rows, epochs):
+    """Rows of (cached features, 1 and 3 epochs of the published loop) as two rows, the loop extrapolated to epochs."""
     ours, one, three = rows
-    loop = {"name": f"the trunk in {epochs} epochs"}
+    loop = {"name": f"trunk in {epochs} epochs"}
     for key in ("seconds", "cpu_seconds"):
         loop[key] = one[key] + (epochs - 1) * (three[key] - one[key]) / 2
         loop[f"{key}_ratio"] = loop[key] / ours[key]
@@ -31,20 +31,20 @@ def drawn_out(rows, epochs):
 
 
 def our_features(data, folder, workers):
-    """The HOGs of all images of data."""
+    """HOG features of all images in data."""
     frames = loader.FrameFolder(data)
     return hog_baseline.all_features(frames, np.arange(len(frames)), int(workers), Path(folder))
 
 
 def our_hog(data, folder):
-    """HOGs and one fit, on half of the images."""
+    """HOG features, and one fit on half of the images."""
     rows = our_features(data, folder, 0)
     train = np.arange(0, len(rows), 2)
     hog_baseline.readout(rows[train], train % 4 // 2, 0, 1)
 
 
 def plain_hog(data, folder):
-    """The same in float64 and in memory, as a plain loop does it."""
+    """The same in float64 and in memory, in a plain loop."""
     paths = sorted(Path(data).rglob("*.jpeg"))
     images = (augment.decode(path.read_bytes()) for path in paths)
     rows = np.array([hog(image, 9, (16, 16), (3, 3), block_norm="L2", channel_axis=-1) for image in images], np.float64)
@@ -53,4 +53,4 @@ def plain_hog(data, folder):
 
 
 def nothing(data, folder):
-    """What loading the modules takes."""
+    """Nothing, to measure the memory of the imported modules."""

@@ -1,9 +1,9 @@
-"""Training steps as scripts/benchmark.py measures them: ours beside plain float32, the images already there.
+"""The part train of benchmark.py: training steps on images in memory, ours and in plain float32.
 
     python -m scripts.benchmark_train mobilenet_v2 64 ours
 
-Learner, images in a batch, and ours or plain; prints the seconds that STEPS steps took. Each is a process of its own,
-as ours changes how its process keeps memory.
+Arguments: method, batch size, and 'ours' or 'plain'. It prints the seconds of STEPS steps. Each measurement is a
+process, because ours changes the memory management of its process.
 """
 
 import json
@@ -16,37 +16,38 @@ from torch.nn import functional
 
 from moco import builder, distributed, models
 from moco.training import engine
-from scripts.timing import in_turn, measure
+from scripts.timing import measure, measure_in_turn
 
 ROOT = Path(__file__).resolve().parents[1]
 STEPS = 4
-LEARNERS = [("mobilenet_v2", 64, ""), ("resnext50_32x4d", 16, "compiled"), ("moco mobilenet_v2", 64, "")]
+METHODS = [("mobilenet_v2", 64, ""), ("resnext50_32x4d", 16, "compiled"), ("moco mobilenet_v2", 64, "")]
 
 
 def training(args):
-    """Steps at 224 pixels: MobileNetV2 and MoCo with it as they are, ResNeXt-50 with --compile."""
+    """Steps at 224 pixels: MobileNetV2 and MoCo with MobileNetV2 without, ResNeXt-50 with --compile."""
     rows = []
-    for learner, batch, compiled in LEARNERS:
+    for method, batch, compiled in METHODS:
         work = {
-            f"{learner} {name}": lambda _, words=(learner, batch, *way): _in_a_process(words)
-            for name, way in {"ours": ("ours", compiled), "plain float32": ("plain", "")}.items()
+            f"{method} {name}": lambda _, words=(method, batch, *mode): _measure_in_process(words)
+            for name, mode in {"ours": ("ours", compiled), "plain float32": ("plain", "")}.items()
         }
-        rows += in_turn(work, args.runs)
+        rows += measure_in_turn(work, args.runs)
     return rows
 
 
-def _in_a_process(words):
-    """What one of these processes says it took."""
+def _measure_in_process(words):
+    """The measurement of one such process."""
     command = [sys.executable, "-m", "scripts.benchmark_train", *map(str, words)]
     done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, cwd=ROOT)
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def steps(learner, batch, way, compiled):
+def make_steps(method, batch, mode, compiled):
     """A function that takes STEPS training steps."""
     context = distributed.ProcessContext(device=distributed.select_device("auto"))
-    arch, ours = learner.split()[-1], way == "ours"
-    views = 2 if learner.startswith("moco") else 1
+    arch = method.split()[-1]
+    ours = mode == "ours"
+    views = 2 if method.startswith("moco") else 1
     if views == 2:
         model = builder.MoCo(lambda num_classes: models.build(arch, num_classes), K=4096, bn_splits=8 if ours else 1)
     else:
@@ -74,9 +75,9 @@ def steps(learner, batch, way, compiled):
     return work
 
 
-def main(learner, batch, way, compiled=""):
-    work = steps(learner, int(batch), way, compiled)
-    for _ in range(2):  # compiles, lets the libraries choose their ways, and the system find the memory
+def main(method, batch, mode, compiled=""):
+    work = make_steps(method, int(batch), mode, compiled)
+    for _ in range(2):  # warm-up: compilation, choice of algorithms, memory
         work()
     print(json.dumps(measure(lambda _: work(), None)))
 

@@ -1,16 +1,16 @@
-"""The rooms of the demo's world: a wall, a floor, some furniture, and light from somewhere."""
+"""The rooms of the demo: a wall, a floor, furniture and light."""
 
 import cv2
 import numpy as np
 
 from scripts.demo_toys import BLACK, WHITE, color
 
-ROOM = (1000, 1600)  # height and width in pixels of what a room is drawn on; its picture has half as many
+ROOM = (1000, 1600)  # height and width in pixels of the canvas of a room; its image has half of that
 FURNITURE = ("window", "picture", "shelf", "sofa", "lamp", "cabinet", "plant")
 
 
 def make_room(rng):
-    """A wall and a floor with some furniture, lit from somewhere."""
+    """An image of a wall and a floor with furniture, unevenly lit."""
     height, width = ROOM
     horizon = int(height * rng.uniform(0.55, 0.65))
     room = np.empty((height, width, 3), np.uint8)
@@ -27,7 +27,7 @@ def make_room(rng):
         cv2.rectangle(room, (0, horizon - 170), (width, horizon), wall * 0.75, -1)
     floor = color(rng, 25, 25, hue + 150, saturation=(0.2, 0.6), value=(0.35, 0.7))
     room[horizon:] = floor
-    if rng.random() < 0.6:  # planks, wider the nearer they are
+    if rng.random() < 0.6:  # planks in perspective
         for x in range(-3 * width, 4 * width, 220):
             cv2.line(room, (x // 2 + width // 4, horizon), (x, height), floor * 0.75, 3)
     else:
@@ -48,7 +48,7 @@ def make_room(rng):
 
 
 def furnish(room, rng, x, horizon, thing):
-    """Draw one thing at the wall of a room, its left edge at x."""
+    """Draw a piece of furniture at the wall of a room, its left edge at x."""
     tone = color(rng, rng.uniform(0, 360), saturation=(0.2, 0.8), value=(0.3, 0.9))
 
     def block(left, top, right, bottom, fill):

@@ -1,9 +1,9 @@
-"""Put the accuracies of the demo's evaluations side by side: one table, and results.json in short.
+"""Combine the accuracies of several evaluations in one table, and in a short results.json.
 
     python scripts/demo_table.py demo/decoding/results.json demo/hog/results.json --save-dir demo
 
-In: results.json files of linear_decoding.py and hog_baseline.py. Out: the table on the terminal; results.json with
-{MODEL: {TASK: {mean, std}}, majority, chance}, accuracies from 0 to 1.
+In: results.json files of linear_decoding.py and hog_baseline.py. Out: the printed table; results.json in --save-dir
+with {MODEL: {TASK: {mean, std}}, majority, chance}, accuracies from 0 to 1.
 """
 
 import sys
@@ -21,20 +21,20 @@ def parse_args(argv=None):
     return parser.parse_args(argv)
 
 
-def in_short(models):
-    """Mean and spread of every model on every task, and what guessing gives, from {model: {task: summary}}."""
-    short = {}
+def summarize(models):
+    """Mean and spread of every model on every task, and the accuracy of guessing, from {model: {task: results}}."""
+    summary = {}
     for name, by_task in models.items():
         by_task = {task: {"mean": entry["mean"], "std": entry["std"]} for task, entry in by_task.items()}
-        short["hog" if name == "HOG" else name] = by_task
-    return short | accuracy.baselines(models, accuracy.task_names(models)[0])
+        summary["hog" if name == "HOG" else name] = by_task
+    return summary | accuracy.baselines(models, accuracy.task_names(models)[0])
 
 
 def main(argv=None):
     args = parse_args(argv)
-    summary = files.refuse_overwrite(files.make_output_dir(args.save_dir) / "results.json", args.overwrite)
+    path = files.refuse_overwrite(files.make_output_dir(args.save_dir) / "results.json", args.overwrite)
     models = accuracy.read_results(args.results)
-    files.write_json(summary, in_short(models))
+    files.write_json(path, summarize(models))
     print(accuracy.table(models))
 
 

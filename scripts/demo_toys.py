@@ -1,4 +1,4 @@
-"""The toys of the demo's world: eight kinds of little solids, no two alike, and how to draw them."""
+"""The toys of the demo: eight categories of solids with random exemplars, and how to draw them."""
 
 import cv2
 import numpy as np
@@ -6,21 +6,21 @@ import numpy as np
 BLACK, WHITE = np.array([38.0, 34, 34]), np.array([238.0, 245, 248])  # BGR, as all colors here
 
 # Surfaces: quadrilaterals (N, 4, 3) in units of a toy's half size, x right, y down, z away from the camera, and the
-# place (N, 2) of each on its surface, from 0 to 1.
+# texture coordinates (N, 2) of each, from 0 to 1.
 
 
 def sheet(points):
-    """The quadrilaterals between the points (m, n, 3) of a grid, turned so that they face away from the origin."""
+    """The quadrilaterals between the points (m, n, 3) of a grid, oriented away from the origin."""
     quads = np.stack([points[:-1, :-1], points[:-1, 1:], points[1:, 1:], points[1:, :-1]], 2).reshape(-1, 4, 3)
     if (np.cross(quads[:, 2] - quads[:, 0], quads[:, 3] - quads[:, 1]) * quads.mean(1)).sum() < 0:
         quads = quads[:, ::-1]
     rows, columns = points.shape[0] - 1, points.shape[1] - 1
-    place = np.stack(np.meshgrid(np.arange(columns) / columns, np.arange(rows) / rows), -1).reshape(-1, 2)
-    return quads, place + 0.5 / np.array([columns, rows])
+    uv = np.stack(np.meshgrid(np.arange(columns) / columns, np.arange(rows) / rows), -1).reshape(-1, 2)
+    return quads, uv + 0.5 / np.array([columns, rows])
 
 
 def lathe(radii, heights, n=20):
-    """The surface that a profile makes when it turns once about the vertical axis."""
+    """The surface of revolution of a profile about the vertical axis."""
     angle = np.linspace(0, 2 * np.pi, n + 1)
     radii, heights = np.asarray(radii, float)[:, None], np.asarray(heights, float)[:, None]
     return sheet(np.stack([radii * np.cos(angle), heights + 0 * angle, radii * np.sin(angle)], -1))
@@ -49,17 +49,17 @@ def box(n=4):
             points = np.empty((*a.shape, 3))
             points[..., axes[0]], points[..., axes[1]], points[..., axes[2]] = a, b, side
             faces.append(sheet(points))
-    return np.concatenate([quads for quads, _ in faces]), np.concatenate([place for _, place in faces])
+    return np.concatenate([quads for quads, _ in faces]), np.concatenate([uv for _, uv in faces])
 
 
 def plate(outline, thickness):
-    """A plate of the given outline (n, 2) in the xy plane, which its center can see all of, thicker in the middle."""
+    """A plate with a star-shaped outline (n, 2) in the xy plane, thicker in the middle."""
     outline = np.concatenate([outline, outline[:1]])
     rims = [(0, -1), (0.5, -0.8), (1, -0.4), (1, 0.4), (0.5, 0.8), (0, 1)]
     return sheet(np.stack([np.c_[outline * size, np.full(len(outline), z * thickness)] for size, z in rims]))
 
 
-# Toys: quadrilaterals and their colors, from a random generator that decides on an exemplar's look.
+# Toys: quadrilaterals and their colors; the random generator determines the exemplar.
 
 
 def color(rng, *hues, saturation=(0.6, 1.0), value=(0.65, 1.0)):
@@ -69,9 +69,9 @@ def color(rng, *hues, saturation=(0.6, 1.0), value=(0.65, 1.0)):
     return cv2.cvtColor(hsv, cv2.COLOR_HSV2BGR)[0, 0].astype(float) * 255
 
 
-def paint(place, first, second, pattern, count):
+def paint(uv, first, second, pattern, count):
     """Colors (N, 3) of a surface: first, with second in stripes, rings, checks or dots."""
-    u, v = (place * count).T
+    u, v = (uv * count).T
     mask = {
         "plain": u < 0,
         "stripes": u % 1 < 0.5,
@@ -84,14 +84,14 @@ def paint(place, first, second, pattern, count):
 
 
 def part(surface, first, second=None, pattern="plain", count=4, size=1, at=(0, 0, 0), turn=(0, 0, 0)):
-    """A surface made size times as large, turned, moved to a place, and painted."""
-    quads, place = surface
+    """A surface scaled by size, rotated by turn (yaw, pitch, roll), moved to at, and painted."""
+    quads, uv = surface
     quads = (quads * size) @ rotation(*turn).T + at
-    return quads, paint(place, first, first if second is None else second, pattern, count)
+    return quads, paint(uv, first, first if second is None else second, pattern, count)
 
 
 def join(*parts):
-    """One toy of many parts, its middle at the origin, its largest half size 1: surfaces, their normals, colors."""
+    """A toy of several parts, centered, with a largest half size of 1: surfaces, their normals, colors."""
     quads, colors = (np.concatenate(column) for column in zip(*parts, strict=True))
     low, high = quads.min((0, 1)), quads.max((0, 1))
     normals = np.cross(quads[:, 2] - quads[:, 0], quads[:, 3] - quads[:, 1])
@@ -100,7 +100,7 @@ def join(*parts):
 
 
 def rotation(yaw, pitch, roll):
-    """The matrix that turns by yaw about y, then pitch about x, then roll about z (radians)."""
+    """The rotation matrix by yaw about y, then pitch about x, then roll about z (radians)."""
     (cy, cx, cz), (sy, sx, sz) = np.cos([yaw, pitch, roll]), np.sin([yaw, pitch, roll])
     about_y = np.array([[cy, 0, sy], [0, 1, 0], [-sy, 0, cy]])
     about_x = np.array([[1, 0, 0], [0, cx, -sx], [0, sx, cx]])
@@ -174,13 +174,13 @@ def make_duck(rng):
 def make_book(rng):
     cover = color(rng, 355, 220, 140, 25, saturation=(0.5, 0.9), value=(0.3, 0.65))
     label = color(rng, 48, 200, saturation=(0.1, 0.7), value=(0.85, 1))
-    quads, place = box(8)
+    quads, uv = box(8)
     face = np.repeat(np.arange(6), 64)
     bound = face < 3  # both covers and the spine; the other faces show the pages
-    colors = np.where(bound[:, None], cover, paint(place[:, ::-1], WHITE, WHITE * 0.82, "stripes", 4))
+    colors = np.where(bound[:, None], cover, paint(uv[:, ::-1], WHITE, WHITE * 0.82, "stripes", 4))
     height = rng.uniform(0.25, 0.45)
-    title = (face < 2) & (np.abs(place[:, 0] - 0.5) < 0.3) & (np.abs(place[:, 1] - 0.35) < height / 2)
-    bands = (face == 2) & (np.abs(np.abs(place - 0.5).max(1) - 0.35) < 0.1) & (rng.random() < 0.7)
+    title = (face < 2) & (np.abs(uv[:, 0] - 0.5) < 0.3) & (np.abs(uv[:, 1] - 0.35) < height / 2)
+    bands = (face == 2) & (np.abs(np.abs(uv - 0.5).max(1) - 0.35) < 0.1) & (rng.random() < 0.7)
     colors[title | bands] = label
     return join((quads * (rng.uniform(0.65, 0.85), 1, rng.uniform(0.12, 0.25)), colors))
 
@@ -189,10 +189,10 @@ def make_tower(rng):
     hues, height, blocks = rng.permutation([0, 30, 55, 120, 215, 285]), 1.0, []
     for hue in hues[: rng.integers(3, 5)]:
         size = rng.uniform(0.3, 0.42)
-        place = (rng.normal(0, 0.07), height - size, rng.normal(0, 0.07))
+        position = (rng.normal(0, 0.07), height - size, rng.normal(0, 0.07))
         block = box(4) if rng.random() < 0.8 else lathe([0, 1, 1, 1, 0], [-1, -1, 0, 1, 1], 16)
         pattern, turn = rng.choice(["plain", "window"]), (rng.uniform(0, 2), 0, 0)
-        blocks.append(part(block, color(rng, hue), WHITE, pattern, 1, size, place, turn))
+        blocks.append(part(block, color(rng, hue), WHITE, pattern, 1, size, position, turn))
         height -= 2 * size
     return join(*blocks)
 
@@ -228,7 +228,7 @@ CATEGORIES = sorted(TOYS)
 
 
 def draw(image, toy, center, size, turn, lamp, light):
-    """Draw a toy, far surfaces first, lit by a light (factor of BGR) from the direction lamp."""
+    """Draw a toy, far surfaces first, lit by a light (BGR factors) from the direction lamp."""
     quads, normals, colors = toy
     points = quads @ turn.T
     flat = points[..., :2] * (size * 5 / (5 + points[..., 2:])) + center

@@ -9,11 +9,11 @@
 #SBATCH --requeue
 #SBATCH --open-mode=append
 #SBATCH --output=%x_%j.out
-# A film of what speaks for a class, over the frames of a folder or of a video.
+# Film of a class activation map over the frames of a folder or a video.
 #     DATA=frames_S SAVE=films sbatch scripts/feature_animation_class.sh [flags of feature_animation_class.py]
 set -euo pipefail
-house=${HOUSE:-${SLURM_SUBMIT_DIR:-$(dirname "$0")/..}}
-source "$house/scripts/step.sh"
+project=${PROJECT_DIR:-${SLURM_SUBMIT_DIR:-$(dirname "$0")/..}}
+source "$project/scripts/step.sh"
 
 DATA=${DATA:-frames_S}
 SAVE=${SAVE:-films}

@@ -9,11 +9,11 @@
 #SBATCH --requeue
 #SBATCH --open-mode=append
 #SBATCH --output=%x_%j.out
-# The images that units of a network answer to most strongly.
+# Images that activate units of a network most strongly.
 #     DATA=labeled_S SAVE=top_images sbatch scripts/highly_activating_imgs.sh [flags of highly_activating_imgs.py]
 set -euo pipefail
-house=${HOUSE:-${SLURM_SUBMIT_DIR:-$(dirname "$0")/..}}
-source "$house/scripts/step.sh"
+project=${PROJECT_DIR:-${SLURM_SUBMIT_DIR:-$(dirname "$0")/..}}
+source "$project/scripts/step.sh"
 
 DATA=${DATA:-labeled_S}
 SAVE=${SAVE:-top_images}

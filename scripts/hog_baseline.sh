@@ -8,11 +8,11 @@
 #SBATCH --requeue
 #SBATCH --open-mode=append
 #SBATCH --output=%x_%j.out
-# HOG features and a linear classifier on them; more cores by sbatch --cpus-per-task.
+# HOG baseline: a linear classifier of HOG features. For more cores: sbatch --cpus-per-task=N.
 #     DATA=labeled_S SAVE=hog sbatch scripts/hog_baseline.sh [flags of hog_baseline.py]
 set -euo pipefail
-house=${HOUSE:-${SLURM_SUBMIT_DIR:-$(dirname "$0")/..}}
-source "$house/scripts/step.sh"
+project=${PROJECT_DIR:-${SLURM_SUBMIT_DIR:-$(dirname "$0")/..}}
+source "$project/scripts/step.sh"
 
 DATA=${DATA:-labeled_S}
 SAVE=${SAVE:-hog}

@@ -10,12 +10,12 @@
 #SBATCH --requeue
 #SBATCH --open-mode=append
 #SBATCH --output=%x_%j.out
-# A network to the classes of ImageNet: all of it learns, or with --freeze-trunk its head alone. A task a GPU.
-# On the warning before its time is up the job saves, goes back into the queue, and goes on from there.
+# Fine-tuning on ImageNet, of the head only with --freeze-trunk: one task per GPU, on any number of nodes.
+# Before its time limit the job saves, is requeued, and resumes.
 #     DATA=imagenet SAVE=imagenet-TC-SAY sbatch [--nodes=2] scripts/imagenet_finetuning.sh [flags of imagenet_finetuning.py]
 set -euo pipefail
-house=${HOUSE:-${SLURM_SUBMIT_DIR:-$(dirname "$0")/..}}
-source "$house/scripts/step.sh"
+project=${PROJECT_DIR:-${SLURM_SUBMIT_DIR:-$(dirname "$0")/..}}
+source "$project/scripts/step.sh"
 
 DATA=${DATA:-imagenet}
 SAVE=${SAVE:-imagenet-TC-SAY}

@@ -9,11 +9,11 @@
 #SBATCH --requeue
 #SBATCH --open-mode=append
 #SBATCH --output=%x_%j.out
-# What in images speaks for a class, to a network that a linear readout has been trained on.
+# Class activation maps of a network with a linear classifier.
 #     DATA=labeled_S SAVE=maps sbatch scripts/linear_combination_maps.sh [flags of linear_combination_maps.py]
 set -euo pipefail
-house=${HOUSE:-${SLURM_SUBMIT_DIR:-$(dirname "$0")/..}}
-source "$house/scripts/step.sh"
+project=${PROJECT_DIR:-${SLURM_SUBMIT_DIR:-$(dirname "$0")/..}}
+source "$project/scripts/step.sh"
 
 DATA=${DATA:-labeled_S}
 SAVE=${SAVE:-maps}

@@ -9,16 +9,16 @@
 #SBATCH --requeue
 #SBATCH --open-mode=append
 #SBATCH --output=%x_%j.out
-# A linear readout of frozen networks. As an array, a task decodes one of MODELS into a folder of its own.
+# Linear decoding from frozen networks. In a job array each task decodes one of MODELS into SAVE/NAME.
 #     DATA=labeled_S SAVE=decoding sbatch scripts/linear_decoding.sh [flags of linear_decoding.py]
 set -euo pipefail
-house=${HOUSE:-${SLURM_SUBMIT_DIR:-$(dirname "$0")/..}}
-source "$house/scripts/step.sh"
+project=${PROJECT_DIR:-${SLURM_SUBMIT_DIR:-$(dirname "$0")/..}}
+source "$project/scripts/step.sh"
 
 DATA=${DATA:-labeled_S}
 SAVE=${SAVE:-decoding}
-MODELS=${MODELS:-random:TC-S/resnext50_32x4d_epoch_15.tar} # checkpoints, random, imagenet
-NAMES=${NAMES:-random:TC-S}                                # what the results call them
+MODELS=${MODELS:-random:TC-S/resnext50_32x4d_epoch_15.tar} # checkpoints, 'random' or 'imagenet'
+NAMES=${NAMES:-random:TC-S}                                # their names in the results
 
 IFS=: read -ra models <<<"$MODELS"
 IFS=: read -ra names <<<"$NAMES"

@@ -10,12 +10,12 @@
 #SBATCH --requeue
 #SBATCH --open-mode=append
 #SBATCH --output=%x_%j.out
-# Frames to a network, by MoCo on a frame and its neighbour: a task a GPU, on any number of nodes.
-# On the warning before its time is up the job saves, goes back into the queue, and goes on from there.
+# MoCo on pairs of neighboring frames: one task per GPU, on any number of nodes.
+# Before its time limit the job saves, is requeued, and resumes.
 #     DATA=frames_S SAVE=moco_temp-S sbatch [--nodes=2] scripts/moco_temp.sh [flags of moco_temp.py]
 set -euo pipefail
-house=${HOUSE:-${SLURM_SUBMIT_DIR:-$(dirname "$0")/..}}
-source "$house/scripts/step.sh"
+project=${PROJECT_DIR:-${SLURM_SUBMIT_DIR:-$(dirname "$0")/..}}
+source "$project/scripts/step.sh"
 
 DATA=${DATA:-frames_S}
 SAVE=${SAVE:-moco_temp-S}

@@ -1,9 +1,9 @@
-"""Write one page of what reproduce.sh has found: every table and figure, the published values beside those measured.
+"""Write one page with the results of reproduce.sh: every table and figure, with measured and published values.
 
     python scripts/paper_report.py reproduction
 
-In: the folder of the results, whole or half done. Out, in the same folder: report.md, and report.html, which holds its
-pictures and can be mailed. It reads what the scripts wrote and computes nothing anew.
+In: the output folder of reproduce.sh, finished or not. Out, in the same folder: report.md, and report.html, which is a
+single file with its figures. It only reads the files that the scripts wrote.
 """
 
 import base64
@@ -15,27 +15,28 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from moco import cli, files  # noqa: E402
 from moco.analysis import accuracy  # noqa: E402
+from moco.cli import UserError  # noqa: E402
 
 TRAININGS = ["TC-S", "TC-A", "TC-Y", "TC-SAY", "moco_img-S", "moco_temp-S"]
 TRAININGS += ["TC-S-1-fps", "TC-S-half-length", "TC-S-no-augmentation"]
-READOUTS = {
+DECODINGS = {
     "labeled_S": "Labeled S, random halves (Figure 3)",
     "labeled_S-subsampled": "Labeled S, a tenth of the frames (Figure 3)",
     "labeled_S-binary": "Four pairs of classes (Figure 4a)",
-    "variants": "Frame rate, length of an episode, augmentation (Figure 5)",
+    "variants": "Frame rate, episode length, augmentation (Figure 5)",
     "toybox": "Toybox, random halves and unseen exemplars (Figure 3)",
 }
-PUBLISHED_ON_IMAGENET = "TC-SAY/resnext50_32x4d_"  # the network of the published accuracies: trained on all children
-IMAGENET = {  # folder -> what it is, its published top-1 in %
+PUBLISHED_ON_IMAGENET = "TC-SAY/resnext50_32x4d_"  # the network of the published accuracies
+IMAGENET = {  # folder -> protocol, published top-1 in %
     "imagenet-linear": ("frozen network, new head", 36.0),
-    "imagenet-part": ("whole network, a share of the images", None),
+    "imagenet-part": ("whole network, part of the images", None),
     "imagenet-part-linear": ("the same, then frozen with a new head", 45.6),
 }
-FIGURES = {  # folder -> what its pictures show
-    "maps-class-only": "Where the evidence for a class is, in pictures of it (Figure 6)",
-    "maps-others": "The same in pictures of other classes (Figure 6)",
-    "selectivities": "Selectivity by layer, and variance that principal components explain (Figures 7a and A1)",
-    "top_images": "Images that selective units answer to most (Figures 7b and A5)",
+FIGURES = {  # folder -> title of its figures
+    "maps-class-only": "Class activation maps in images of the class (Figure 6)",
+    "maps-others": "The same in images of other classes (Figure 6)",
+    "selectivities": "Selectivity by layer, and variance explained by principal components (Figures 7a and A1)",
+    "top_images": "Images that activate selective units most (Figures 7b and A5)",
 }
 STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; color: #222 }
@@ -48,92 +49,133 @@ h2 { margin-top: 2.5rem; border-bottom: 1px solid #ccc }
 
 def parse_args(argv=None):
     parser = cli.parser(__doc__)
-    parser.add_argument("results", type=Path, metavar="FOLDER", help="folder that reproduce.sh writes its results to")
+    parser.add_argument("results", type=Path, metavar="FOLDER", help="output folder of reproduce.sh")
     return parser.parse_args(argv)
 
 
-def log(folder):
-    """The records that a trainer has written; none where it has not begun."""
+def read_log(folder):
+    """The records in the log of a trainer's folder; none if there is no log. A line that is damaged is skipped."""
     path = folder / "log.jsonl"
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
+    records = []
+    for number, line in enumerate(files.read_text(path).splitlines() if path.exists() else [], 1):
+        try:
+            record = json.loads(line)
+        except ValueError:
+            record = None
+        if isinstance(record, dict):
+            records.append(record)
+        else:  # also the last line, if it is being written or a kill cut it off
+            print(f"warning: line {number} of {path} is damaged and skipped", file=sys.stderr)
+    return records
+
+
+def read_flags(folder):
+    """The content of args.json in a folder; empty if it is missing or damaged."""
+    try:
+        return files.read_json(folder / "args.json")
+    except UserError as error:
+        print(f"warning: {error}", file=sys.stderr)
+        return {}
 
 
 def training(folder):
-    """A training's line of the table, None before its first epoch has ended; and the commit of its code."""
-    flags = json.loads((folder / "args.json").read_text(encoding="utf-8"))
-    epochs = [line for line in log(folder) if "step" not in line]
+    """A training's row of the table, None before the end of its first epoch; and the commit of its code, if known."""
+    flags = read_flags(folder)
+    epochs = [record for record in read_log(folder) if "step" not in record]
     if not epochs:
-        return None, flags["commit"]
-    # An epoch that was continued after its last step has no speed.
-    seconds = sum(line["images"] / line["images_per_second"] for line in epochs if line["images_per_second"])
-    cells = [folder.name, flags.get("model") or flags.get("arch") or "-", f"{epochs[-1]['images']}"]
-    cells += [f"{len(epochs)} of {flags['epochs']}", f"{seconds / 60:.1f}", f"{epochs[-1]['loss']:.2f}"]
-    return [*cells, f"{epochs[-1]['acc1']:.1f}"], flags["commit"]
+        return None, flags.get("commit")
+    # An epoch that was resumed after its last step has no speed.
+    seconds = sum(record["images"] / record["images_per_second"] for record in epochs if record["images_per_second"])
+    row = [
+        folder.name,
+        flags.get("model") or flags.get("arch") or "-",
+        f"{epochs[-1]['images']}",
+        f"{len(epochs)} of {flags.get('epochs', '?')}",
+        f"{seconds / 60:.1f}",
+        f"{epochs[-1]['loss']:.2f}",
+        f"{epochs[-1]['acc1']:.1f}",
+    ]
+    return row, flags.get("commit")
 
 
 def trainings(results):
-    """The table of trainings, and the commits of the code they were made with."""
-    rows, commits = [], set()
+    """The table of trainings, and the commits of the code they ran with."""
+    rows = [["network", "architecture", "images per epoch", "epochs", "minutes", "loss", "top-1 %"]]
+    commits = set()
     for name in TRAININGS:
         if (results / name / "log.jsonl").exists():
             row, commit = training(results / name)
-            commits |= {commit} - {None}
-            rows += [row] if row else []
-    head = ["network", "architecture", "images an epoch", "epochs", "minutes", "loss", "top-1 %"]
-    return [head, *rows], sorted(commits)
+            if commit:
+                commits.add(commit)
+            if row:
+                rows.append(row)
+    return rows, sorted(commits)
 
 
 def accuracies(path):
-    """The table of a results.json: a model a row, a task a column, mean and spread, and the published value beside."""
+    """The table in a results.json: one row per model, one column per task with mean, spread and published value."""
     (_, *tasks), *rows = accuracy.cells(accuracy.read_results([path]))
     return [["top-1 %, mean ± sd", *tasks], *rows]
 
 
-def trunk(results, name):
-    """The checkpoint, below results, whose trunk the ImageNet run of that name began with, itself or the run before."""
-    start = Path(json.loads((results / name / "args.json").read_text(encoding="utf-8"))["model_path"])
-    return trunk(results, start.parent.name) if start.parent.name in IMAGENET else f"{start.parent.name}/{start.name}"
+def start_checkpoint(results, name):
+    """The checkpoint, relative to results, that an ImageNet run started from, directly or through another such run."""
+    path = read_flags(results / name).get("model_path")
+    if not path:
+        return "-"
+    path = Path(path)
+    return (
+        start_checkpoint(results, path.parent.name)
+        if path.parent.name in IMAGENET
+        else f"{path.parent.name}/{path.name}"
+    )
 
 
 def imagenet(results):
-    """The table of ImageNet: protocol, network, measured top-1 and top-5 of the last epoch, published top-1."""
+    """The table of ImageNet: protocol, network, top-1 and top-5 after the last epoch, published top-1."""
     rows = [["protocol", "network", "top-1 %", "top-5 %", "published top-1 %"]]
-    for name, (what, known) in IMAGENET.items():
-        if found := [line for line in log(results / name) if "val_acc1" in line]:
-            last, images = found[-1], (results / name / "train_list.txt").read_text(encoding="utf-8").split("\n")
-            is_imagenet = len({image.partition("/")[0] for image in images} - {""}) == 1000
-            start = trunk(results, name)
-            shown = f"{known}" if known and is_imagenet and start.startswith(PUBLISHED_ON_IMAGENET) else "-"
-            rows.append([what, start, f"{last['val_acc1']:.1f}", f"{last['val_acc5']:.1f}", shown])
+    for name, (protocol, published) in IMAGENET.items():
+        epochs = [record for record in read_log(results / name) if "val_acc1" in record]
+        if not epochs:
+            continue
+        classes = {image.partition("/")[0] for image in files.read_list(results / name / "train_list.txt")}
+        start = start_checkpoint(results, name)
+        is_published = published and len(classes) == 1000 and start.startswith(PUBLISHED_ON_IMAGENET)
+        accuracies = [f"{epochs[-1][key]:.1f}" for key in ("val_acc1", "val_acc5")]
+        rows.append([protocol, start, *accuracies, f"{published}" if is_published else "-"])
     return rows
 
 
+def decoding(folder):
+    """The parts of a section on linear decoding: table, seeds and figures; none without results."""
+    path = folder / "results.json"
+    if not path.exists():
+        return []
+    seeds = files.read_json(path).get("seeds", [])
+    text = f"Splits and linear classifiers of {len(seeds)} seeds: {', '.join(map(str, seeds))}."
+    return [accuracies(path), text, *sorted(folder.glob("accuracies*.png"))]
+
+
 def sections(results):
-    """The page as a list of (title, [parts]): a part is a line of text, a table (list of rows) or a Path of a file."""
+    """The page as a list of (title, parts); a part is a paragraph, a table (list of rows) or the Path of a figure."""
     table, commits = trainings(results)
-    made = f"Code: commit {', '.join(commits)}." if commits else "The code's commit is unknown."
+    code = f"Code: commit {', '.join(commits)}." if commits else "The commit of the code is unknown."
     curves = [path for name in TRAININGS if (path := results / name / "training_curve.png").exists()]
-    found = [("Trainings", [table, made, *curves] if len(table) > 1 else [])]
-    for name, title in READOUTS.items():
-        path, parts = results / f"decoding-{name}" / "results.json", []
-        if path.exists():
-            seeds = json.loads(path.read_text(encoding="utf-8"))["seeds"]
-            parts = [accuracies(path), f"Splits and readouts of {len(seeds)} seeds: {', '.join(map(str, seeds))}."]
-            parts += sorted(path.parent.glob("accuracies*.png"))
-        found.append((title, parts))
+    page = [("Trainings", [table, code, *curves] if len(table) > 1 else [])]
+    for name, title in DECODINGS.items():
+        page.append((title, decoding(results / f"decoding-{name}")))
     for name, title in FIGURES.items():
-        found.append((title, sorted((results / name).glob("*.png"))))
+        page.append((title, sorted((results / name).glob("*.png"))))
     table = imagenet(results)
-    found.append(("ImageNet", [table] if len(table) > 1 else []))
-    found.append(("Films of a feature and of a class", sorted((results / "films").glob("*.mp4"))))
+    page.append(("ImageNet", [table] if len(table) > 1 else []))
+    page.append(("Films of a feature and of a class", sorted((results / "films").glob("*.mp4"))))
     return [
-        (title, parts or ["Left out: no data was given for it, or its step has not ended yet."])
-        for title, parts in found
+        (title, parts or ["No results: its data was not given, or its step has not ended."]) for title, parts in page
     ]
 
 
 def as_markdown(page, results):
-    """The page in Markdown, which refers to its pictures and films by their paths in results."""
+    """The page in Markdown, with figures and films by their paths relative to results."""
     lines = ["# The paper, reproduced", ""]
     for title, parts in page:
         lines += [f"## {title}", ""]
@@ -151,7 +193,7 @@ def as_markdown(page, results):
 
 
 def as_html(page):
-    """The page in HTML, with its pictures and films in it."""
+    """The page in HTML, with figures and films embedded."""
     lines = ["<!DOCTYPE html><html lang='en'><head><meta charset='utf-8'><title>The paper, reproduced</title>"]
     lines += [f"<style>{STYLE}</style></head><body><h1>The paper, reproduced</h1>"]
     for title, parts in page:
@@ -167,11 +209,11 @@ def as_html(page):
                 ]
                 lines.append(f"<table>{''.join(f'<tr>{row}</tr>' for row in rows)}</table>")
             else:
-                data = base64.b64encode(part.read_bytes()).decode()
+                content = base64.b64encode(part.read_bytes()).decode()
                 name = html.escape(f"{part.parent.name}/{part.stem}", quote=True)
-                shown = f"<img alt='{name}' src='data:image/png;base64,{data}'>"
+                shown = f"<img alt='{name}' src='data:image/png;base64,{content}'>"
                 if part.suffix == ".mp4":
-                    shown = f"<video controls src='data:video/mp4;base64,{data}'></video>"
+                    shown = f"<video controls src='data:video/mp4;base64,{content}'></video>"
                 lines.append(f"<figure>{shown}<figcaption>{name}</figcaption></figure>")
     return "\n".join([*lines, "</body></html>\n"])
 
@@ -179,11 +221,11 @@ def as_html(page):
 def main(argv=None):
     args = parse_args(argv)
     if not args.results.is_dir():
-        raise cli.UserError(f"there is no folder {args.results}; give the one that reproduce.sh writes to")
+        raise UserError(f"there is no folder {args.results}; give the output folder of reproduce.sh")
     page = sections(args.results)
     files.write_text(args.results / "report.md", as_markdown(page, args.results))
     files.write_text(args.results / "report.html", as_html(page))
-    print(f"written: {args.results / 'report.html'} and report.md")
+    print(f"page: {args.results / 'report.html'} and report.md")
 
 
 if __name__ == "__main__":

@@ -6,10 +6,10 @@
 #SBATCH --mem=4G
 #SBATCH --time=00:10:00
 #SBATCH --output=%x_%j.out
-# One page of what reproduce.sh has found so far.
+# One page with the results of reproduce.sh so far.
 #     OUT=reproduction sbatch scripts/paper_report.sh
 set -euo pipefail
-house=${HOUSE:-${SLURM_SUBMIT_DIR:-$(dirname "$0")/..}}
-source "$house/scripts/step.sh"
+project=${PROJECT_DIR:-${SLURM_SUBMIT_DIR:-$(dirname "$0")/..}}
+source "$project/scripts/step.sh"
 
 SLURM_RESTART_COUNT=0 run scripts/paper_report.py "${OUT:-reproduction}" "$@"

@@ -9,11 +9,11 @@
 #SBATCH --requeue
 #SBATCH --open-mode=append
 #SBATCH --output=%x_%A_%a.out
-# Videos to frames. The tasks of the array share the videos; what is read already is not read again.
+# Videos to frames. The tasks of the array share the videos; a video that is complete is not read again.
 #     DATA=videos_S SAVE=frames_S sbatch --array=0-15 scripts/read_saycam.sh [flags of read_saycam.py]
 set -euo pipefail
-house=${HOUSE:-${SLURM_SUBMIT_DIR:-$(dirname "$0")/..}}
-source "$house/scripts/step.sh"
+project=${PROJECT_DIR:-${SLURM_SUBMIT_DIR:-$(dirname "$0")/..}}
+source "$project/scripts/step.sh"
 
 DATA=${DATA:-videos_S} # one folder, or several as videos_S:videos_A
 SAVE=${SAVE:-frames_S}

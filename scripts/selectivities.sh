@@ -9,11 +9,11 @@
 #SBATCH --requeue
 #SBATCH --open-mode=append
 #SBATCH --output=%x_%j.out
-# How selective the units of some layers are for classes, and how many dimensions they fill.
+# Class selectivity of the units of some layers, and with --pca the dimensionality of their features.
 #     DATA=labeled_S SAVE=selectivities sbatch scripts/selectivities.sh [flags of selectivities.py]
 set -euo pipefail
-house=${HOUSE:-${SLURM_SUBMIT_DIR:-$(dirname "$0")/..}}
-source "$house/scripts/step.sh"
+project=${PROJECT_DIR:-${SLURM_SUBMIT_DIR:-$(dirname "$0")/..}}
+source "$project/scripts/step.sh"
 
 DATA=${DATA:-labeled_S}
 SAVE=${SAVE:-selectivities}

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Set up, lint, and run all tests; arguments go to pytest:
+# Install, lint and run all tests; arguments are passed to pytest:
 #     bash scripts/test.sh [-k reader]
 set -euo pipefail
 CDPATH='' cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.."

@@ -1,4 +1,4 @@
-"""The front page: every command on it runs, on tiny inputs in its paths; its links and pictures are there."""
+"""README.md: every command in it runs on small inputs with the paths it names; its links and images exist."""
 
 import importlib
 import os
@@ -10,137 +10,216 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
+import read_saycam
 from moco import models
-from tests.conftest import make_frames, save_network
 from tests.support import ROOT
+from tests.support.inputs import make_frames, save_network
 from tests.support.videos import write_video
 
 PAGE = (ROOT / "README.md").read_text(encoding="utf-8")
-SET_UP = ("bash scripts/test.sh",)  # it is what runs this
 CATEGORIES = ("car", "chair", "door", "foot", "hand", "road", "table", "window")
-LITTLE = "--image-size 32 --batch-size 4 --workers 0"
-TINY = {  # what makes a script's work small
+SMALL = "--image-size 32 --batch-size 4 --workers 0"
+TRAINING = f"{SMALL} --epochs 1 --device cpu"
+FLAGS = {  # appended to a command, they make its work small
     "read_saycam.py": "--workers 0",
-    "temporal_classification.py": f"{LITTLE} --epochs 1 --device cpu",
-    "moco_img.py": f"{LITTLE} --epochs 1 -a resnet18 --moco-k 16",
-    "moco_temp.py": f"{LITTLE} --epochs 1 -a resnet18 --moco-k 16",
-    "linear_decoding.py": f"{LITTLE} --epochs 1",
-    "hog_baseline.py": "--workers 0",
-    "imagenet_finetuning.py": f"{LITTLE} --epochs 1",
-    "linear_combination_maps.py": LITTLE,
-    "selectivities.py": LITTLE,
-    "highly_activating_imgs.py": LITTLE,
-    "feature_animation.py": f"{LITTLE} --frames 5",
-    "feature_animation_class.py": f"{LITTLE} --frames 5",
-}
-RENAMED = {  # what the last of many epochs would have written, from the only one
-    "TC-S/resnext50_32x4d_epoch_15.tar": "TC-S/resnext50_32x4d_epoch_0.tar",
-    "moco_img-S/moco_img_checkpoint_0011.pth.tar": "moco_img-S/moco_img_checkpoint_0000.pth.tar",
+    "temporal_classification.py": f"{TRAINING} --model shufflenet_v2_x0_5",
+    "moco_img.py": f"{TRAINING} -a shufflenet_v2_x0_5 --moco-k 16",
+    "moco_temp.py": f"{TRAINING} -a shufflenet_v2_x0_5 --moco-k 16",
+    "linear_decoding.py": f"{SMALL} --epochs 1 --seeds 1",
+    "hog_baseline.py": "--workers 0 --seeds 1",
+    "imagenet_finetuning.py": TRAINING,
+    "linear_combination_maps.py": SMALL,
+    "selectivities.py": SMALL,
+    "highly_activating_imgs.py": SMALL,
+    "feature_animation.py": f"{SMALL} --frames 5",
+    "feature_animation_class.py": f"{SMALL} --frames 5",
 }
 
 
 def blocks(language):
-    """The page's blocks of code in a language."""
+    """The code blocks of the page in a language."""
     return re.findall(rf"```{language}\n(.*?)```", PAGE, re.DOTALL)
 
 
-def lines(start=""):
-    """The page's command lines, those split over several joined, without comments."""
-    joined = "\n".join(blocks("bash")).replace("\\\n", " ").splitlines()
-    commands = [" ".join(shlex.split(line, comments=True)) for line in joined]
-    return [line for line in commands if line.startswith(start) and line]
+def commands(pattern=""):
+    """The commands of the page that match a pattern, without comments and line breaks."""
+    lines = "\n".join(blocks("bash")).replace("\\\n", " ").splitlines()
+    lines = [" ".join(shlex.split(line, comments=True)) for line in lines]
+    return [line for line in lines if line and re.search(pattern, line)]
 
 
-@pytest.fixture
-def house(tmp_path, monkeypatch):
-    """A copy of this project's programs, which the page's commands are given in, as working folder."""
-    house = tmp_path / "house"
-    shutil.copytree(ROOT / "scripts", house / "scripts")
-    shutil.copytree(ROOT / "moco", house / "moco")
-    for script in ROOT.glob("*.py"):
-        shutil.copy(script, house)
-    (house / "scripts" / "setup.sh").write_text("# all is set up\n")
-    (house / ".venv" / "bin").mkdir(parents=True)
-    python = house / ".venv" / "bin" / "python"
-    python.write_text(f'#!/bin/sh\nexec "{sys.executable}" "$@"\n')
-    python.chmod(0o755)
-    monkeypatch.chdir(house)
-    monkeypatch.setenv("PATH", f"{python.parent}:{Path(sys.executable).parent}:{os.environ['PATH']}")
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    return house
+PYTHON = commands("^(python|torchrun) ")
+SBATCH = commands("sbatch ")
+CHAINS = commands(r"(pipeline|reproduce)\.sh")
+DEMOS = commands(r"^bash scripts/demo\.sh")
+TESTS = ["bash scripts/test.sh"]  # which runs this file
 
 
-def make_inputs(house):
-    """All videos, images and networks that the page speaks of, by the names it has for them."""
-    for folder in ("videos_S", "videos_A", "videos_Y", "saycam/S", "saycam/A", "saycam/Y", "my_videos"):
-        (house / folder).mkdir(parents=True)
-        for name in ("1.mp4", "2.mp4"):
-            write_video(house / folder / name, 60)
-    (house / "toybox_videos").mkdir()
-    for category in ("airplane", "truck"):
-        for exemplar in range(1, 5):
-            write_video(house / "toybox_videos" / f"{category}_{exemplar:02}_pivothead_rxplus.mp4", 60)
-    write_video(house / "room.mp4", 60)
+def name(line):
+    """The name of a command's test: the command without its output folder."""
+    return re.sub(r" --save-dir \S+|^python ", "", line)[:90]
+
+
+def make_videos(folder, names=("1.mp4", "2.mp4")):
+    folder.mkdir(parents=True)
+    for name in names:
+        write_video(folder / name, 60)
+
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory):
+    """A folder with all inputs that the page names, those included that other commands of the page write."""
+    folder = tmp_path_factory.mktemp("inputs")
+    for name in ("videos_S", "videos_A", "videos_Y", "saycam/S", "saycam/A", "saycam/Y", "my_videos"):
+        make_videos(folder / name)
+    toys = [f"{category}_{exemplar:02}" for category in ("airplane", "truck") for exemplar in range(1, 5)]
+    make_videos(folder / "toybox_videos", [f"{toy}_pivothead_rxplus.mp4" for toy in toys])
+    write_video(folder / "room.mp4", 60)
+    read_saycam.main([str(folder / "videos_S"), "--save-dir", str(folder / "frames_S"), "--seg-len=1", "--workers=0"])
+    make_frames(folder / "labeled_S", CATEGORIES, 20, 64)
     for part in ("train", "val"):
-        make_frames(house / "imagenet" / part)
-    make_frames(house / "labeled_S", CATEGORIES, 20, 64)
-    for name, arch in {"TC-S": "resnet18", "TC-S-mobilenet": "mobilenet_v2", "TC-SAY": "resnext50_32x4d"}.items():
-        save_network(house / f"{name}.tar", models.build(arch, 3))
-    shutil.copy(house / "TC-SAY.tar", house / "TC-SAY-resnext-IN-linear.tar")
+        make_frames(folder / "imagenet" / part)
+    for category in ("airplane", "truck"):
+        images = make_frames(folder / "toybox" / category, ("images",), 8, 64) / "images"
+        for i, image in enumerate(sorted(images.iterdir())):
+            image.rename(folder / "toybox" / category / f"{category}_{i // 2 + 1:02}_rzplus_{i:04}.jpeg")
+        images.rmdir()
+    torch.manual_seed(0)
+    head = dict(arch="mobilenet_v2", n_out=3, classes=[f"class_{label:04d}" for label in range(3)])
+    network = folder / "TC-S.tar"
+    save_network(network, models.build("mobilenet_v2", 3), **head)
+    head |= dict(n_out=8, classes=list(CATEGORIES))
+    save_network(folder / "readout.tar", models.build("mobilenet_v2", 8), **head)
+    copies = {
+        "TC-S.tar": ["TC-S-mobilenet.tar", "TC-SAY.tar", "TC-SAY-resnext-IN-linear.tar", "IN-1pt/ft_IN_TC-SAY.tar"],
+        "readout.tar": ["decoding/TC-S_labeledS_5_iid.tar"],
+    }
+    copies["TC-S.tar"] += ["IN-linear/best_ft_IN_TC-SAY.tar", "TC-S/resnext50_32x4d_epoch_15.tar"]
+    copies["TC-S.tar"] += ["moco_img-S/moco_img_checkpoint_0011.pth.tar"]
+    for source, names in copies.items():
+        for name in names:
+            (folder / name).parent.mkdir(exist_ok=True)
+            os.link(folder / source, folder / name)
+    return folder
 
 
-def run(line):
-    """Run a line that begins with python, in this process, or with torchrun, in as many as it says."""
+@pytest.fixture(scope="module")
+def results(inputs):
+    """The results.json files of the page, of two small evaluations."""
+    for script, name in {"linear_decoding.py": "decoding", "hog_baseline.py": "hog"}.items():
+        words = f"{inputs}/labeled_S {FLAGS[script]} --save-dir {inputs}/{name}"
+        run_in_process(script, [*words.split(), *(["--model-name", "random"] if name == "decoding" else [])])
+
+
+def run_in_process(script, arguments):
+    assert not importlib.import_module(script.removesuffix(".py")).main(arguments)
+
+
+def link_inputs(words, inputs, folder):
+    """Link the inputs that a command names into folder, but what it names as its output folder."""
+    named = [word for before, word in zip(["", *words], words, strict=False) if before != "--save-dir"]
+    for word in [*named, *(f"{word}.tar" for word in named)]:
+        if not word.startswith("-") and (inputs / word).exists() and not (folder / word).exists():
+            (folder / word).parent.mkdir(parents=True, exist_ok=True)
+            (folder / word).symlink_to(inputs / word)
+
+
+@pytest.mark.parametrize("line", PYTHON, ids=name)
+def test_a_python_command_runs(line, inputs, tmp_path, monkeypatch, handlers, one_thread, request):
     words = shlex.split(line)
     script = next(word for word in words if word.endswith(".py"))
-    words += shlex.split(TINY[script])
+    if "results.json" in line:
+        request.getfixturevalue("results")
+    link_inputs(words, inputs, tmp_path)
+    if "--model-name" in words:  # which names the architecture, too
+        (tmp_path / "TC-SAY.tar").unlink()
+        save_network(tmp_path / "TC-SAY.tar", models.build("resnext50_32x4d", 3))
+    monkeypatch.chdir(tmp_path)
+    words += FLAGS[script].split()
     if script == "read_saycam.py" and "--class-by" not in words:
         words += ["--seg-len", "1"]
     if words[0] == "torchrun":
-        subprocess.run(words, check=True)
+        words[words.index(script)] = str(ROOT / script)
+        environment = os.environ | {"OMP_NUM_THREADS": "1"}
+        torchrun = [sys.executable, "-m", "torch.distributed.run"]
+        subprocess.run([*torchrun, *words[1:]], check=True, env=environment)
     else:
-        assert not importlib.import_module(script.removesuffix(".py")).main(words[2:])
+        run_in_process(script, words[2:])
+    if "--save-dir" in words and "--dry-run" not in words:
+        assert any(Path(words[words.index("--save-dir") + 1]).iterdir())
 
 
-def test_every_python_line_runs(house, handlers, one_thread):
-    make_inputs(house)
-    commands = [line for line in lines() if line.startswith(("python ", "torchrun "))]
-    assert {word for line in commands for word in line.split() if word.endswith(".py")} == set(TINY)
-    for line in commands:
-        run(line)
-        for later, only in RENAMED.items():
-            if Path(only).exists() and not Path(later).exists():
-                os.link(only, later)
+def test_every_script_has_a_command():
+    scripts = {path.name for path in ROOT.glob("*.py")} - {"moco_utils.py"}
+    assert {word for line in PYTHON for word in line.split() if word.endswith(".py")} == scripts == set(FLAGS)
+
+
+def test_the_published_way_to_load_a_checkpoint_works(frames, tmp_path, monkeypatch, handlers):
+    """On a smaller network than the page's, whose head is as wide as the page says."""
     (snippet,) = blocks("python")
-    exec(snippet, {})
+    assert "2048" in snippet and models.head(models.build("resnext50_32x4d")).in_features == 2048
+    monkeypatch.chdir(tmp_path)
+    run_in_process("temporal_classification.py", [str(frames), *FLAGS["temporal_classification.py"].split()])
+    os.rename("shufflenet_v2_x0_5_epoch_0.tar", "small.tar")
+    for words in (
+        ("TC-S/resnext50_32x4d_epoch_15", "small"),
+        ("resnext50_32x4d", "shufflenet_v2_x0_5"),
+        ("2048", "1024"),
+    ):
+        snippet = snippet.replace(*words)
+    variables = {}
+    exec(snippet, variables)
+    assert variables["model"].module.fc.out_features == 3
 
 
-@pytest.mark.parametrize("line", [line for line in lines() if "sbatch " in line])
-def test_every_sbatch_line_is_one_of_a_step_and_its_flags(house, line):
-    """What SLURM makes of the steps, test_slurm.py shows; here python only says whether it knows the words."""
-    (house / ".venv" / "bin" / "sbatch").write_text(
-        '#!/bin/sh\nwhile [ "${1#--}" != "$1" ]; do shift; done\nbash "$@"\n'
+@pytest.fixture
+def project(tmp_path, monkeypatch, inputs):
+    """A copy of the project as the working folder, with its inputs."""
+    project = tmp_path / "project"
+    shutil.copytree(ROOT / "scripts", project / "scripts")
+    shutil.copytree(ROOT / "moco", project / "moco")
+    for script in ROOT.glob("*.py"):
+        shutil.copy(script, project)
+    for path in inputs.iterdir():
+        (project / path.name).symlink_to(path)
+    (project / "scripts" / "setup.sh").write_text("# everything is installed\n")
+    write_program(project / ".venv" / "bin" / "python", f'exec "{sys.executable}" "$@"')
+    monkeypatch.chdir(project)
+    monkeypatch.setenv("PATH", f"{project}/.venv/bin:{Path(sys.executable).parent}:{os.environ['PATH']}")
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    return project
+
+
+def write_program(path, text):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(f"#!/bin/sh\n{text}\n")
+    path.chmod(0o755)
+
+
+def run_in_shell(line):
+    return subprocess.run(["bash", "-c", line], capture_output=True, text=True)
+
+
+@pytest.mark.parametrize("line", SBATCH, ids=name)
+def test_an_sbatch_command_names_a_step_and_flags_that_exist(project, line):
+    """Here python only parses the flags; test_slurm.py runs the steps."""
+    write_program(project / ".venv/bin/sbatch", 'while [ "${1#--}" != "$1" ]; do shift; done\nbash "$@"')
+    parse = "import sys; from importlib import import_module; import_module(sys.argv[1]).parse_args(sys.argv[2:])"
+    write_program(
+        project / ".venv/bin/python",
+        f'script=$(basename "$1" .py)\nshift\nexec "{sys.executable}" -c "{parse}" "$script" "$@"',
     )
-    (house / ".venv" / "bin" / "python").write_text(
-        f'#!/bin/sh\nscript=$(basename "$1" .py)\nshift\nexec "{sys.executable}" -c '
-        '"import sys; from importlib import import_module; import_module(sys.argv[1]).parse_args(sys.argv[2:])" '
-        '"$script" "$@"\n'
-    )
-    (house / ".venv" / "bin" / "sbatch").chmod(0o755)
-    (house / "TC-S").mkdir()  # which the trainer would have made
-    done = subprocess.run(["bash", "-c", line], capture_output=True, text=True)
+    done = run_in_shell(line)
     assert done.returncode == 0, done.stderr
-    wrong = subprocess.run(["bash", "-c", f"{line} --no-such-flag"], capture_output=True, text=True)
+    wrong = run_in_shell(f"{line} --no-such-flag")
     assert wrong.returncode == 2 and "--no-such-flag" in wrong.stderr
 
 
-@pytest.mark.parametrize("line", [line for line in lines() if re.search(r"(pipeline|reproduce)\.sh", line)])
-def test_every_chain_of_steps_can_be_planned(house, line):
-    make_inputs(house)
-    (house / "toybox").mkdir()
-    line = f"{line.replace('--local', '')} --dry-run"
-    done = subprocess.run(["bash", "-c", line], capture_output=True, text=True)
+@pytest.mark.parametrize("line", CHAINS, ids=name)
+def test_a_chain_of_steps_can_be_planned(project, line):
+    done = run_in_shell(f"{line.replace('--local', '')} --dry-run")
     assert done.returncode == 0, done.stderr
     assert "temporal_classification" in done.stdout
 
@@ -149,27 +228,20 @@ THOROUGH = {"bash scripts/demo.sh", "bash scripts/demo.sh --full"}  # minutes ea
 
 
 @pytest.mark.parametrize(
-    "line",
-    [
-        pytest.param(line, marks=pytest.mark.thorough if line in THOROUGH else ())
-        for line in lines("bash scripts/demo.sh")
-    ],
+    "line", [pytest.param(line, id=line, marks=pytest.mark.thorough if line in THOROUGH else ()) for line in DEMOS]
 )
-def test_the_demo_runs_to_its_table(house, line):
-    make_inputs(house)
-    done = subprocess.run(["bash", "-c", f"PICTURES=1 {line}"], capture_output=True, text=True)
+def test_the_demo_runs_to_its_table(project, line):
+    done = run_in_shell(f"IMAGES=1 {line}")
     assert done.returncode == 0, done.stdout + done.stderr
     assert re.search(r"^TC +\d", done.stdout, re.MULTILINE)
 
 
-def test_no_line_is_left_out():
-    known = ("python ", "torchrun ", "bash scripts/demo.sh", *SET_UP)
-    rest = [line for line in lines() if not line.startswith(known)]
-    assert all(re.search(r"sbatch |(pipeline|reproduce)\.sh", line) for line in rest) and len(rest) >= 7
+def test_every_command_of_the_page_is_tested():
+    assert sorted(commands()) == sorted([*PYTHON, *SBATCH, *CHAINS, *DEMOS, *TESTS])
 
 
-def test_links_within_the_page_and_pictures_are_there():
+def test_links_within_the_page_and_its_images_exist():
     titles = {re.sub(r"\W+", "-", title.lower()) for title in re.findall(r"^##+ (.+)$", PAGE, re.MULTILINE)}
     assert set(re.findall(r"\]\(#([\w-]+)\)", PAGE)) <= titles
-    pictures = [ROOT / name for name in re.findall(r"!\[[^\]]+\]\(([^)]+)\)", PAGE)]
-    assert pictures and all(picture.stat().st_size < 300_000 for picture in pictures)
+    images = [ROOT / name for name in re.findall(r"!\[[^\]]+\]\(([^)]+)\)", PAGE)]
+    assert images and all(image.stat().st_size < 300_000 for image in images)

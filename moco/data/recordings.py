@@ -66,8 +66,7 @@ def read_table(path):
     file: a name or a path relative to the folder of videos. Further columns are kept under their names; empty cells
     are unknown. Raises UserError, which names the line, for a table that cannot be read so.
     """
-    lines = files.read_lines(path)
-    rows = csv.DictReader(lines)
+    rows = csv.DictReader(files.read_text(path).splitlines())
     if not rows.fieldnames or "file" not in rows.fieldnames:
         raise UserError(f"--recordings {path} has no column 'file'; its first line must name the columns")
     table = {}
@@ -182,9 +181,7 @@ class Selection:
 
 def selection(args):
     """The Selection that the flags of add_flags ask for; None where they ask for all recordings."""
-    names = None if args.list is None else tuple(files.read_lines(args.list))
-    if names == ():
-        raise UserError(f"--list {args.list} names no recording")
+    names = None if args.list is None else tuple(files.read_list(args.list))
     chosen = Selection(
         children=tuple(args.children or ()),
         ages=args.ages,

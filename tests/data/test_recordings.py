@@ -51,7 +51,7 @@ def table(tmp_path, text, encoding="utf-8"):
     return recordings.read_table(tmp_path / "table.csv")
 
 
-@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig"])
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
 def test_a_table_says_what_it_has(tmp_path, encoding):
     text = 'file,child,age_months,room\na.mp4, B ,6.5,kitchen\nsub/c.mp4,,,\n\nd.mp4,Q,,"hall, stairs"\n'
     assert table(tmp_path, text, encoding) == {
@@ -79,12 +79,6 @@ def test_a_table_says_what_it_has(tmp_path, encoding):
 def test_a_faulty_table_is_named_with_its_line(tmp_path, text, message):
     with pytest.raises(UserError, match=message):
         table(tmp_path, text)
-
-
-@pytest.mark.parametrize("encoding", ["utf-16", "latin-1"])
-def test_a_table_that_is_not_utf_8_is_named(tmp_path, encoding):
-    with pytest.raises(UserError, match="table.csv is not UTF-8"):
-        table(tmp_path, "file,child\nü.mp4,S\n", encoding)
 
 
 ALL = [
@@ -163,7 +157,7 @@ def test_the_flags(tmp_path):
         with pytest.raises(argparse.ArgumentError):
             parse(f"--ages={wrong}")
     (tmp_path / "list.txt").write_text("\n")
-    with pytest.raises(UserError, match="names no recording"):
+    with pytest.raises(UserError, match="is empty"):
         parse("--list", str(tmp_path / "list.txt"))
 
 

@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-# A SLURM of several nodes on this one host, for tests; needs root and Debian's slurmctld, slurmd, slurm-client, munge.
-#     bash tests/slurm.sh start DIR [NODES]     all it writes is in DIR; then: export SLURM_CONF=DIR/slurm.conf
-#     bash tests/slurm.sh stop DIR
-# Its nodes claim 16 cores, 200 GB and 4 GPUs each, whatever the host has: nobody checks.
+# A SLURM cluster of several nodes on one host, for tests; needs root and Debian's slurmctld, slurmd, slurm-client, munge.
+#     bash tests/scripts/slurm.sh start DIR [NODES]     then: export SLURM_CONF=DIR/slurm.conf
+#     bash tests/scripts/slurm.sh stop DIR
+# All files are in DIR. Each node reports 16 cores, 200 GB and 4 GPUs, whatever the host has.
 set -euo pipefail
 action=$1 dir=$2 nodes=${3:-1}
 export SLURM_CONF=$dir/slurm.conf
@@ -14,7 +14,7 @@ stop() {
     done
 }
 
-free_ports() { # N: the first of N ports in a row that nobody listens on
+free_ports() { # N: the first of N consecutive free ports
     python3 - "$1" <<'PYTHON'
 import random, socket, sys
 while True:
@@ -38,7 +38,7 @@ start() {
     local port host
     port=$(free_ports $((nodes + 1)))
     host=$(hostname -s)
-    for gpu in 0 1 2 3; do mknod "$dir/gpu$gpu" c 1 3; done # null devices in the place of GPUs
+    for gpu in 0 1 2 3; do mknod "$dir/gpu$gpu" c 1 3; done # null devices in place of GPUs
     echo "Name=gpu File=$dir/gpu[0-3]" >"$dir/gres.conf"
     cat >"$dir/slurm.conf" <<CONF
 ClusterName=test
@@ -92,5 +92,5 @@ CONF
 case $action in
 start) start ;;
 stop) stop ;;
-*) echo "slurm.sh: error: say start or stop, not $action" >&2 && exit 2 ;;
+*) echo "slurm.sh: error: unknown action $action; give start or stop" >&2 && exit 2 ;;
 esac

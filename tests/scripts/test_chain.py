@@ -1,6 +1,7 @@
-"""The chain of steps without SLURM, on a Python that only notes what it is told and leaves the results behind."""
+"""The chain of steps without SLURM, with a fake Python that records its calls and writes empty results."""
 
 import os
+import re
 import subprocess
 
 import pytest
@@ -31,8 +32,8 @@ echo '"complete": true' > "$2/$(sed -n "s/^$script //p" "$RESULTS")"
 
 @pytest.fixture
 def pipeline(tmp_path):
-    """Runs pipeline.sh in a folder with videos and labelled images; gives its end and the calls of Python."""
-    for name in ("my videos", "labelled"):
+    """A function that runs pipeline.sh on videos and labeled images; returns its result and the calls of Python."""
+    for name in ("my videos", "labeled"):
         (tmp_path / name).mkdir()
     (tmp_path / "python").write_text(PYTHON)
     (tmp_path / "python").chmod(0o755)
@@ -53,33 +54,33 @@ def pipeline(tmp_path):
     return run
 
 
-def test_the_chain_runs_here_and_only_once(pipeline, tmp_path):
-    done, calls = pipeline("my videos", "labelled", "--local")
+def test_local_steps_run_in_order_and_only_once(pipeline, tmp_path):
+    done, calls = pipeline("my videos", "labeled", "--local")
     assert done.returncode == 0, done.stderr
     assert [call.split("|")[0] for call in calls] == list(RESULTS)
     assert calls[0] == f"read_saycam.py|{tmp_path}/my videos|--save-dir|pipeline/frames"
     assert calls[1].endswith("--model|tiny|--save-dir|pipeline/TC|--epochs|2|--resume")
     (tmp_path / "pipeline" / "maps" / RESULTS["linear_combination_maps.py"]).unlink()
-    done, calls = pipeline("my videos", "labelled", "--local")
+    done, calls = pipeline("my videos", "labeled", "--local")
     assert [call.split("|")[0] for call in calls] == ["linear_combination_maps.py"]
-    assert done.stdout.count("done already") == 8
+    assert done.stdout.count("already done") == 8
 
 
-def test_a_folder_of_frames_counts_when_it_is_complete(pipeline, tmp_path):
-    pipeline("my videos", "labelled", "--local")
+def test_a_folder_of_frames_is_done_only_when_it_is_complete(pipeline, tmp_path):
+    pipeline("my videos", "labeled", "--local")
     (tmp_path / "pipeline" / "frames" / "manifest.json").write_text('"complete": false')
-    assert [call.split("|")[0] for call in pipeline("my videos", "labelled", "--local")[1]] == ["read_saycam.py"]
+    assert [call.split("|")[0] for call in pipeline("my videos", "labeled", "--local")[1]] == ["read_saycam.py"]
 
 
-@pytest.mark.parametrize("status, end, word", [("2", 1, "the step TC failed with status 2"), ("75", 75, "has saved")])
-def test_a_step_that_ends_early_ends_the_chain(pipeline, status, end, word):
-    done, calls = pipeline("my videos", "labelled", "--local", FAILS="temporal_classification.py", STATUS=status)
+@pytest.mark.parametrize("status, end, word", [("2", 1, "step TC failed with status 2"), ("75", 75, "has saved")])
+def test_a_failed_or_stopped_step_ends_the_chain(pipeline, status, end, word):
+    done, calls = pipeline("my videos", "labeled", "--local", FAILS="temporal_classification.py", STATUS=status)
     assert done.returncode == end and word in done.stderr
     assert len(calls) == 2
 
 
-def test_a_dry_run_says_what_would_be_done_and_does_nothing(pipeline, tmp_path):
-    done, calls = pipeline("my videos", "labelled", "--dry-run", MOCO="yes")
+def test_a_dry_run_prints_the_steps_and_runs_none(pipeline, tmp_path):
+    done, calls = pipeline("my videos", "labeled", "--dry-run", MOCO="yes")
     assert done.returncode == 0 and not calls and not (tmp_path / "pipeline").exists()
     names = [line.split(":")[0].split(",")[0] for line in done.stdout.splitlines() if not line.startswith(" ")]
     assert names == [*STEPS[:2], "moco_img", "moco_temp", *STEPS[2:]]
@@ -90,13 +91,13 @@ def test_a_dry_run_says_what_would_be_done_and_does_nothing(pipeline, tmp_path):
 @pytest.mark.parametrize(
     "arguments, word",
     [
-        (["my videos"], "give a folder of videos and one of labelled images"),
+        (["my videos"], "give a folder of videos, and one with a folder of labeled images per class"),
         (["my videos", "nowhere"], "there is no folder nowhere"),
-        (["my videos", "labelled", "--here"], "unknown argument --here"),
-        (["my videos", "labelled"], "there is no sbatch here"),
+        (["my videos", "labeled", "--here"], "unknown argument --here"),
+        (["my videos", "labeled"], "there is no sbatch; give --local"),
     ],
 )
-def test_mistakes_are_one_line(pipeline, tmp_path, arguments, word):
+def test_wrong_arguments_are_one_line(pipeline, tmp_path, arguments, word):
     tools = tmp_path / "tools"  # no sbatch among them
     tools.mkdir()
     for name in ("bash", "dirname", "basename", "env", "sed"):
@@ -106,16 +107,102 @@ def test_mistakes_are_one_line(pipeline, tmp_path, arguments, word):
     assert done.stderr.startswith("pipeline.sh: error: ") and word in done.stderr and done.stderr.count("\n") == 1
 
 
-def test_a_step_without_a_python_says_so(pipeline):
-    done, _ = pipeline("my videos", "labelled", "--local", PYTHON="no-such-python")
+def test_a_missing_python_is_named(pipeline):
+    done, _ = pipeline("my videos", "labeled", "--local", PYTHON="no-such-python")
     assert done.returncode == 1 and "there is no no-such-python; run 'bash scripts/setup.sh'" in done.stderr
 
 
-def test_a_task_of_an_array_decodes_the_model_of_its_number(pipeline, tmp_path):
-    pipeline("my videos", "labelled", "--dry-run")  # leaves the calls' file
-    variables = {"SLURM_ARRAY_TASK_ID": "1", "MODELS": "random:my nets/a.tar", "NAMES": "random:a", "HOUSE": str(ROOT)}
+def test_an_array_task_decodes_the_model_with_its_index(pipeline, tmp_path):
+    pipeline("my videos", "labeled", "--dry-run")  # creates the file of calls
+    variables = {
+        "SLURM_ARRAY_TASK_ID": "1",
+        "MODELS": "random:my nets/a.tar",
+        "NAMES": "random:a",
+        "PROJECT_DIR": str(ROOT),
+    }
     variables |= {name: str(tmp_path / name.lower()) for name in ("PYTHON", "CALLS", "RESULTS")}
     step = ["bash", str(ROOT / "scripts" / "linear_decoding.sh"), "--seeds", "2"]
     subprocess.run(step, env=os.environ | variables, cwd=tmp_path, check=True)
     flags = "--model-path|my nets/a.tar|--names|a|--save-dir|decoding/a|--seeds|2"
     assert (tmp_path / "calls").read_text() == f"linear_decoding.py|labeled_S|{flags}\n"
+
+
+@pytest.mark.parametrize("flags", ["--epochs 3", "--epochs=3", "--epochs 9 --lr 1 --epochs=3"])
+def test_results_follow_the_epochs_that_the_flags_ask_for(pipeline, flags):
+    done, _ = pipeline("my videos", "labeled", "--dry-run", TC_FLAGS=flags, MOCO_FLAGS=flags, MOCO="yes")
+    results = re.findall(r"result: (\S+)", done.stdout)
+    assert results[1:4] == [
+        "pipeline/TC/tiny_epoch_2.tar",
+        "pipeline/moco_img/moco_img_checkpoint_0002.pth.tar",
+        "pipeline/moco_temp/moco_temp_checkpoint_0002.pth.tar",
+    ]
+    assert "MODELS=random:pipeline/TC/tiny_epoch_2.tar:" in done.stdout
+
+
+@pytest.mark.parametrize(
+    "variable, flags, word",
+    [
+        ("TC_FLAGS", "--epochs many", "--epochs many is not a positive integer"),
+        ("TC_FLAGS", "--lr 1 --save-dir=elsewhere", "TC_FLAGS: --save-dir is set by this script"),
+        ("MOCO_FLAGS", "-a resnet18", "MOCO_FLAGS: -a is set by this script"),
+        ("DECODE_FLAGS", "--names x", "DECODE_FLAGS: --names is set by this script"),
+        ("READ_FLAGS", "--save-dir x", "READ_FLAGS: --save-dir is set by this script"),
+    ],
+)
+def test_flags_that_would_move_a_result_are_refused(pipeline, variable, flags, word):
+    done, calls = pipeline("my videos", "labeled", "--local", **{variable: flags})
+    assert done.returncode == 2 and not calls
+    assert word in done.stderr and done.stderr.count("\n") == 1
+
+
+def test_a_step_that_succeeds_without_its_result_ends_the_chain(pipeline, tmp_path):
+    (tmp_path / "results").write_text("temporal_classification.py another_name.tar\nread_saycam.py manifest.json\n")
+    done, calls = pipeline("my videos", "labeled", "--local")
+    assert done.returncode == 1 and len(calls) == 2
+    assert "step TC succeeded without writing pipeline/TC/tiny_epoch_1.tar" in done.stderr
+
+
+TRAINER = """#!/usr/bin/env bash
+folder=.
+for word; do
+    case $word in --save-dir=*) folder=${word#*=} ;; *) [ "${previous:-}" != --save-dir ] || folder=$word ;; esac
+    previous=$word
+done
+[ -n "${TRAINS_NOT:-}" ] || { mkdir -p "$folder" && touch "$folder/last.tar"; }
+exit "${STATUS:-0}"
+"""
+
+
+@pytest.mark.parametrize(
+    "arguments, variables, finished",
+    [
+        ([], {}, "out"),
+        (["--save-dir", "my folder"], {}, "my folder"),
+        (["--save-dir=other", "--lr", "1"], {}, "other"),
+        (["--evaluate"], {"TRAINS_NOT": "yes"}, None),
+        (["--help"], {"TRAINS_NOT": "yes"}, None),
+        ([], {"TRAINS_NOT": "yes"}, None),
+        ([], {"STATUS": "75"}, None),
+    ],
+)
+def test_only_a_training_that_ended_is_marked_as_finished(tmp_path, arguments, variables, finished):
+    (tmp_path / "python").write_text(TRAINER)
+    (tmp_path / "python").chmod(0o755)
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("SLURM")}
+    environment |= {"PYTHON": str(tmp_path / "python"), "SAVE": "out", **variables}
+    step = ["bash", str(ROOT / "scripts" / "imagenet_finetuning.sh"), *arguments]
+    done = subprocess.run(step, env=environment, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == int(variables.get("STATUS", 0)) and not done.stderr
+    found = [path.parent.name for path in tmp_path.rglob("finished")]
+    assert found == ([finished] if finished else [])
+
+
+def test_an_evaluation_does_not_mark_an_interrupted_training_as_finished(tmp_path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "last.tar").write_text("")
+    (tmp_path / "python").symlink_to("/bin/true")
+    step = ["bash", str(ROOT / "scripts" / "imagenet_finetuning.sh"), "--evaluate"]
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("SLURM")}
+    environment |= {"PYTHON": str(tmp_path / "python"), "SAVE": "out"}
+    assert subprocess.run(step, env=environment, cwd=tmp_path).returncode == 0
+    assert not (tmp_path / "out" / "finished").exists()

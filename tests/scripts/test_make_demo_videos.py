@@ -1,4 +1,4 @@
-"""The demo's world: the same every time, like a head camera's, and with labelled toys that nobody has seen before."""
+"""The synthetic data set of the demo: reproducible, like head-camera videos, with labeled toys that are in no video."""
 
 import json
 import re
@@ -37,7 +37,7 @@ def decoded(path):
         return [frame.to_ndarray(format="bgr24") for frame in container.decode(video=0)]
 
 
-def test_the_same_seed_gives_the_same_bytes_and_another_seed_another_world(folder, tmp_path):
+def test_the_seed_determines_every_byte(folder, tmp_path):
     world.main([*TINY, "--workers", "1", "--save-dir", str(tmp_path / "again")])
     assert contents(folder) == contents(tmp_path / "again")
     one, other = (world.toy(seed, "cup", 1)[0] for seed in (0, 1))
@@ -45,7 +45,7 @@ def test_the_same_seed_gives_the_same_bytes_and_another_seed_another_world(folde
     assert not np.array_equal(world.room(0, 0), world.room(1, 0))
 
 
-def test_videos_are_like_a_head_cameras(folder):
+def test_videos_have_the_format_of_a_head_camera(folder):
     paths = sorted((folder / "videos").iterdir())
     assert [path.name for path in paths] == ["video_01.mp4", "video_02.mp4"]
     for path in paths:
@@ -57,19 +57,19 @@ def test_videos_are_like_a_head_cameras(folder):
 
 
 def test_videos_are_upside_down(folder):
-    rng, t = np.random.default_rng([0, 3, 0]), np.arange(0, 15, world.HELD) / float(world.RATE)
-    about = json.loads((folder / "world.json").read_text())["episodes"][0]["toy"]
-    _, pictures = world.shoot(rng, 0, t, tuple(about), range(world.ROOMS), range(3, 5))
-    upright = next(pictures)[:400].astype(int)  # above the time stamp
+    rng, t = np.random.default_rng([0, 3, 0]), np.arange(0, 15, world.REPEATS) / float(world.RATE)
+    subject = json.loads((folder / "world.json").read_text())["episodes"][0]["toy"]
+    _, images = world.make_scene(rng, 0, t, tuple(subject), range(world.ROOMS), range(3, 5))
+    upright = next(images)[:400].astype(int)  # above the time stamp
     filmed = decoded(folder / "videos" / "video_01.mp4")[0].astype(int)
     turned = filmed[::-1, ::-1]
     assert np.abs(turned[:400] - upright).mean() < 8 < np.abs(filmed[:400] - upright).mean()
 
 
-def test_the_time_stamp_stands_upright_where_the_reader_cuts_it_off(monkeypatch, tmp_path):
+def test_the_time_stamp_is_upright_and_outside_the_crop(monkeypatch, tmp_path):
     stamped = []
     monkeypatch.setattr(world.cv2, "putText", lambda frame, text, *rest: stamped.append((frame, text)))
-    monkeypatch.setattr(world, "HELD", 15)
+    monkeypatch.setattr(world, "REPEATS", 15)
     world.film(tmp_path / "bare.mp4", 0, [(0, ("cup", 3))], range(2), range(3, 5), 1.5)
     assert [text for _, text in stamped] == ["00:00", "00:00", "00:01"]
     monkeypatch.undo()
@@ -80,55 +80,39 @@ def test_the_time_stamp_stands_upright_where_the_reader_cuts_it_off(monkeypatch,
     assert np.array_equal(read_saycam.crop(marked), read_saycam.crop(bare))
 
 
-def test_labelled_pictures_are_cut_as_the_reader_cuts_frames():
-    picture = np.random.default_rng(0).integers(0, 256, (480, 640, 3), np.uint8)
-    difference = read_saycam.crop(cv2.flip(picture, -1)).astype(int) - world.cut(picture)
+def test_labeled_images_are_cropped_as_frames_are():
+    image = np.random.default_rng(0).integers(0, 256, (480, 640, 3), np.uint8)
+    difference = read_saycam.crop(cv2.flip(image, -1)).astype(int) - world.crop(image)
     assert np.abs(difference).max() <= 1  # rounding
 
 
-def test_labelled_pictures_have_names_of_toyboxs_kind(folder):
-    labelled = sorted((folder / "labelled").rglob("*.*"))
-    assert len(labelled) == len(world.CATEGORIES) * 2 * 4
-    for path in labelled:
-        found = re.fullmatch(r"([a-z]+)_(\d\d)_(rotate|move|grow)_\d{4}\.jpeg", path.name)
-        assert found[1] == path.parent.name in world.CATEGORIES
-        assert found[2] in ("01", "02")
+def test_labeled_images_have_names_like_those_of_toybox(folder):
+    labeled = sorted((folder / "labeled").rglob("*.*"))
+    assert len(labeled) == len(world.CATEGORIES) * 2 * 4
+    for path in labeled:
+        name = re.fullmatch(r"([a-z]+)_(\d\d)_(rotate|move|grow)_\d{4}\.jpeg", path.name)
+        assert name[1] == path.parent.name in world.CATEGORIES
+        assert name[2] in ("01", "02")
         assert cv2.imread(str(path)).shape == (224, 224, 3)
 
 
-def test_no_labelled_toy_or_room_is_in_a_video(summary):
-    def seen(entries):
+def test_no_labeled_toy_or_room_is_in_a_video(summary):
+    def content(entries):
         toys = {tuple(toy) for entry in entries for toy in [entry["toy"], *entry["others"]]}
         return toys, {entry["room"] for entry in entries}
 
-    filmed, labelled = seen(summary["episodes"]), seen(summary["labelled"])
-    assert len(summary["episodes"]) == 4 and len(summary["labelled"]) == 64
-    assert not filmed[0] & labelled[0] and not filmed[1] & labelled[1]
-    assert {category for category, _ in labelled[0]} == set(world.CATEGORIES)
+    filmed, labeled = content(summary["episodes"]), content(summary["labeled"])
+    assert len(summary["episodes"]) == 4 and len(summary["labeled"]) == 64
+    assert not filmed[0] & labeled[0] and not filmed[1] & labeled[1]
+    assert {category for category, _ in labeled[0]} == set(world.CATEGORIES)
 
 
-def test_every_category_is_filmed_equally_often(tmp_path, monkeypatch):
-    class Plans:
-        """Stands for the pool of processes, and keeps what they are told."""
-
-        def __init__(self, *_):
-            self.told = []
-
-        __enter__ = lambda self: self  # noqa: E731
-        __exit__ = lambda self, *error: None  # noqa: E731
-
-        def submit(self, function, *details):
-            if function is world.film:
-                plans.extend(category for _, (category, _) in details[2])
-            return self
-
-        result = staticmethod(list)
-
-    plans = []
-    monkeypatch.setattr(world, "ProcessPoolExecutor", Plans)
-    world.main(["--save-dir", str(tmp_path)])
-    assert len(plans) == 64
-    assert {plans.count(category) for category in world.CATEGORIES} == {8}
+def test_every_category_is_filmed_equally_often():
+    plan = world.plan_episodes(np.random.default_rng(0), range(11, 17), 4 * 16)
+    assert [number for number, _ in plan] == list(range(64))
+    categories = [category for _, (category, _) in plan]
+    assert {categories.count(category) for category in world.CATEGORIES} == {8}
+    assert {toy for _, (_, toy) in plan} == set(range(11, 17))
 
 
 @pytest.mark.parametrize("category", world.CATEGORIES)

@@ -1,4 +1,4 @@
-"""The shell scripts: set up once, from anywhere; say in one line what is wrong."""
+"""The shell scripts: installation, errors as one line, flags that exist."""
 
 import importlib
 import json
@@ -15,7 +15,7 @@ from tests.support import ROOT
 
 SHELL = sorted([*(ROOT / "scripts").glob("*.sh"), ROOT / "tests" / "scripts" / "slurm.sh", ROOT / ".ci" / "run"])
 
-# A python that notes what it is told in calls.txt, and that makes environments of itself.
+# A Python that records its calls in calls.txt and creates virtual environments of itself.
 FAKE_PYTHON = """#!/bin/sh
 echo "$*" >> "$CALLS"
 case "$*" in
@@ -29,7 +29,7 @@ esac
 
 @pytest.fixture
 def project(tmp_path):
-    """A project with nothing but its requirements and set-up script, in a folder whose name has a space."""
+    """A project that has only its requirements and setup.sh, in a folder whose name has a space."""
     project = tmp_path / "a project"
     for name in ("scripts/setup.sh", "requirements.txt", "tests/requirements.txt"):
         (project / name).parent.mkdir(parents=True, exist_ok=True)
@@ -52,7 +52,7 @@ def setup(project, *arguments, **environment):
     return done, [line for line in calls.read_text().splitlines() if " pip " in line]
 
 
-def test_setup_installs_once_and_again_only_what_changed(project):
+def test_setup_installs_a_file_again_only_after_it_changed(project):
     done, pip = setup(project)
     assert done.returncode == 0, done.stderr
     assert len(pip) == 1 and pip[0].endswith("--requirement=requirements.txt")
@@ -65,7 +65,7 @@ def test_setup_installs_once_and_again_only_what_changed(project):
     assert setup(project)[1] == []
 
 
-def test_a_failed_installation_is_tried_again(project):
+def test_a_failed_installation_is_retried(project):
     done, _ = setup(project, PIP_STATUS="1")
     assert done.returncode == 2 and "could not install requirements.txt" in done.stderr
     assert len(setup(project)[1]) == 1
@@ -75,11 +75,11 @@ def test_a_failed_installation_is_tried_again(project):
     "environment, message",
     [
         ({"TOO_OLD": "1"}, "is Python 3.9.2; Python 3.11 or newer is needed"),
-        ({"PYTHON": "no-such-python"}, "there is no no-such-python here"),
-        ({"NO_VENV": "1"}, "cannot make a virtual environment"),
+        ({"PYTHON": "no-such-python"}, "there is no no-such-python; install"),
+        ({"NO_VENV": "1"}, "cannot create a virtual environment"),
     ],
 )
-def test_an_unfit_python_is_one_line(project, environment, message):
+def test_an_unsuitable_python_is_one_line(project, environment, message):
     done, pip = setup(project, **environment)
     assert done.returncode == 2 and not pip
     assert len(done.stderr.splitlines()) == 1 and message in done.stderr
@@ -113,7 +113,7 @@ def test_shellcheck_finds_nothing(path):
     assert done.returncode == 0, done.stdout
 
 
-def test_ci_runs_the_tests_and_nothing_else():
+def test_ci_ends_with_the_tests():
     assert os.access(ROOT / ".ci" / "run", os.X_OK)
     assert (ROOT / ".ci" / "run").read_text().splitlines()[-1] == "bash scripts/test.sh"
 
@@ -122,16 +122,16 @@ def test_the_demo_names_a_missing_folder_before_any_work(tmp_path):
     command = ["bash", str(ROOT / "scripts" / "demo.sh"), "no/videos"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60)
     assert done.returncode == 2 and not done.stdout
-    assert done.stderr.splitlines() == ["demo.sh: error: there is no folder no/videos; give one that holds videos"]
+    assert done.stderr.splitlines() == ["demo.sh: error: there is no folder no/videos; give a folder of videos"]
 
 
 def flags_of(words):
-    """The flags among the words of a command line."""
+    """The flags in a command line."""
     return {word for word in words if word.startswith("--")}
 
 
 def known_flags(script, capsys):
-    """The flags that the help of a script names; it is of the top folder, or of scripts."""
+    """The flags in the help of a script, of the top level or of scripts/."""
     name = script.removesuffix(".py").replace("/", ".")
     module = importlib.import_module(name if "." in name or (ROOT / script).exists() else f"scripts.{name}")
     with pytest.raises(SystemExit):
@@ -140,7 +140,7 @@ def known_flags(script, capsys):
 
 
 def test_every_flag_of_the_demo_exists(capsys):
-    """Each flag that demo.sh gives a script is one that the script's help knows."""
+    """Each flag that demo.sh passes to a script is in the script's help."""
     lines = [line.strip() for line in (ROOT / "scripts" / "demo.sh").read_text().replace("\\\n", " ").splitlines()]
     arrays = dict(re.findall(r"^(\w+)=\((.*)\)$", "\n".join(lines), re.MULTILINE))
     calls = [line.split()[1:] for line in lines if line.startswith('"$python"')]
@@ -151,7 +151,7 @@ def test_every_flag_of_the_demo_exists(capsys):
         assert flags_of(words) <= known_flags(script, capsys), script
 
 
-def test_the_demos_table_joins_the_evaluations(tmp_path, capsys):
+def test_the_table_of_the_demo_has_all_models(tmp_path, capsys):
     def entry(mean):
         return {"mean": mean, "std": 0.02, "each": [mean], "chance": 0.125, "majority": 0.25}
 

@@ -1,4 +1,4 @@
-"""The steps and their chain on a real SLURM of three nodes on this host: arrays, ranks, requeues, failures."""
+"""The steps and their chain on a real SLURM cluster of three nodes on this host: arrays, ranks, requeues, failures."""
 
 import os
 import re
@@ -18,15 +18,15 @@ from tests.support.videos import write_video
 from tests.test_read_saycam import tree
 
 STEPS = [path.stem for path in sorted((ROOT / "scripts").glob("*.sh")) if "#SBATCH" in path.read_text()]
-LITTLE = ["--mem=2G", "--ntasks-per-node=1", "--cpus-per-task=1"]
+RESOURCES = ["--mem=2G", "--ntasks-per-node=1", "--cpus-per-task=1"]
 PROGRAMS = ("slurmctld", "slurmd", "munged", "sbatch")
 
 
 @pytest.fixture(scope="module", autouse=True)
 def cluster(tmp_path_factory):
-    """A SLURM to submit to. Skipped where it cannot be, but not in continuous integration."""
-    lacking = [name for name in PROGRAMS if not shutil.which(name, path=f"{os.environ['PATH']}:/usr/sbin")]
-    if (lacking or os.geteuid()) and not os.environ.get("CI"):
+    """A SLURM cluster to submit to. Without its packages the tests are skipped, except in continuous integration."""
+    missing = [name for name in PROGRAMS if not shutil.which(name, path=f"{os.environ['PATH']}:/usr/sbin")]
+    if (missing or os.geteuid()) and not os.environ.get("CI"):
         pytest.skip("SLURM tests need root and Debian's slurmctld, slurmd, slurm-client and munge")
     folder = tmp_path_factory.mktemp("slurm")
     script = ["bash", str(ROOT / "tests" / "scripts" / "slurm.sh")]
@@ -40,8 +40,8 @@ def cluster(tmp_path_factory):
         subprocess.run([*script, "stop", folder], check=True)
 
 
-def told(*command, **variables):
-    """What a command prints."""
+def output_of(*command, **variables):
+    """The output of a command, run with further environment variables."""
     environment = {**os.environ, **{name: str(value) for name, value in variables.items()}}
     done = subprocess.run(list(map(str, command)), env=environment, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
@@ -49,46 +49,46 @@ def told(*command, **variables):
 
 
 def submit(step, log, flags=(), arguments=(), **variables):
-    """Submit a step as its user would, from the project's folder; the number of its job."""
-    command = ["sbatch", "--parsable", f"--output={log}", *LITTLE, *flags, f"scripts/{step}.sh", *arguments]
-    return told(*command, **variables).strip()
+    """Submit a step from the project's folder; returns the number of its job."""
+    command = ["sbatch", "--parsable", f"--output={log}", *RESOURCES, *flags, f"scripts/{step}.sh", *arguments]
+    return output_of(*command, **variables).strip()
 
 
 def state(job):
-    """What SLURM says of a job (of each task of an array), as {name: value}."""
+    """SLURM's record of a job as {name: value}, one per task of an array."""
     return [
         dict(re.findall(r"(\w+)=(\S*)", text))
-        for text in told("scontrol", "--oneliner", "show", "job", job).splitlines()
+        for text in output_of("scontrol", "--oneliner", "show", "job", job).splitlines()
     ]
 
 
 def wait_for(condition, seconds=90):
-    """Wait until condition() is true; fails where that takes too long."""
+    """Wait until condition() is true; fails after so many seconds."""
     end = time.monotonic() + seconds
     while not condition():
-        assert time.monotonic() < end, told("squeue", "--long")
+        assert time.monotonic() < end, output_of("squeue", "--long")
         time.sleep(0.1)
 
 
-def ended(*jobs):
-    """The states in which jobs end, once all have."""
+def final_states(*jobs):
+    """The states of jobs after all have ended."""
     unfinished = ("PENDING", "RUNNING", "COMPLETING", "CONFIGURING", "REQUEUED")
     wait_for(lambda: not any(each["JobState"] in unfinished for job in jobs for each in state(job)))
     return [each["JobState"] for job in jobs for each in state(job)]
 
 
-def steps_taken(folder):
+def steps_done(folder):
     log = folder / "log.jsonl"
     return log.read_text().count("\n") if log.exists() else 0
 
 
 @pytest.mark.parametrize("step", STEPS)
-def test_the_published_resources_are_ones_that_slurm_can_give(step):
-    assert len(STEPS) == 13  # those published, and the page of reproduce.sh
-    told("sbatch", "--test-only", f"scripts/{step}.sh")
+def test_slurm_accepts_the_resources_of_a_step(step):
+    assert len(STEPS) == 13  # the published steps and paper_report
+    output_of("sbatch", "--test-only", f"scripts/{step}.sh")
 
 
-def test_an_array_reads_what_a_single_run_does(tmp_path):
+def test_an_array_writes_the_frames_of_a_single_run(tmp_path):
     (tmp_path / "videos").mkdir()
     for name, count in {"a": 40, "b": 7, "c": 60, "d": 25}.items():
         write_video(tmp_path / "videos" / f"{name}.mp4", count)
@@ -97,7 +97,7 @@ def test_an_array_reads_what_a_single_run_does(tmp_path):
     job = submit(
         "read_saycam", tmp_path / "%a.out", ["--array=0-2"], flags, DATA=tmp_path / "videos", SAVE=tmp_path / "array"
     )
-    assert ended(job) == ["COMPLETED"] * 3, (tmp_path / "0.out").read_text()
+    assert final_states(job) == ["COMPLETED"] * 3, (tmp_path / "0.out").read_text()
     assert tree(tmp_path / "array") == tree(tmp_path / "single")
 
 
@@ -110,44 +110,46 @@ def train(frames, save_dir, *more):
     )
 
 
-def hurried(job):
-    """Whether a job that was put back into the queue, where SLURM lets it wait for two minutes, runs again."""
+def is_restarted(job):
+    """Start a requeued job, which SLURM delays for two minutes, and return whether it runs."""
     subprocess.run(["scontrol", "update", f"JobId={job}", "StartTime=now"], capture_output=True)
     return state(job)[0]["JobState"] == "RUNNING"
 
 
-def test_two_preemptions_on_two_nodes_change_nothing(frames, tmp_path):
-    whole, cut = train(frames, tmp_path / "whole"), train(frames, tmp_path / "cut")
-    log, taken = tmp_path / "cut.out", 0
+def test_two_preemptions_on_two_nodes_do_not_change_the_result(frames, tmp_path):
+    full = train(frames, tmp_path / "full")
+    cut = train(frames, tmp_path / "cut")
+    log = tmp_path / "cut.out"
+    done = 0
     for time_up in (1, 2):
-        wait_for(lambda taken=taken: steps_taken(tmp_path / "cut") > taken + 3)
-        told("scancel", "--batch", "--signal=USR2", cut)  # as --signal=B:USR2@120 does before the time limit
+        wait_for(lambda done=done: steps_done(tmp_path / "cut") > done + 3)
+        output_of("scancel", "--batch", "--signal=USR2", cut)  # as --signal=B:USR2@120 does before the time limit
         wait_for(lambda n=time_up: state(cut)[0]["Restarts"] == str(n))
-        taken = steps_taken(tmp_path / "cut")
-        time.sleep(3)  # SLURM takes a job that starts within the second of its requeue for the one it has just ended
-        wait_for(lambda: hurried(cut))
-    assert ended(whole, cut) == ["COMPLETED"] * 2, log.read_text()
-    assert "on 2 x cpu" in log.read_text() and log.read_text().count("put back into the queue") == 2
+        done = steps_done(tmp_path / "cut")
+        time.sleep(3)  # SLURM confuses a job that restarts within a second of its requeue with the one that just ended
+        wait_for(lambda: is_restarted(cut))
+    assert final_states(full, cut) == ["COMPLETED"] * 2, log.read_text()
+    assert "on 2 x cpu" in log.read_text() and log.read_text().count("is requeued") == 2
     assert len(re.findall("stopped by SIGUSR2 after step", log.read_text())) == 2
-    assert same(everything(tmp_path / "whole"), everything(tmp_path / "cut"))
-    losses = [re.findall(r'"loss": ([\d.]+)', (tmp_path / run / "log.jsonl").read_text()) for run in ("whole", "cut")]
+    assert same(everything(tmp_path / "full"), everything(tmp_path / "cut"))
+    losses = [re.findall(r'"loss": ([\d.]+)', (tmp_path / run / "log.jsonl").read_text()) for run in ("full", "cut")]
     assert losses[0] == losses[1] and len(losses[0]) == 48 + 4
 
 
-def test_a_cancelled_training_has_saved_and_does_not_come_back(frames, tmp_path):
+def test_a_canceled_training_saves_and_is_not_requeued(frames, tmp_path):
     job = train(frames, tmp_path / "run", "--epochs", "1000")
-    wait_for(lambda: steps_taken(tmp_path / "run") > 3)
-    told("scancel", job)
-    assert ended(job) == ["CANCELLED"]
+    wait_for(lambda: steps_done(tmp_path / "run") > 3)
+    output_of("scancel", job)
+    assert final_states(job) == ["CANCELLED"]
     wait_for(lambda: "saved, continue with --resume" in (tmp_path / "run.out").read_text())
     content = checkpoint.read(tmp_path / "run" / "last.tar")
-    assert 12 * content["epoch"] + content["step"] >= steps_taken(tmp_path / "run") - content["epoch"] - 1
+    assert 12 * content["epoch"] + content["step"] >= steps_done(tmp_path / "run") - content["epoch"] - 1
     assert state(job)[0]["Restarts"] == "0"
 
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory):
-    """A very small world of the demo."""
+    """A very small data set of the demo."""
     folder = tmp_path_factory.mktemp("world")
     small = {"videos": 2, "episodes": 2, "seconds": 2, "toys": 1, "exemplars": 2, "views": 4}
     flags = [word for name, value in small.items() for word in (f"--{name}", str(value))]
@@ -156,36 +158,36 @@ def world(tmp_path_factory):
 
 
 def pipeline(world, out):
-    """Submit the chain for a world; the numbers of its jobs, by step."""
-    variables = {"OUT": out, "MODEL": "resnet18", "EPOCHS": 1, "SBATCH_FLAGS": " ".join(LITTLE)}
+    """Submit the chain for a data set; returns the jobs by step, and the output."""
+    variables = {"OUT": out, "MODEL": "resnet18", "EPOCHS": 1, "SBATCH_FLAGS": " ".join(RESOURCES)}
     variables |= {"READ_FLAGS": "--seg-len 2", "SBATCH_FLAGS_frames": "--array=0-1", "HOG_FLAGS": "--seeds 1"}
     variables["TC_FLAGS"] = "--image-size 64 --batch-size 8 --workers 0 --no-augmentation"
     variables["DECODE_FLAGS"] = "--image-size 64 --seeds 1 --epochs 2 --workers 0"
-    variables["LOOK_FLAGS"] = "--image-size 64 --workers 0"
-    said = told("bash", "scripts/pipeline.sh", world / "videos", world / "labelled", **variables)
-    return dict(re.findall(r"^(\w+): job (\d+)", said, re.MULTILINE)), said
+    variables["ANALYSIS_FLAGS"] = "--image-size 64 --workers 0"
+    output = output_of("bash", "scripts/pipeline.sh", world / "videos", world / "labeled", **variables)
+    return dict(re.findall(r"^(\w+): job (\d+)", output, re.MULTILINE)), output
 
 
-def test_the_pipeline_runs_to_its_end_once(world, tmp_path):
-    jobs, said = pipeline(world, tmp_path / "out")
+def test_the_pipeline_runs_each_step_once(world, tmp_path):
+    jobs, output = pipeline(world, tmp_path / "out")
     assert len(jobs) == 9
     again, repeated = pipeline(world, tmp_path / "out")
-    assert not again and repeated.count("in the queue already") + repeated.count("done already") == 9
-    states = ended(*jobs.values())
+    assert not again and repeated.count("already queued") + repeated.count("already done") == 9
+    states = final_states(*jobs.values())
     logs = {path.name: path.read_text() for path in (tmp_path / "out" / "logs").iterdir()}
     assert set(states) == {"COMPLETED"}, logs
-    results = re.findall(r"result: (\S+)", said)
+    results = re.findall(r"result: (\S+)", output)
     assert len(results) == 9 and all(Path(result).exists() for result in results)
-    assert pipeline(world, tmp_path / "out")[1].count("done already") == 9
+    assert pipeline(world, tmp_path / "out")[1].count("already done") == 9
 
 
-def test_a_failing_step_stops_what_depends_on_it_and_says_so(world, tmp_path):
+def test_a_failed_step_cancels_its_dependents_with_a_message(world, tmp_path):
     (tmp_path / "videos").mkdir()
     (tmp_path / "videos" / "broken.mp4").write_text("not a video")
-    (tmp_path / "labelled").symlink_to(world / "labelled")
+    (tmp_path / "labeled").symlink_to(world / "labeled")
     jobs, _ = pipeline(tmp_path, tmp_path / "out")
-    states = dict(zip(jobs, [ended(job)[-1] for job in jobs.values()], strict=True))
+    states = dict(zip(jobs, [final_states(job)[-1] for job in jobs.values()], strict=True))
     assert states.pop("hog") == "COMPLETED" and states.pop("frames") == "FAILED"
     assert set(states.values()) == {"CANCELLED"}
     log = next((tmp_path / "out" / "logs").glob("frames_*.out")).read_text()
-    assert "broken.mp4" in log and "failed with status 2. Jobs that depend on it are cancelled" in log
+    assert "broken.mp4" in log and "failed with status 2. Dependent jobs are canceled" in log

@@ -49,9 +49,9 @@ class WorkerBatches:
         self._processes = []
 
     def __iter__(self):
-        iterator = self._start() if self.loader.num_workers else iter(self.loader)
+        first = self._start() if self.loader.num_workers and not self._processes else None
         try:
-            for batch in iterator:
+            for batch in self.loader if first is None else first:
                 if isinstance(batch, UserError):
                     raise batch
                 yield batch
@@ -61,7 +61,7 @@ class WorkerBatches:
             raise
 
     def _start(self):
-        """An iterator over the loader, whose workers are started if this is the first pass."""
+        """Start the workers and return the iterator of the first pass."""
         _end_workers_at_exit()
         _raise_file_limit()
         before = multiprocessing.active_children()
@@ -69,14 +69,15 @@ class WorkerBatches:
             with _workers_without_signals():
                 iterator = iter(self.loader)
         except OSError as error:
-            raise UserError(
-                f"cannot start {self.loader.num_workers} worker processes: {error.strerror}; retry with fewer --workers"
-            ) from error
-        self._processes += [child for child in multiprocessing.active_children() if child not in before]
+            reason = _exhausted(error) or f"{error.strerror}; retry with fewer --workers"
+            raise UserError(f"cannot start {self.loader.num_workers} worker processes: {reason}") from error
+        self._processes = [child for child in multiprocessing.active_children() if child not in before]
         return iterator
 
     def _death(self):
         """Why a worker died, or None if all are alive."""
+        if not self._processes:
+            return None
         dead = connection.wait([process.sentinel for process in self._processes], timeout=5)
         for process in self._processes:
             if process.sentinel in dead:

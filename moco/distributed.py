@@ -125,7 +125,7 @@ def launch(train, args):
     processes = _processes_per_node(args, device)
     if nodes * processes > 1:
         url = args.dist_url or f"tcp://127.0.0.1:{_free_port()}"
-        return _spawn(train, args, nodes, max(args.rank, 0), processes, url)
+        return _spawn(train, args, _Node(max(args.rank, 0), nodes, processes, url))
     if device.type == "cuda":
         torch.cuda.set_device(device)
     return train(args, ProcessContext(device=device))
@@ -185,7 +185,7 @@ def _join_task(train, args, task):
     if task.launcher == "srun" and task.local_world_size == 1:
         processes = _processes_per_node(args, select_device(args.device))
         if processes > 1:
-            return _spawn(train, args, task.world_size, task.rank, processes, url)
+            return _spawn(train, args, _Node(task.rank, task.world_size, processes, url))
     if not task.own_cores:
         args = _divide_workers(args, task.local_world_size)
     sees_one = task.launcher == "srun" and torch.cuda.device_count() == 1  # its own, by --gpu-bind
@@ -277,12 +277,25 @@ def _exit_now(status):
     os._exit(status)
 
 
-def _spawn(train, args, nodes, node, processes, url):
+@dataclass(frozen=True)
+class _Node:
+    """A node of a job: its rank among nodes with as many processes each, which meet at url."""
+
+    rank: int
+    nodes: int
+    processes: int
+    url: str
+
+    @property
+    def first_rank(self):
+        return self.rank * self.processes
+
+
+def _spawn(train, args, node):
     """Start the processes of this node, pass stop signals on to them, wait for them and return the exit status."""
     errors = multiprocessing.get_context("spawn").SimpleQueue()
-    args, threads = _divide_workers(args, processes), max(1, cores() // processes)
-    arguments = (train, args, node * processes, nodes * processes, url, threads, errors)
-    children = multiprocessing.spawn(_child, arguments, nprocs=processes, join=False)
+    arguments = (train, _divide_workers(args, node.processes), node, "spawn", errors)
+    children = multiprocessing.spawn(_child, arguments, nprocs=node.processes, join=False)
 
     def forward(number, frame):
         for process in children.processes:
@@ -292,7 +305,7 @@ def _spawn(train, args, nodes, node, processes, url):
     for stop in STOP_SIGNALS:
         signal.signal(stop, forward)
     statuses = _wait(children.processes)
-    return _report_failure(statuses, node * processes, errors) if any(statuses) else 0
+    return _report_failure(statuses, node.first_rank, errors) if any(statuses) else 0
 
 
 def _wait(processes):
@@ -327,9 +340,10 @@ def _report_failure(statuses, first_rank, errors):
     return next(status for status in statuses if status)
 
 
-def _child(local_rank, train, args, first_rank, world_size, url, threads, errors):
-    """A process of _spawn()."""
-    torch.set_num_threads(threads)
+def _child(local_rank, train, args, node, start_method, errors):
+    """A process of _spawn(). start_method: for its loader workers; spawned ones, the default, would import torch anew."""
+    multiprocessing.set_start_method(start_method, force=True)
+    torch.set_num_threads(max(1, cores() // node.processes))
 
     def report(error):
         if isinstance(error, UserError):
@@ -337,7 +351,8 @@ def _child(local_rank, train, args, first_rank, world_size, url, threads, errors
         elif isinstance(error, Exception):
             errors.put("".join(traceback.format_exception(error)))
 
-    sys.exit(_join(train, args, first_rank + local_rank, world_size, local_rank, url, report))
+    rank, world_size = node.first_rank + local_rank, node.nodes * node.processes
+    sys.exit(_join(train, args, rank, world_size, local_rank, node.url, report))
 
 
 # --- models and tensors

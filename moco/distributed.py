@@ -1,32 +1,35 @@
-"""One process, many GPUs or many nodes: start, rank, wrap, gather."""
+"""Devices and processes: choose a device, start or join the processes of a job, wrap a model, reduce over processes."""
 
 import os
-import re
 import signal
 import socket
-import subprocess
 import sys
+import time
+import traceback
+from argparse import Namespace
+from contextlib import contextmanager
 from dataclasses import dataclass
+from multiprocessing import connection
+from urllib.parse import urlsplit
 
 import torch
 from torch import distributed as dist
 from torch import multiprocessing, nn
 
-from moco.cli import UserError, cores, number
+from moco import gpus, launchers
+from moco.cli import UserError, cores, number, program
 
 STOP_SIGNALS = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGUSR1", "SIGUSR2") if hasattr(signal, name))
+GRACE_SECONDS = 5  # between the failure of a process and the end of those that wait for it
 
 
 @dataclass(frozen=True)
 class ProcessContext:
-    """Where a process stands: its rank among world_size processes, and the device it computes on."""
+    """The rank of a process among world_size processes, and the device it computes on."""
 
     rank: int = 0
     world_size: int = 1
     device: torch.device = torch.device("cpu")
-    single_gpu: bool = (
-        False  # on this GPU and no other: it was asked for, or the others may have processes of their own
-    )
 
     @property
     def is_main(self):
@@ -35,7 +38,7 @@ class ProcessContext:
 
     @property
     def supports_fused(self):
-        """Whether torch's optimizers can take a whole step at once on this device."""
+        """Whether torch's optimizers have a fused step on this device."""
         return self.device.type != "mps"
 
 
@@ -43,127 +46,158 @@ def add_flags(parser):
     """Add the flags of PyTorch's ImageNet example, as published, to parser."""
     group = parser.add_argument_group("several processes (torchrun and srun need none of these)")
     add = group.add_argument
-    add("--multiprocessing-distributed", action="store_true", help="start one process a GPU on this node (DDP)")
+    add(
+        "--multiprocessing-distributed",
+        action="store_true",
+        help="start one process per GPU on this node: what happens anyway if several GPUs are visible",
+    )
     add(
         "--processes-per-node",
         type=number(int, 1),
         metavar="N",
-        help="processes that --multiprocessing-distributed starts; without it one a GPU, or 1 on a CPU",
+        help="start N processes on this node (default: one per GPU, or 1 on a CPU)",
     )
-    add("--world-size", type=int, default=-1, metavar="NODES", help="number of nodes; -1: one")
-    add("--rank", type=int, default=-1, metavar="NODE", help="rank of this node, from 0; -1: 0")
-    add("--dist-url", metavar="URL", help="where the processes meet: tcp://HOST:PORT; default: a free local port")
+    add("--world-size", type=int, default=-1, metavar="NODES", help="number of nodes; -1 is one")
+    add("--rank", type=int, default=-1, metavar="NODE", help="rank of this node, from 0; needed with several nodes")
+    add("--dist-url", metavar="URL", help="address of rank 0, tcp://HOST:PORT (default: a free local port)")
     add("--dist-backend", choices=["nccl", "gloo"], help="default: nccl on GPUs, gloo on a CPU")
-    add("--gpu", type=int, metavar="N", help="compute on this GPU alone")
+    add("--gpu", type=number(int, 0), metavar="N", help="use GPU N only")
+
+
+# --- devices
 
 
 def select_device(name, local_rank=0):
-    """The torch device that --device names; 'auto' is a GPU where there is one, then Apple's, then the CPU."""
+    """The torch device for --device: 'auto' is CUDA if available, else Apple's GPU, else the CPU.
+
+    local_rank: the index of the GPU. Raises UserError if the device is not available, and for 'auto' if the machine
+    or the job has GPUs that torch cannot use.
+    """
+    cuda = torch.cuda.is_available()
+    if name == "auto" and not cuda and gpus.is_given(os.environ):
+        raise UserError(f"torch cannot use the GPU of this machine: {gpus.why_unusable()}")
     if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+        name = "cuda" if cuda else "mps" if torch.backends.mps.is_available() else "cpu"
     if name == "cuda":
-        if not torch.cuda.is_available():
-            raise UserError("--device cuda: torch sees no GPU here; check the driver, or give --device cpu")
-        if local_rank >= torch.cuda.device_count():
-            raise UserError(f"there is no GPU {local_rank}: this process sees {torch.cuda.device_count()}")
-        return torch.device("cuda", local_rank)
+        if not cuda:
+            raise UserError(f"--device cuda: torch finds no usable GPU: {gpus.why_unusable()}")
+        return gpus.cuda_device(local_rank)
     if name == "mps" and not torch.backends.mps.is_available():
-        raise UserError("--device mps: torch sees no Apple GPU here; give --device cpu")
+        raise UserError("--device mps: torch finds no Apple GPU; give --device cpu")
     return torch.device(name)
 
 
+@contextmanager
 def no_tf32():
     """A context in which a GPU computes convolutions and matrix products in float32, not in TF32."""
-    return torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=False, allow_tf32=False)
+    cudnn, precision = torch.backends.cudnn, torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")
+    try:
+        with cudnn.flags(cudnn.enabled, benchmark=False, deterministic=cudnn.deterministic, allow_tf32=False):
+            yield
+    finally:
+        torch.set_float32_matmul_precision(precision)
 
 
 def all_like(device):
-    """The devices among which one process may share work that device could do alone: all GPUs for a GPU."""
+    """All GPUs for a GPU, else device: n GPUs extract features, where gradients are not needed, n times as fast."""
     return [torch.device("cuda", n) for n in range(torch.cuda.device_count())] if device.type == "cuda" else [device]
 
 
+# --- processes
+
+
 def launch(train, args):
-    """Run train(args, context) in this process, in the one torchrun or srun made it, or in several started here.
+    """Run train(args, context) in this process, or in one process per GPU, and return the exit status.
 
-    Returns the exit status. The first process that fails takes the others down: within seconds, with its message.
+    Under torchrun, and under srun with several tasks, this process is one of those they started. Otherwise one process
+    per visible GPU is started here, --processes-per-node on each of --world-size nodes; a single one is this process
+    itself. The default number of --workers is divided among the processes of a node.
+
+    An error in one of several processes is printed and ends all of them within seconds. Raises UserError for flags or
+    environment variables that contradict each other.
     """
-    environment = os.environ
-    if "RANK" in environment and "WORLD_SIZE" in environment:  # torchrun
-        ranks = tuple(int(environment[name]) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"))
-        return _join(train, args, *ranks, "env://")
-    if int(environment.get("SLURM_STEP_NUM_TASKS", 1)) > 1:  # srun
-        ranks = tuple(int(environment[name]) for name in ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID"))
-        return _join(train, args, *ranks, args.dist_url or _slurm_url(environment))
-    if args.multiprocessing_distributed:
-        return _spawn(train, args)
-    return train(
-        args, ProcessContext(device=select_device(args.device, args.gpu or 0), single_gpu=args.gpu is not None)
-    )
+    _check_flags(args)
+    if task := launchers.current_task(os.environ):
+        return _join_task(train, args, task)
+    nodes = max(args.world_size, 1)
+    device = select_device(args.device, args.gpu or 0)
+    processes = _processes_per_node(args, device)
+    if nodes * processes > 1:
+        url = args.dist_url or f"tcp://127.0.0.1:{_free_port()}"
+        return _spawn(train, args, _Node(max(args.rank, 0), nodes, processes, url))
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    return train(args, ProcessContext(device=device))
 
 
-def _slurm_url(environment):
-    """A meeting point that every task of a SLURM step works out alike: its first node, a port from the job's number."""
-    first = _scontrol("hostnames", environment["SLURM_STEP_NODELIST"]).split()[0]
-    address = re.search(r"NodeAddr=(\S+)", _scontrol("node", first))[1]  # a node's name need not be a host's
-    port = 20000 + (int(environment["SLURM_JOB_ID"]) * 7 + int(environment.get("SLURM_STEP_ID", 0))) % 20000
-    return f"tcp://{address}:{port}"
-
-
-def _scontrol(what, which):
-    return subprocess.run(["scontrol", "show", what, which], capture_output=True, text=True, check=True).stdout
-
-
-def _join(train, args, rank, world_size, local_rank, url):
-    """Run train as one of world_size processes."""
-    here = select_device(args.device, local_rank)
-    if here.type == "cuda":
-        torch.cuda.set_device(here)
-    backend = args.dist_backend or ("nccl" if here.type == "cuda" else "gloo")
-    dist.init_process_group(backend, init_method=url, rank=rank, world_size=world_size)
-    try:
-        return train(args, ProcessContext(rank, world_size, here, single_gpu=True))
-    finally:
-        dist.destroy_process_group()
-
-
-def _spawn(train, args):
-    """Start this node's processes, pass stop signals on to them, and wait."""
-    nodes, node = max(args.world_size, 1), max(args.rank, 0)
-    here = select_device(args.device)
-    count = args.processes_per_node or (torch.cuda.device_count() if here.type == "cuda" else 1)
+def _check_flags(args):
+    """Raise UserError for flags of add_flags() that contradict each other."""
+    if args.world_size == 0 or args.world_size < -1:
+        raise UserError(f"--world-size {args.world_size} is not a number of nodes; give 1 or more")
+    nodes = max(args.world_size, 1)
+    if nodes == 1 and args.rank > 0:
+        raise UserError(f"--rank {args.rank} needs --world-size, the number of nodes")
+    if not (-1 if nodes == 1 else 0) <= args.rank < nodes:
+        raise UserError(f"--rank {args.rank}: give the rank of this node among --world-size {nodes}, 0 to {nodes - 1}")
     if nodes > 1 and not args.dist_url:
         raise UserError("several nodes need --dist-url tcp://HOST:PORT, the same on all of them")
-    url = args.dist_url or f"tcp://127.0.0.1:{_free_port()}"
-    messages = multiprocessing.get_context("spawn").SimpleQueue()
-    threads = max(1, cores() // count)
-    arguments = (train, args, node * count, nodes * count, url, threads, messages)
-    children = multiprocessing.spawn(_child, arguments, nprocs=count, join=False)
-    for stop in STOP_SIGNALS:
-        signal.signal(stop, lambda number, frame: [os.kill(pid, number) for pid in children.pids()])
-    try:
-        while not children.join():
-            pass
-    except (multiprocessing.ProcessRaisedException, multiprocessing.ProcessExitedException) as error:
-        if not messages.empty():
-            raise UserError(messages.get()) from error
-        killed = [process for process in children.processes if process.exitcode == -signal.SIGKILL]
-        if killed:
-            rank = node * count + children.processes.index(killed[0])
-            print(f"process {rank} was killed (out of memory?); the others were stopped, see --resume", file=sys.stderr)
-            return 1
-        if isinstance(error, multiprocessing.ProcessExitedException):
-            return error.exit_code
-        raise
-    return 0
+    if args.dist_url:
+        _check_url(args.dist_url)
 
 
-def _child(local_rank, train, args, first_rank, world_size, url, threads, messages):
-    torch.set_num_threads(threads)
+def _check_url(url):
+    """Raise UserError unless processes can meet at url."""
     try:
-        sys.exit(_join(train, args, first_rank + local_rank, world_size, local_rank, url))
-    except UserError as error:
-        messages.put(str(error))
-        sys.exit(2)
+        parts = urlsplit(url)
+        valid = (parts.hostname and parts.port) if parts.scheme == "tcp" else parts.scheme == "file" and parts.path
+    except ValueError:  # for example a port that is no number
+        valid = False
+    if not valid:
+        raise UserError(f"--dist-url {url} is not an address; give tcp://HOST:PORT, or file:///PATH on a shared disk")
+
+
+def _processes_per_node(args, device):
+    """The number of processes that train on this node."""
+    if args.gpu is not None:
+        if args.world_size > 1 or args.multiprocessing_distributed or (args.processes_per_node or 1) > 1:
+            raise UserError(
+                f"--gpu {args.gpu} is for a single process; use CUDA_VISIBLE_DEVICES to choose several GPUs"
+            )
+        if device.type != "cuda":
+            raise UserError(f"--gpu {args.gpu}: there is no GPU with --device {args.device}; leave --gpu out")
+        return 1
+    if device.type != "cuda":
+        return args.processes_per_node or 1
+    visible = torch.cuda.device_count()
+    if (args.processes_per_node or 1) > visible:
+        raise UserError(f"--processes-per-node {args.processes_per_node} is more than the {visible} visible GPUs")
+    return args.processes_per_node or visible
+
+
+def _join_task(train, args, task):
+    """Run train as a process that torchrun or srun started; a task alone on its node starts one process per GPU."""
+    names = ["world_size", "rank", "gpu", "processes_per_node"]
+    for name in [*names, "dist_url"] if task.launcher == "torchrun" else names:
+        if getattr(args, name) not in (None, -1):
+            raise UserError(f"--{name.replace('_', '-')} has no effect under {task.launcher}: leave it out")
+    url = "env://" if task.launcher == "torchrun" else args.dist_url or launchers.slurm_url(os.environ)
+    if task.launcher == "srun" and task.local_world_size == 1:
+        processes = _processes_per_node(args, select_device(args.device))
+        if processes > 1:
+            return _spawn(train, args, _Node(task.rank, task.world_size, processes, url))
+    if not task.own_cores:
+        args = _divide_workers(args, task.local_world_size)
+    sees_one = task.launcher == "srun" and torch.cuda.device_count() == 1  # its own, by --gpu-bind
+    local_rank = 0 if task.own_gpus or sees_one else task.local_rank
+    return _join(train, args, task.rank, task.world_size, local_rank, url)
+
+
+def _divide_workers(args, processes):
+    """args with the default number of --workers, all cores, divided among the processes of this node."""
+    if vars(args).get("workers") != cores():
+        return args
+    return Namespace(**{**vars(args), "workers": max(1, cores() // processes)})
 
 
 def _free_port():
@@ -171,24 +205,180 @@ def _free_port():
         return server.getsockname()[1]
 
 
+def _join(train, args, rank, world_size, local_rank, url, report=None):
+    """Run train as one of world_size processes and return its exit status.
+
+    After an error this process ends here, once the error is reported: destroy_process_group() would wait for the other
+    processes, with NCCL for up to half an hour. report: called with the error; prints it by default.
+    """
+    try:
+        status = train(args, _connect(args, rank, world_size, local_rank, url))
+    except BaseException as error:
+        (report or _print_error)(error)
+        _exit_now(_exit_status(error))
+    dist.destroy_process_group()
+    return status
+
+
+def _connect(args, rank, world_size, local_rank, url):
+    """Join the process group and return this process's ProcessContext; UserError if that fails."""
+    device = select_device(args.device, local_rank)
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    elif args.dist_backend == "nccl":
+        raise UserError(f"--dist-backend nccl needs GPUs, and the device is {device}; leave it out")
+    backend = args.dist_backend or ("nccl" if device.type == "cuda" else "gloo")
+    try:
+        dist.init_process_group(backend, init_method=url, rank=rank, world_size=world_size)
+    except (RuntimeError, ValueError, OSError) as error:
+        reason = str(error).split("\n")[0]
+        raise UserError(
+            f"rank {rank} cannot join the other processes at {url}: {reason}{_loopback_hint(url)}"
+        ) from error
+    return ProcessContext(rank, world_size, device)
+
+
+def _loopback_hint(url):
+    """What to do if gloo may have failed because it listens where no other node can reach it."""
+
+    def is_loopback(host):
+        try:
+            return socket.gethostbyname(host).startswith("127.")
+        except OSError:
+            return False
+
+    other_nodes = not is_loopback(urlsplit(url).hostname or os.environ.get("MASTER_ADDR", "127.0.0.1"))
+    if other_nodes and is_loopback(socket.gethostname()) and "GLOO_SOCKET_IFNAME" not in os.environ:
+        return "; this host's name is a loopback address: set GLOO_SOCKET_IFNAME to the network interface to use"
+    return ""
+
+
+def _print_error(error):
+    """Print an error as cli.run() and Python would."""
+    if isinstance(error, UserError):
+        print(f"{program()}: error: {error}", file=sys.stderr)
+    elif isinstance(error, Exception):
+        traceback.print_exception(error)
+
+
+def _exit_status(error):
+    """The exit status of a process that an exception ends."""
+    if isinstance(error, SystemExit):
+        return error.code if isinstance(error.code, int) else int(error.code is not None)
+    return 2 if isinstance(error, UserError) else 130 if isinstance(error, KeyboardInterrupt) else 1
+
+
+def _exit_now(status):
+    """End this process and its workers without waiting for anything."""
+    for worker in multiprocessing.active_children():
+        worker.kill()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)
+
+
+@dataclass(frozen=True)
+class _Node:
+    """A node of a job: its rank among nodes with as many processes each, which meet at url."""
+
+    rank: int
+    nodes: int
+    processes: int
+    url: str
+
+    @property
+    def first_rank(self):
+        return self.rank * self.processes
+
+
+def _spawn(train, args, node):
+    """Start the processes of this node, pass stop signals on to them, wait for them and return the exit status."""
+    errors = multiprocessing.get_context("spawn").SimpleQueue()
+    arguments = (train, _divide_workers(args, node.processes), node, "spawn", errors)
+    children = multiprocessing.spawn(_child, arguments, nprocs=node.processes, join=False)
+
+    def forward(number, frame):
+        for process in children.processes:
+            if process.is_alive():
+                os.kill(process.pid, number)
+
+    for stop in STOP_SIGNALS:
+        signal.signal(stop, forward)
+    statuses = _wait(children.processes)
+    return _report_failure(statuses, node.first_rank, errors) if any(statuses) else 0
+
+
+def _wait(processes):
+    """Wait for processes and return their exit statuses, 128 + N for signal N; None for those that got stuck.
+
+    Once one has failed, and after Ctrl-C, those still alive GRACE_SECONDS later are killed: they wait for the others.
+    """
+    try:
+        while None in (codes := [process.exitcode for process in processes]) and not any(codes):
+            connection.wait([process.sentinel for process in processes if process.exitcode is None])
+    finally:
+        end = time.monotonic() + GRACE_SECONDS
+        for process in processes:
+            process.join(max(0, end - time.monotonic()))
+        codes = [process.exitcode for process in processes]
+        for process in processes:
+            process.kill()
+    return [128 - code if code is not None and code < 0 else code for code in codes]
+
+
+def _report_failure(statuses, first_rank, errors):
+    """Print or raise the error that ended the processes, and return the exit status."""
+    error = None if errors.empty() else errors.get()  # the first one, from which those of the others follow
+    if isinstance(error, UserError):
+        raise error
+    if 128 + signal.SIGKILL in statuses:
+        rank = first_rank + statuses.index(128 + signal.SIGKILL)
+        print(f"process {rank} was killed (out of memory?); re-run with --resume to continue", file=sys.stderr)
+        return 1
+    if error:
+        print(error, end="", file=sys.stderr)
+    return next(status for status in statuses if status)
+
+
+def _child(local_rank, train, args, node, start_method, errors):
+    """A process of _spawn(). start_method: for its loader workers; spawned ones, the default, would import torch anew."""
+    multiprocessing.set_start_method(start_method, force=True)
+    torch.set_num_threads(max(1, cores() // node.processes))
+
+    def report(error):
+        if isinstance(error, UserError):
+            errors.put(UserError(str(error)))
+        elif isinstance(error, Exception):
+            errors.put("".join(traceback.format_exception(error)))
+
+    rank, world_size = node.first_rank + local_rank, node.nodes * node.processes
+    sys.exit(_join(train, args, rank, world_size, local_rank, node.url, report))
+
+
+# --- models and tensors
+
+
 def wrap(model, context):
-    """model on its device, in DDP among several processes, in DataParallel on all GPUs of a single one."""
+    """model on its device, in DistributedDataParallel if there are several processes.
+
+    All processes start from the parameters and buffers of rank 0. Later the buffers are not broadcast: batch-norm
+    statistics differ between processes until sync_for_eval(), and MoCo's queue is the same in all of them anyway.
+    """
     model = model.to(context.device)
-    if context.world_size > 1 and any(weight.requires_grad for weight in model.parameters()):  # else DDP refuses it
-        return nn.parallel.DistributedDataParallel(model, [context.device] if context.device.type == "cuda" else None)
-    if context.device.type == "cuda" and not context.single_gpu and torch.cuda.device_count() > 1:
-        return nn.DataParallel(model)
+    if context.world_size == 1 or not any(weight.requires_grad for weight in model.parameters()):  # DDP refuses these
+        return model
+    model = nn.parallel.DistributedDataParallel(model, [context.device] if context.device.type == "cuda" else None)
+    model.broadcast_buffers = False  # as an argument it would skip the broadcast at the start, too
     return model
 
 
 def unwrap(model):
-    """The network inside DDP or DataParallel."""
-    parallel = (nn.parallel.DistributedDataParallel, nn.DataParallel)
-    return model.module if isinstance(model, parallel) else model
+    """The network inside DistributedDataParallel, or model itself."""
+    return model.module if isinstance(model, nn.parallel.DistributedDataParallel) else model
 
 
 def all_reduce_sum(values, context):
-    """The sum of the tensor values over all processes; values itself where there is one."""
+    """The sum of the tensor values over all processes; values itself if there is one process."""
     if context.world_size == 1:
         return values
     values = values.clone()
@@ -197,10 +387,12 @@ def all_reduce_sum(values, context):
 
 
 def sync_for_eval(model, context):
-    """The network to evaluate with: the same in every process, each of which may see any number of batches."""
-    if context.world_size == 1:
-        return model
+    """The network inside model, with the buffers of rank 0 in every process.
+
+    It is not wrapped: processes may evaluate different numbers of batches.
+    """
     network = unwrap(model)
-    for buffer in network.buffers():  # a process has the batch-norm statistics of its own share of the images
-        dist.broadcast(buffer, 0)
+    if context.world_size > 1:
+        for buffer in network.buffers():  # each process has the batch-norm statistics of its own images
+            dist.broadcast(buffer, 0)
     return network

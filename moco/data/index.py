@@ -1,4 +1,4 @@
-"""The image files of a folder without a manifest, found by one scan and kept beside it in a compact index."""
+"""The image files of a folder without a manifest: found by a scan, and stored beside the folder in a compact index."""
 
 import hashlib
 import os
@@ -14,19 +14,23 @@ import numpy as np
 from moco import files
 from moco.cli import UserError
 
-EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")  # those of ImageFolder
-SETTLED = 2e9  # nanoseconds: a folder younger than that may change again without a new time of change
+EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")  # as in ImageFolder
+SETTLED = 2_000_000_000  # ns: a folder that changed more recently may change again without a new time stamp
 
 
 class Index:
-    """The image files below a folder, one after the other: file names as one run of bytes, each folder once.
+    """The image files of a folder and its subfolders, without a string per file.
 
-    folders: relative names. changed: when each was last changed, in nanoseconds. sizes: the number of images in each.
-    names: uint8, all file names in a row. ends: where each of them ends.
+    folders: relative names (F,). changed: their time stamps (F, 2), as _times() gives them. sizes: the number of images
+    in each (F,). names: uint8, the names of all files, one after the other. ends: where each name ends (N,).
     """
 
     def __init__(self, folder, folders, changed, sizes, names, ends):
-        self.folders, self.changed, self.sizes, self.names, self.ends = folders, changed, sizes, names, ends
+        self.folders = folders
+        self.changed = changed
+        self.sizes = sizes
+        self.names = names
+        self.ends = ends
         self._starts = [0, *np.cumsum(sizes).tolist()]
         by_class = {}
         for name, size in zip(folders.tolist(), sizes.tolist(), strict=True):
@@ -36,60 +40,77 @@ class Index:
 
     @property
     def classes(self):
-        return list(self._classes)
+        """The names of the classes, printable."""
+        return [printable(name) for name in self._classes]
 
     def class_sizes(self):
+        """The number of images in each class."""
         return list(self._classes.values())
 
     def path(self, i):
+        """The path of image i relative to the folder."""
         name = self.names[self.ends[i - 1] if i else 0 : self.ends[i]].tobytes()
         return Path(str(self.folders[bisect_right(self._starts, i) - 1]), os.fsdecode(name))
 
 
+def printable(name):
+    r"""A file name with the bytes that are not valid UTF-8 escaped: \udcff for the byte 0xff."""
+    return name.encode(errors="backslashreplace").decode()
+
+
 def load(folder):
-    """The Index of a folder: the one kept from last time if no folder has changed since, else from a new scan."""
-    for place in _places(folder):
+    """The Index of a folder: the stored one if no folder has changed since, else that of a new scan."""
+    for path in _index_paths(folder):
         try:
-            with np.load(place) as kept:
-                index = Index(folder, **kept)
-            if np.array_equal(index.changed, _changed(folder, index.folders)):
+            with np.load(path) as stored:
+                index = Index(folder, **stored)
+            if np.array_equal(index.changed, _all_times(folder, index.folders)):
                 return index
         except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile):
-            continue  # not there, out of date or damaged
+            continue  # missing, out of date or damaged
     index, settled = _scan(folder)
-    for place in _places(folder) if settled else ():
+    for path in _index_paths(folder) if settled else ():
         try:
-            place.parent.mkdir(parents=True, exist_ok=True)
-            with files.atomic_write(place) as part:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with files.atomic_write(path) as part:
                 np.savez(part, **{key: value for key, value in vars(index).items() if not key.startswith("_")})
             break
         except (OSError, UserError):
-            continue  # an index that cannot be kept is made again next time
+            continue  # without a stored index, the next start scans again
     return index
 
 
-def _places(folder):
-    """Where the index of folder may be kept: beside it or, where nobody may write, in the user's cache folder."""
+def _index_paths(folder):
+    """Where the index of folder may be stored: beside it or, if that is not writable, in the user's cache folder."""
     folder = folder.resolve()
     cache = Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"), "baby-vision")
     digest = hashlib.sha256(os.fsencode(folder)).hexdigest()[:16]
     return folder.parent / f".{folder.name}.index.npz", cache / f"{digest}.index.npz"
 
 
-def _changed(folder, folders):
-    """When each folder was last changed, int64 nanoseconds."""
+def _times(folder):
+    """The times of modification and of change of a folder, in nanoseconds.
+
+    An extracted archive or a copy may set the first one back to what it was, but not the second one.
+    """
+    state = os.stat(folder)
+    return state.st_mtime_ns, state.st_ctime_ns
+
+
+def _all_times(folder, names):
+    """The _times() of each of the named subfolders, int64 (F, 2)."""
     with ThreadPoolExecutor(16) as threads:
-        return np.array(list(threads.map(lambda name: os.stat(folder / name).st_mtime_ns, folders)), np.int64)
+        return np.array(list(threads.map(lambda name: _times(folder / name), names)), np.int64)
 
 
 def _scan(folder):
-    """The Index of a folder, and whether every folder was at rest, so that a later change will show."""
+    """The Index of a folder, and whether no folder changed recently, so that a later change will show."""
     now = time.time_ns()
     try:
-        here = os.stat(folder)
-        root, tops = _look(folder, "")
-        with ThreadPoolExecutor(16) as threads:  # a network disk answers several at once
-            trees = threads.map(lambda top: _tree(folder, top, ((here.st_dev, here.st_ino),)), tops)
+        root_state = os.stat(folder)
+        root, subfolders = _list(folder, "")
+        with ThreadPoolExecutor(16) as threads:  # a network disk answers several requests at once
+            trees = threads.map(lambda name: _tree(folder, name, (_identity(root_state),)), subfolders)
             parts = list(chain.from_iterable(trees))
     except OSError as error:
         raise UserError(f"cannot read the folder {error.filename}: {error.strerror}") from error
@@ -104,25 +125,29 @@ def _scan(folder):
         np.frombuffer(b"".join(names), np.uint8),
         np.cumsum(np.concatenate(lengths), dtype=np.int64),
     )
-    return index, max(changed) < now - SETTLED
+    return index, index.changed.max() < now - SETTLED
 
 
-def _tree(folder, name, above):
-    """What _look tells of the folder called name and of every folder in it, sorted by name."""
-    here = os.stat(folder / name)
-    if (here.st_dev, here.st_ino) in above:  # a link to a folder that it lies in
+def _tree(folder, name, parents):
+    """The _list() of a subfolder and of every folder in it, sorted by name; parents: _identity() of those around it."""
+    identity = _identity(os.stat(folder / name))
+    if identity in parents:  # a link to a folder that contains it
         return []
-    part, inner = _look(folder, name)
-    above = (*above, (here.st_dev, here.st_ino))
-    return sorted([part, *chain.from_iterable(_tree(folder, os.path.join(name, each), above) for each in inner)])
+    part, subfolders = _list(folder, name)
+    trees = (_tree(folder, os.path.join(name, each), (*parents, identity)) for each in subfolders)
+    return sorted([part, *chain.from_iterable(trees)], key=lambda part: part[0])
 
 
-def _look(folder, name):
-    """(name, time of change, image names in a row, their lengths) of one folder, and the names of the folders in it."""
-    changed = os.stat(folder / name).st_mtime_ns
+def _identity(state):
+    return state.st_dev, state.st_ino
+
+
+def _list(folder, name):
+    """(name, times, names of the images in one string, their lengths) of a subfolder, and the folders in it."""
+    times = _times(folder / name)
     with os.scandir(folder / name) as entries:
         entries = [entry for entry in entries if not entry.name.startswith(".")]
     images = [entry.name for entry in entries if entry.name.lower().endswith(EXTENSIONS) and entry.is_file()]
     images = [os.fsencode(each) for each in sorted(images)]
     lengths = np.array([len(each) for each in images], np.int64)
-    return (name, changed, b"".join(images), lengths), sorted(entry.name for entry in entries if entry.is_dir())
+    return (name, times, b"".join(images), lengths), sorted(entry.name for entry in entries if entry.is_dir())

@@ -1,44 +1,43 @@
-"""Folders of images to batches: frames without a list of them, their order, bad images, ImageNet normalization."""
+"""Batches of normalized images from folders: image lists, the order of an epoch, augmentation, corrupt images."""
 
-import atexit
-import signal
-import weakref
 from bisect import bisect_right
 from itertools import accumulate, chain
 from pathlib import Path
 
-import cv2
 import numpy as np
 import torch
 from tqdm import tqdm
 
 from moco.cli import UserError
 from moco.data import augment, augment_device, index, manifest
+from moco.data.workers import WorkerBatches, share
 from moco.distributed import ProcessContext
 
-MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet's pixels, from 0 to 1
-BAD_SHARE, BAD_SAMPLE = 0.01, 10_000  # a training ends above this share of bad images, among at least so many
-SHUFFLE, AUGMENT = 0, 1  # the streams of random numbers of an epoch
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet statistics of RGB values from 0 to 1
+MAX_BAD_SHARE = 0.01  # training fails if more than this share of the images is corrupt ...
+MIN_IMAGES_FOR_SHARE = 10_000  # ... of those read so far, counted as at least this many
+SHUFFLE, AUGMENT = 0, 1  # streams of random numbers: the order of an epoch, and the augmentation of its images
 
 
 class FrameFolder:
-    """The images of a folder, in the order of torchvision's ImageFolder, without a list of their paths.
+    """The images of a folder in the order of torchvision's ImageFolder, without a list of their paths.
 
-    folder: a frame folder with its manifest (then nothing is stored per image), a tree with one folder per class, or a
-    flat folder of images, which is one class named after the folder. Hidden entries and class folders without images
-    are ignored.
-    classes: names. counts: the number of images of each class.
-    Raises UserError for a folder that is missing, cannot be read or holds no image.
+    folder: a frame folder with a manifest, for which nothing is stored per image; a tree with one folder per class; or
+    a flat folder of images, which form one class named after the folder. Hidden entries and class folders without
+    images are ignored.
+    classes: the names of the classes. counts: the number of images in each class.
+    Raises UserError for a folder that is missing, cannot be read or contains no image.
     """
 
     def __init__(self, folder):
         self.folder = Path(folder)
         if not self.folder.is_dir():
-            raise UserError(f"there is no folder {folder}; give the folder that holds the class folders")
+            raise UserError(f"there is no folder {folder}; give the folder that contains the class folders")
         self._files = manifest.load(folder)
         if self._files is None:
             self._files = index.load(self.folder)
-        self.classes, self.counts = self._files.classes, self._files.class_sizes()
+        self.classes = self._files.classes
+        self.counts = self._files.class_sizes()
         self._starts = list(accumulate(self.counts, initial=0))
         if len(self) == 0:
             raise UserError(f"{folder} holds no images; give a folder of class folders, as read_saycam.py makes it")
@@ -47,15 +46,19 @@ class FrameFolder:
         return self._starts[-1]
 
     def name(self, i):
-        """The file name of image i relative to the folder, with forward slashes."""
-        return Path(self._files.path(int(i))).as_posix()
+        r"""The file name of image i relative to the folder, with forward slashes.
+
+        Bytes that are not valid UTF-8 are escaped (\udcff for the byte 0xff), so that every name can be printed and
+        written to a text file.
+        """
+        return index.printable(Path(self._files.path(int(i))).as_posix())
 
     def path(self, i):
         """The path of image i."""
         return self.folder / self._files.path(int(i))
 
     def label(self, i):
-        """The index in classes of image i's class."""
+        """The label of image i: an index into classes."""
         return bisect_right(self._starts, int(i)) - 1
 
     def labels(self):
@@ -71,46 +74,60 @@ class FrameFolder:
         return [j for j in near if j != i]
 
     def same_class(self, i):
-        """The other images of image i's class: those after it, then those before it."""
+        """Indices of the other images in the class of image i: those after it, then those before it."""
         label = self.label(i)
         return chain(range(i + 1, self._starts[label + 1]), range(self._starts[label], i))
 
 
 class EpochSampler:
-    """The order of each epoch and this process's share of it, in whole batches.
+    """The order of the images in each epoch, and the share of each batch that this process gets.
 
-    source: which frames, one of
+    source: the images, as one of
         a number n: all of range(n);
         indices (N,);
-        a function of the epoch that returns the frames in their order, (N,), or (N, views) with another frame for each
-        view, as an array or as any sequence whose slices are arrays.
+        a function of the epoch that returns the indices in order, (N,), or (N, views) with a different image for each
+        view, as an array or as a sequence whose slices are arrays.
     The first two are shuffled by (seed, epoch) in training.
-    batch_size: images per step, over all processes of context; its rank takes every world_size-th image of a batch.
-    train: shuffle, and give every process equally many images: of the last batch up to world_size - 1 are left out, or
-    all of it with drop_last. Otherwise every image comes once and in order, so that processes may get unequal numbers.
-    epoch, start: the epoch and the first batch that iteration gives.
-    Raises UserError for a batch size that does not divide, or more than there is.
+    batch_size: images per step over all processes; rank r of context gets every world_size-th image of a batch, from
+    the r-th on.
+    train: shuffle, and give all processes the same number of images: up to world_size - 1 images of an incomplete last
+    batch are left out. All of it is left out with drop_last, or if it has a single image for each process, for which
+    batch norm has no variance. Otherwise every image comes once and in order, and processes may get different numbers.
+    epoch, start: the epoch to iterate over, and the number of its first batch.
+    Raises UserError for a batch size that is not a multiple of the processes or larger than the number of images.
     """
 
     def __init__(self, source, batch_size, seed=0, context=ProcessContext(), train=True, drop_last=False):
-        if train and batch_size % context.world_size:
-            raise UserError(f"--batch-size {batch_size} is not a multiple of the {context.world_size} processes")
-        self.source, self.batch_size, self.seed, self.train = source, batch_size, seed, train
-        self.rank, self.world_size, self.epoch, self.start = context.rank, context.world_size, 0, 0
+        self.source = source
+        self.batch_size = batch_size
+        self.seed = seed
+        self.train = train
+        self.rank = context.rank
+        self.world_size = context.world_size
+        self.epoch = 0
+        self.start = 0
+        if train and batch_size % self.world_size:
+            nearest = max(1, round(batch_size / self.world_size)) * self.world_size
+            raise UserError(
+                f"a batch of {batch_size} cannot be divided among {self.world_size} processes: give a --batch-size "
+                f"that makes it {nearest}"
+            )
         self.total = source if isinstance(source, int) else len(source(0) if callable(source) else source)
         last = self.total % batch_size
         if train:
-            last = 0 if drop_last else last - last % self.world_size
+            last -= last % self.world_size
+            if drop_last or last == self.world_size:
+                last = 0
         self.used = self.total - self.total % batch_size + last
         if self.used == 0:
-            raise UserError(f"{self.total} images do not fill one batch; give a smaller --batch-size")
+            raise UserError(f"{self.total} images do not fill one batch; give more images or a smaller --batch-size")
 
     def __len__(self):
-        """The number of batches of an epoch."""
+        """The number of batches in an epoch."""
         return -(-self.used // self.batch_size)
 
     def indices(self):
-        """The indices of the epoch's frames in their order, (N,) or (N, views)."""
+        """The indices of the epoch's images in order, (N,) or (N, views)."""
         if callable(self.source):
             return self.source(self.epoch)
         if isinstance(self.source, int):
@@ -122,7 +139,7 @@ class EpochSampler:
         return indices
 
     def __iter__(self):
-        """This process's share of every batch from start on: (epoch, positions in the epoch, indices)."""
+        """This process's share of each batch from start on: (epoch, positions in the epoch, indices)."""
         epoch, indices = self.epoch, self.indices()
         for first in range(self.start * self.batch_size, self.used, self.batch_size):
             share = slice(first + self.rank, min(first + self.batch_size, self.used), self.world_size)
@@ -130,101 +147,122 @@ class EpochSampler:
 
 
 class FrameLoader:
-    """Batches of frames, epoch by epoch, augmented by recipe and normalized on device.
+    """Batches of images, augmented by recipe and normalized on device, epoch by epoch.
 
-    What comes depends on (seed, epoch, position in the epoch) alone, not on the number of workers, nor on where an
-    epoch is entered.
+    A batch depends only on (seed, epoch, positions in the epoch): not on the number of workers, nor on the batch at
+    which an epoch starts.
 
-    sampler: the EpochSampler of frames. views > 1: that many independently augmented views of each image.
-    In training the next good frame of the class replaces an image that cannot be read, and more than 1 % of corrupt
-    images end the run; in evaluation they are left out.
-    bad: {index: reason} of the images that could not be read so far.
+    sampler: an EpochSampler of images in frames. workers: processes that read them; 0 reads in this process.
+    views: with n > 1, each image comes in n independent augmentations.
+    In training, the next good image of its class replaces a corrupt image, and more than 1 % of corrupt images raise a
+    UserError; in evaluation corrupt images are left out.
+    bad: {index: reason} of the corrupt images so far.
     """
 
     def __init__(self, frames, recipe, sampler, device, workers=0, views=1):
-        self.frames, self.recipe, self.sampler, self.views = frames, recipe, sampler, views
-        self.device, self.bad, self._seen = torch.device(device), {}, 0
-        self._loader = torch.utils.data.DataLoader(
-            BatchDataset(frames, recipe, sampler.seed, sampler.train, views),
-            batch_size=None,
-            sampler=sampler,
-            num_workers=workers,
-            collate_fn=_identity,
-            pin_memory=self.device.type == "cuda",
-            worker_init_fn=_start_worker,
-            persistent_workers=workers > 0,
-            generator=torch.Generator(),  # the loader draws one number per epoch: not from the model's generator
-        )
+        self.frames = frames
+        self.recipe = recipe
+        self.sampler = sampler
+        self.views = views
+        self.device = torch.device(device)
+        self.bad = {}
+        self._images_read = 0
+        dataset = BatchDataset(frames, recipe, sampler.seed, sampler.train, views)
+        self._batches = WorkerBatches(dataset, sampler, workers, pin_memory=self.device.type == "cuda")
+        self._copy_stream = torch.cuda.Stream(self.device) if self.device.type == "cuda" else None
         scale = torch.tensor([MEAN, STD], device=self.device)[:, :, None, None] * 255
         self._mean, self._std = scale.unbind(0)
 
     def __len__(self):
-        """The number of batches of an epoch."""
+        """The number of batches in an epoch."""
         return len(self.sampler)
 
     def epoch(self, epoch, start=0):
-        """The batches of an epoch from number start on.
+        """Yield the batches of an epoch from number start on.
 
-        Each is (images, targets, indices): float32 (N, 3, size, size) on the device, a tuple of them for views > 1;
-        int64 (N,) on the device; int64 (N,) on the CPU. Raises UserError when too many images cannot be read.
+        Each is (images, targets, indices): float32 (N, 3, size, size) on the device, a tuple of them if views > 1;
+        int64 (N,) on the device; int64 (N,) on the CPU. Raises UserError for too many corrupt images, and for workers
+        that die or lack memory.
         """
-        self.sampler.epoch, self.sampler.start = epoch, start
-        iterator = iter(self._loader)
-        _end_at_exit(iterator)
-        for pixels, factors, targets, indices, bad in iterator:
+        self.sampler.epoch = epoch
+        self.sampler.start = start
+        for pixels, colors, targets, indices, bad in self._batches:
             self._count_bad(bad, len(indices))
             if len(indices) == 0:
                 continue
-            images = tuple(self._normalize(pixels[v], factors[v] if len(factors) else None) for v in range(self.views))
-            yield images if self.views > 1 else images[0], targets.to(self.device, non_blocking=True), indices
+            images = tuple(self._normalize(pixels[v], colors[v] if colors else None) for v in range(self.views))
+            yield images if self.views > 1 else images[0], self._to_device(targets), indices
 
-    def _normalize(self, pixels, factors):
-        """uint8 (N, size, size, 3) as float32 (N, 3, size, size) in ImageNet's units, channels last in memory."""
-        images = pixels.to(self.device, non_blocking=True).permute(0, 3, 1, 2).float()
-        if factors is not None:
-            images = augment_device.color(images, factors, self.recipe.gray_first)
+    def _normalize(self, pixels, colors):
+        """uint8 (N, size, size, 3) as normalized float32 (N, 3, size, size) on the device, channels last in memory."""
+        layout = (
+            torch.contiguous_format if self.device.type == "mps" else torch.preserve_format
+        )  # channels last is slow
+        images = self._to_device(pixels).permute(0, 3, 1, 2).float(memory_format=layout)
+        if colors:
+            colors = colors._replace(values=self._to_device(colors.values), images=self._to_device(colors.images))
+            images = augment_device.color(images, colors, self.recipe.gray_first)
         return images.sub_(self._mean).div_(self._std)
 
-    def _count_bad(self, bad, read):
-        """Count the corrupt images of a batch and name those that are new."""
-        self._seen += read
+    def _to_device(self, tensor):
+        """tensor on the device; to a GPU it is copied on a stream of its own, while the last step still computes."""
+        if self._copy_stream is None:
+            return tensor.to(self.device)
+        with torch.cuda.stream(self._copy_stream):
+            tensor = tensor.to(self.device, non_blocking=True)
+        computing = torch.cuda.current_stream(self.device)
+        computing.wait_stream(self._copy_stream)
+        tensor.record_stream(computing)  # its memory belongs to the other stream, which may not reuse it before
+        return tensor
+
+    def _count_bad(self, bad, n):
+        """Count the corrupt images of a batch of n, and report each of them once."""
+        self._images_read += n
         train = self.sampler.train
         for i, reason in bad:
             if i not in self.bad:
                 self.bad[i] = reason
                 consequence = "replaced by another image of its class" if train else "left out"
-                tqdm.write(f"{self.frames.path(i)}: {reason}; {consequence}")
+                tqdm.write(f"{self._printable(i)}: {reason}; {consequence}")
         total = len(self.frames)
-        too_many = len(self.bad) > BAD_SHARE * max(min(self._seen, total), min(BAD_SAMPLE, total))
-        if train and (too_many or read == 0):  # a step without images would put the count of steps wrong
-            names = "\n".join(f"  {self.frames.path(i)}: {reason}" for i, reason in sorted(self.bad.items()))
+        images = max(min(self._images_read, total), min(MIN_IMAGES_FOR_SHARE, total))
+        if train and (len(self.bad) > MAX_BAD_SHARE * images or n == 0):  # a step without images would not be counted
+            names = "\n".join(f"  {self._printable(i)}: {reason}" for i, reason in sorted(self.bad.items()))
             raise UserError(
                 f"{len(self.bad)} images of {self.frames.folder} cannot be read, too many to train on; "
                 f"repair or remove them:\n{names}"
             )
 
+    def _printable(self, i):
+        return index.printable(str(self.frames.path(i)))
+
 
 def in_order(frames, recipe, device, workers, images=None, batch_size=64):
-    """A FrameLoader that gives some images of frames once and in order, for evaluation; one epoch, number 0.
+    """A FrameLoader for evaluation: images of frames, once and in order, as epoch 0.
 
-    images: their indices, (N,); None takes all.
+    images: their indices, (N,); None is all.
     """
     sampler = EpochSampler(len(frames) if images is None else images, batch_size, train=False)
     return FrameLoader(frames, recipe, sampler, device, workers)
 
 
 class BatchDataset(torch.utils.data.Dataset):
-    """What a worker does: a batch's share of images read, augmented and put into one array."""
+    """The work of a worker process: read and augment the images of a batch, and put them into one array."""
 
     def __init__(self, frames, recipe, seed, train, views):
-        self.frames, self.recipe, self.seed, self.train, self.views = frames, recipe, seed, train, views
+        self.frames = frames
+        self.recipe = recipe
+        self.seed = seed
+        self.train = train
+        self.views = views
         self.bad = {}
 
     def __getitem__(self, job):
-        """The batch of a job, (epoch, positions, indices) of EpochSampler.
+        """The batch of a job of EpochSampler: (epoch, positions, indices).
 
-        Returns pixels uint8 (views, N, size, size, 3), color factors (views, N, augment.FACTORS) where the device
-        applies them (else none), targets and indices (N,), and the corrupt images: [(index, reason)].
+        Returns pixels uint8 (views, N, size, size, 3), a list of augment_device.ColorParams for each view (empty unless
+        the device augments colors), targets and indices int64 (N,), and the corrupt images [(index, reason)]; or a
+        UserError if the memory shared with the main process is full.
         """
         epoch, positions, indices = job
         recipe, size = self.recipe, self.recipe.size
@@ -241,19 +279,23 @@ class BatchDataset(torch.utils.data.Dataset):
             for view in range(self.views):
                 _, image = images[view % len(images)]
                 if on_device:
-                    pixels[view, n], factors[view, n] = recipe.crop(image, random), recipe.sample_color_params(random)
+                    pixels[view, n] = recipe.crop(image, random)
+                    factors[view, n] = recipe.sample_color_params(random)
                 else:
                     pixels[view, n] = recipe(image, random)
             read.append(images[0][0])
         n = len(read)
-        targets = np.array([self.frames.label(index) for index in read], np.int64)
-        arrays = pixels[:, :n], factors[:, :n], targets, np.array(read, np.int64)
-        return *map(torch.from_numpy, arrays), list(bad.items())
+        pixels = torch.from_numpy(pixels[:, :n])
+        colors = [augment_device.color_params(view[:n]) for view in factors]
+        targets = torch.tensor([self.frames.label(index) for index in read], dtype=torch.int64)
+        indices = torch.tensor(read, dtype=torch.int64)
+        tensors = [pixels, targets, indices, *(tensor for view in colors for tensor in (view.values, view.images))]
+        return share(tensors) or (pixels, colors, targets, indices, list(bad.items()))
 
     def _read(self, index, bad):
-        """(index, image) of a frame, or in training of the next good one of its class; None if there is none.
+        """(index, image) of an image, or in training of the next good one of its class; None if there is none.
 
-        Images that cannot be read are added to bad.
+        Corrupt images are added to bad.
         """
         for candidate in chain([index], self.frames.same_class(index) if self.train else []):
             if candidate not in self.bad:
@@ -264,41 +306,11 @@ class BatchDataset(torch.utils.data.Dataset):
                 except OSError as error:
                     self.bad[candidate] = error.strerror or str(error)
             bad[candidate] = self.bad[candidate]
-            if len(bad) > BAD_SHARE * len(self.frames):
-                return None  # enough for the run to end; a folder may hold a million more of them
+            if len(bad) > MAX_BAD_SHARE * len(self.frames):
+                return None  # training will stop: do not read the rest of a large class
         return None
 
 
 def generator(seed, stream, epoch, position=0):
-    """The random numbers of one sample, or of an epoch's order: each has its own range of Philox's counter."""
+    """The random numbers of one image, or of the order of an epoch: each has its own range of Philox's counter."""
     return np.random.Generator(np.random.Philox(key=seed % 2**64, counter=[0, position, epoch, stream]))
-
-
-_ITERATORS = weakref.WeakSet()  # torch's, each of which may have workers
-
-
-def _end_at_exit(iterator):
-    """Let the workers end with this process, before torch's own way, which waits five seconds for each."""
-    if hasattr(iterator, "_shutdown_workers"):
-        _ITERATORS.add(iterator)
-        atexit.unregister(_end_workers)
-        atexit.register(_end_workers)  # what is registered last runs first
-
-
-def _end_workers():
-    for iterator in _ITERATORS:
-        iterator._shutdown_workers()
-
-
-def _identity(batch):
-    return batch
-
-
-def _start_worker(_):
-    """A worker: no threads of OpenCV's; signals to the whole job are the main process's to answer."""
-    cv2.setNumThreads(0)
-    for name in ("SIGINT", "SIGUSR1", "SIGUSR2"):
-        if hasattr(signal, name):
-            signal.signal(getattr(signal, name), signal.SIG_IGN)
-    # The main process still saves after a SIGTERM that everybody gets, and ends its workers by one of its own.
-    signal.signal(signal.SIGTERM, lambda *_: signal.signal(signal.SIGTERM, signal.SIG_DFL))

@@ -1,4 +1,4 @@
-"""Safe reading of any checkpoint of this family, and writing that leaves no half file."""
+"""Read checkpoints safely, write them atomically, and open the networks in them."""
 
 import os
 import pickle
@@ -7,67 +7,89 @@ import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import torch
 
-from moco import cli, files, models, provenance
+from moco import cli, files, layouts, models, provenance, safe_pickle, vit
 from moco.cli import UserError
-
-# The released files hold 0-d NumPy arrays, pickled under the name that NumPy's core had in 2020.
-NUMPY_GLOBALS = [
-    (np.empty(0).__reduce__()[0], "numpy.core.multiarray._reconstruct"),
-    np.ndarray,
-    np.dtype,
-    type(np.dtype("f4")),
-]
 
 
 class CheckpointError(UserError):
-    """A checkpoint that is missing, damaged, unsafe, or does not fit; the message names the file and the reason."""
+    """A checkpoint that is missing, damaged or unsafe, or does not fit; the message names the file and the reason."""
 
 
 def read(path):
-    """What the file at path holds, its tensors on the CPU; nothing in it is ever run.
+    """The content of the checkpoint at path, its tensors on the CPU; no code in it is ever run.
 
-    CheckpointError for a file that is missing, damaged (zip files are checked byte for byte) or holds code.
+    A file that ends in .safetensors gives a flat dict of tensors. CheckpointError for a file that is missing, damaged
+    (zip files are checked byte for byte) or contains anything but data.
     """
     path = Path(path)
     if not path.is_file():
-        raise CheckpointError(f"there is no checkpoint {path}; check the path (README.md has links to released ones)")
+        raise CheckpointError(f"there is no checkpoint {path}; check the path (README.md links released ones)")
     try:
-        if zipfile.is_zipfile(path):
-            with zipfile.ZipFile(path) as archive:
-                if damaged := archive.testzip():
-                    raise CheckpointError(f"the checkpoint {path} is damaged (in {damaged}); fetch or make it anew")
-        with torch.serialization.safe_globals(NUMPY_GLOBALS), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of torch's own storage classes, which the legacy format needs
-            return torch.load(path, map_location="cpu", weights_only=True)
+        return _read_safetensors(path) if path.suffix == ".safetensors" else _read_pickle(path)
     except CheckpointError:
         raise
     except PermissionError as error:
-        raise CheckpointError(f"the checkpoint {path} may not be read; change its permissions") from error
-    except Exception as error:  # what torch raises for damaged files ranges from struct.error to IndexError
-        if isinstance(error, pickle.UnpicklingError) and "GLOBAL " in str(error):
-            reason = str(error).split("GLOBAL ")[1].split(" ")[0]
-            raise CheckpointError(f"the checkpoint {path} is refused: it asks to run code ({reason})") from error
-        reason = str(error).strip().split("\n")[0][:100]
-        speaks = isinstance(error, OSError | RuntimeError | pickle.UnpicklingError)
-        if not speaks or reason.startswith("Weights only load failed"):  # and advice to run whatever the file holds
-            reason = "torch.save does not write such files"
-        raise CheckpointError(f"{path} is damaged or no checkpoint ({reason}); fetch or make it anew") from error
+        raise CheckpointError(f"cannot read checkpoint {path}; change its permissions") from error
+    except safe_pickle.UnsafeError as error:
+        raise CheckpointError(f"checkpoint {path} is refused: it contains {error}") from error
+    except Exception as error:  # torch raises anything from struct.error to IndexError for damaged files
+        reason = str(error).strip()
+        if isinstance(error, pickle.UnpicklingError) and (code := safe_pickle.refused_code(reason)):
+            raise CheckpointError(f"checkpoint {path} is refused: loading it would run code ({code})") from error
+        reason = reason.split("\n")[0][:100]
+        is_clear = isinstance(error, OSError | RuntimeError | pickle.UnpicklingError)
+        if not is_clear or reason.startswith("Weights only load failed"):  # torch then advises to run the file's code
+            reason = "not a file that torch.save writes"
+        raise CheckpointError(
+            f"{path} is damaged or not a checkpoint ({reason}); download or create it again"
+        ) from error
+
+
+def _read_pickle(path):
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            if damaged := archive.testzip():
+                raise CheckpointError(f"checkpoint {path} is damaged (in {damaged}); download or create it again")
+    with torch.serialization.safe_globals(safe_pickle.GLOBALS), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # from torch's own storage classes, which the legacy format needs
+        return safe_pickle.plain(torch.load(path, map_location="cpu", weights_only=True))
+
+
+def _read_safetensors(path):
+    import safetensors.torch  # here, as few checkpoints need it
+
+    try:
+        return safetensors.torch.load_file(path, device="cpu")
+    except safetensors.SafetensorError as error:
+        raise CheckpointError(f"{path} is damaged or not a safetensors file ({error}); download it again") from error
 
 
 def write(path, content):
-    """Write content (a dict of plain types and tensors) to path, whole or not at all; UserError on a full disk."""
+    """Write content (a dict of plain types and tensors) to path atomically; UserError on a full disk.
+
+    Tensors of all devices are written as CPU tensors, so that the file opens on a machine without a GPU.
+    """
     with files.atomic_write(path) as part, open(part, "wb") as file:
         try:
-            torch.save(content, file)
+            torch.save(_to_cpu(content), file)
         except RuntimeError as error:  # torch hides the disk's own error, or Ctrl-C, behind one about positions
             raise error.__context__ if isinstance(error.__context__, OSError | KeyboardInterrupt) else error from None
 
 
+def _to_cpu(value):
+    if isinstance(value, torch.Tensor):
+        return value.cpu()
+    if isinstance(value, dict):
+        return {key: _to_cpu(item) for key, item in value.items()}
+    if type(value) in (list, tuple):
+        return type(value)(map(_to_cpu, value))
+    return value
+
+
 def keep_previous(last):
-    """Let the file last.tar, if there is one, be last.old.tar too, until a new last.tar takes its name."""
+    """Keep the file last.tar, if it exists, as last.old.tar too, until a new last.tar replaces it."""
     if last.exists():
         old = last.with_name("last.old.tar")
         old.unlink(missing_ok=True)
@@ -78,7 +100,7 @@ def keep_previous(last):
 
 
 def past_records(content):
-    """The accuracies of past epochs that a published file keeps, as records."""
+    """The accuracies of past epochs in a published file, as records."""
     records = [{"epoch": epoch, "acc1": float(acc1)} for epoch, acc1 in enumerate(content.get("acc1_list", []))]
     for record, val_acc1 in zip(records, content.get("val_acc1_list", []), strict=False):
         record["val_acc1"] = float(val_acc1)
@@ -87,10 +109,11 @@ def past_records(content):
 
 @dataclass
 class Weights:
-    """A network's weights as a checkpoint holds them.
+    """A network's weights from a checkpoint.
 
-    state: name -> tensor, without the prefixes of DataParallel and MoCo. arch: torchvision's name. n_out: outputs of
-    the head; None where the file has no classification head. classes: folder names of the outputs, if stored.
+    state: name -> tensor, by the names of models.build(arch). n_out: outputs of the head; None where the file has no
+    classification head. classes: folder names of the outputs, if stored. key: where the network is in the file.
+    ignored: one line that counts the tensors in the file that are not used, such as projectors; '' if none.
     """
 
     path: Path
@@ -98,99 +121,113 @@ class Weights:
     arch: str
     n_out: int | None
     classes: list | None = None
+    key: str = ""
+    ignored: str = ""
 
 
-def weights(path, arch=None):
-    """The Weights in the checkpoint at path: released, ours, MoCo's query encoder, or a bare state dict.
+def weights(path, arch=None, key=None):
+    """The Weights of the network in the checkpoint at path, whatever library wrote it (see layouts).
 
-    arch: the architecture, where the user names one; else the one stored, else the one whose trunk fits exactly.
+    arch: the architecture to expect if the file stores none, or one that is not torchvision's; without either, the one
+    that fits. key: where in the file the network is, for one with several (--checkpoint-key). CheckpointError where no
+    network fits, where several do, and for weights that are not finite.
     """
     content = read(path)
     if not isinstance(content, dict):
-        raise CheckpointError(f"{path} holds no weights but a {type(content).__name__}; give a checkpoint")
-    state = content.get("model_state_dict", content.get("state_dict", content))
-    if not (isinstance(state, dict) and state and all(isinstance(value, torch.Tensor) for value in state.values())):
-        raise CheckpointError(f"{path} holds no weights (its keys: {', '.join(map(str, content))[:100]})")
-    state = {name.removeprefix("module."): value for name, value in state.items()}
-    is_moco = any(name.startswith("encoder_q.") for name in state)
-    if is_moco:
-        state = {name.removeprefix("encoder_q."): value for name, value in state.items() if "encoder_q." in name}
-    stored = content if state is not content and "arch" in content else {}
-    arch = arch or stored.get("arch") or _fitting_arch(path, state)
-    head = _head_name(arch)
-    if head == "classifier" and "classifier.1.weight" in state:  # torchvision's own files count the dropout layer
-        state = {name.replace("classifier.1.", "classifier."): value for name, value in state.items()}
-    if is_moco:
-        state = {name: value for name, value in state.items() if not name.startswith(head + ".")}
-    head_weight = state.get(f"{head}.weight")
-    n_out = None if head_weight is None else len(head_weight)
-    return Weights(Path(path), state, arch, n_out, stored.get("classes"))
+        raise CheckpointError(f"{path} contains no weights but a {type(content).__name__}; give a checkpoint")
+    tensors = layouts.tensors_in(content)
+    if not tensors:
+        raise CheckpointError(f"{path} contains no weights (its keys: {', '.join(map(str, content))[:100]})")
+    stored_arch = content.get("arch")
+    fits = layouts.find(tensors, stored_arch) if models.is_arch(stored_arch) else []
+    fits = fits or layouts.find(tensors, arch, stored_arch)
+    if not fits:
+        raise CheckpointError(_misfit(path, tensors, arch, stored_arch))
+    fit = _choose(path, fits, key)
+    for name, tensor in fit.state.items():
+        if not tensor.isfinite().all():
+            raise CheckpointError(
+                f"the weights in {path} are not finite ({name} contains NaN or infinity); use another"
+            )
+    classes = content.get("classes")
+    if not (isinstance(classes, list) and len(classes) == fit.n_out and all(isinstance(name, str) for name in classes)):
+        classes = None
+    return Weights(Path(path), fit.state, fit.arch, fit.n_out, classes, fit.key, layouts.ignored(fit, tensors))
 
 
-def _meta_model(arch, n_out=1):
-    """An architecture without memory for its weights: names and shapes only."""
-    with torch.device("meta"):
-        return models.build(arch, n_out)
+def _choose(path, fits, key):
+    if key is not None:
+        keyed = layouts.with_key(fits, key)
+        if not keyed:
+            keys = ", ".join(fit.key or "''" for fit in fits)
+            raise CheckpointError(f"--checkpoint-key {key}: {path} has no such network; it has {keys}")
+        fits = keyed
+    chosen = layouts.choose(fits)
+    if len(chosen) > 1:
+        keys = ", ".join(fit.key or "''" for fit in chosen)
+        raise CheckpointError(f"{path} contains several networks ({keys}); choose one with --checkpoint-key")
+    return chosen[0]
 
 
-def _head_name(arch):
-    return models.head_name(_meta_model(arch))
+def _misfit(path, tensors, arch, stored_arch):
+    """The message for a file in which no network fits."""
+    expected = stored_arch if models.is_arch(stored_arch) else arch
+    fit = layouts.nearest(tensors, expected, stored_arch)
+    found = fit.arch if expected else f"any architecture; nearest: {fit.arch}"
+    return f"{path} does not fit {found}: {len(fit.state)} of {fit.total} tensors fit; {_first(fit.faults)}"
 
 
-def _fitting_arch(path, state):
-    """The architecture of the family whose trunk has exactly the names and shapes of state."""
-    for arch in models.FAMILY:
-        model = _meta_model(arch)
-        head = models.head_name(model) + "."
-        trunk = {name: value.shape for name, value in model.state_dict().items() if not name.startswith(head)}
-        if trunk == {name: value.shape for name, value in state.items() if not name.startswith(head)}:
-            return arch
-    raise CheckpointError(f"{path} fits none of {', '.join(models.FAMILY)}; name its architecture with --model")
+def _first(faults, n=3):
+    more = f"; and {len(faults) - n} more" if len(faults) > n else ""
+    return "; ".join(faults[:n]) + more
 
 
-def fill(model, found, drop_head=False):
-    """Load the Weights found into model, exactly; with drop_head its head keeps the weights it has.
+def fill(model, weights, drop_head=False):
+    """Load Weights into model, exactly; with drop_head the head of model keeps its own weights.
 
-    CheckpointError that lists what is missing, left over or of another shape.
+    The position embeddings of a vision transformer take the size of those in the file; counters of batch norm that
+    the file does not have stay as they are. CheckpointError that lists what is missing, unexpected or of another shape.
     """
     head = models.head_name(model) + "."
-    own = model.state_dict()
-    wanted = {name for name in own if not (drop_head and name.startswith(head))}
-    given = {name for name in found.state if not (drop_head and name.startswith(head))}
-    shapes = [
-        f"{name} is {tuple(found.state[name].shape)} and not {tuple(own[name].shape)}"
-        for name in sorted(wanted & given)
-        if found.state[name].shape != own[name].shape
-    ]
-    faults = [f"{name} is missing" for name in sorted(wanted - given)]
-    faults += [f"{name} is left over" for name in sorted(given - wanted)] + shapes
+    state = model.state_dict()  # with the metadata from which MNASNet tells its version
+    expected = {name for name in state if not (drop_head and name.startswith(head))}
+    given = {name for name in weights.state if not (drop_head and name.startswith(head))}
+    missing = [name for name in sorted(expected - given) if not name.endswith(".num_batches_tracked")]
+    faults = [f"{name} is missing" for name in missing]
+    faults += [f"{name} is unexpected" for name in sorted(given - expected)]
+    for name in sorted(expected & given):
+        shape = weights.state[name].shape
+        if not layouts.fits_shape(name, shape, state[name].shape):
+            faults.append(f"{name} is {tuple(shape)}, not {tuple(state[name].shape)}")
     if faults:
-        more = f", and {len(faults) - 4} more" if len(faults) > 4 else ""
-        raise CheckpointError(f"{found.path} does not fit {found.arch}: {'; '.join(faults[:4])}{more}")
-    model.load_state_dict({**own, **{name: found.state[name] for name in wanted}})
+        raise CheckpointError(f"{weights.path} does not fit {weights.arch}: {_first(faults)}")
+    if vit.POSITIONS in expected:
+        vit.resize_positions(model, weights.state[vit.POSITIONS].shape)
+    state.update({name: weights.state[name] for name in expected & given})
+    model.load_state_dict(state)
     return model
 
 
-def load(path, arch=None, n_out=None):
-    """The model in the checkpoint at path and its Weights, head included where the file has one.
+def load(path, arch=None, n_out=None, key=None):
+    """The model in the checkpoint at path and its Weights, the head included where the file has one.
 
-    n_out: what the user says the head has; CheckpointError if it is not so. A file without a head (MoCo's) gives a
-    model with a random head of n_out outputs (1000 if None).
+    n_out: outputs of the head; CheckpointError if the file has another number. A file without a classification head
+    gives a model with a random head of n_out outputs (1000 if None). arch, key: as in weights.
     """
-    found = weights(path, arch)
-    if n_out is not None and found.n_out is not None and n_out != found.n_out:
-        raise CheckpointError(f"the head of {path} has {found.n_out} outputs, not {n_out}")
-    model = models.build(found.arch, found.n_out or n_out or 1000)
-    return fill(model, found, drop_head=found.n_out is None), found
+    loaded = weights(path, arch, key)
+    if n_out is not None and loaded.n_out is not None and n_out != loaded.n_out:
+        raise CheckpointError(f"the head of {path} has {loaded.n_out} outputs, not {n_out}")
+    model = models.build(loaded.arch, loaded.n_out or n_out or 1000)
+    return fill(model, loaded, drop_head=loaded.n_out is None), loaded
 
 
 @dataclass
 class OpenedModel:
-    """A model that a user named, and what is known of it.
+    """A model that the user names, and where it comes from.
 
-    network: the model with its head. arch: torchvision's name. path, sha256: of its checkpoint; None for 'random' and
-    'imagenet'. has_head: whether the head is a classifier that was trained with the network. classes: names of the
-    head's outputs, if stored.
+    network: the model with its head. arch: name of the architecture. path, sha256: of its checkpoint; None for
+    'random' and 'imagenet'. has_head: whether the head is a classifier that was trained with the network. classes:
+    names of the head's outputs, if stored. description: one line for the output of a script.
     """
 
     network: torch.nn.Module
@@ -202,12 +239,12 @@ class OpenedModel:
     description: str = ""
 
 
-def open_model(name, arch=None, n_out=None, seed=0, head_required=False):
+def open_model(name, arch=None, n_out=None, seed=0, head_required=False, key=None):
     """The OpenedModel of a name: 'random', 'imagenet' (also the empty name), or the path of a checkpoint.
 
-    arch: the architecture, MobileNetV2 by default as published; of a checkpoint, where it cannot be read from it.
-    n_out: outputs of the head; checked against the checkpoint. seed: of random weights. head_required: CheckpointError
-    for a checkpoint without a classification head.
+    arch: the architecture, by default MobileNetV2 as published; for a checkpoint, only where the file does not store
+    it. n_out: outputs of the head; checked against the checkpoint. seed: of random weights. head_required:
+    CheckpointError for a checkpoint without a classification head. key: which network of a checkpoint with several.
     """
     torch.manual_seed(seed)
     if name in ("random", "imagenet", ""):
@@ -216,28 +253,29 @@ def open_model(name, arch=None, n_out=None, seed=0, head_required=False):
             return OpenedModel(models.build(arch, n_out), arch, description=f"{arch} with random weights")
         network = models.build(arch, weights="DEFAULT")
         return OpenedModel(network, arch, has_head=True, description=f"{arch} with torchvision's ImageNet weights")
-    network, weights = load(name, arch, n_out)
-    if head_required and weights.n_out is None:
+    network, loaded = load(name, arch, n_out, key)
+    if head_required and loaded.n_out is None:
         raise CheckpointError(f"{name} has no linear head; train one with linear_decoding.py")
     digest = provenance.sha256(name)
-    description = f"{weights.arch} of {name} (SHA-256 {digest[:12]})"
-    return OpenedModel(
-        network, weights.arch, Path(name), digest, weights.n_out is not None, weights.classes, description
-    )
+    description = f"{loaded.arch} from {name} (SHA-256 {digest[:12]})"
+    if loaded.ignored:
+        description += f"; network: {loaded.key or 'top level'}; not used: {loaded.ignored}"
+    return OpenedModel(network, loaded.arch, Path(name), digest, loaded.n_out is not None, loaded.classes, description)
 
 
 def add_flags(parser):
-    """Add the flags of the scripts that look into a model, which open_model takes."""
+    """Add the flags of the scripts that analyze a model; open_model takes their values."""
     add = parser.add_argument
     add("--model-path", default="", metavar="FILE", help="checkpoint, 'random' or 'imagenet' (the default)")
     add("--model", type=models.arch_name, metavar="ARCH", help="architecture, if not stored in the checkpoint")
+    add("--checkpoint-key", metavar="KEY", help="which network of a checkpoint with several: teacher, encoder_k, ...")
     add("--n_out", type=cli.number(int, 1), help="number of outputs; read from the checkpoint, checked if given")
 
 
 def class_number(text, names, n_out):
-    """The number of the output that text names or numbers; names: those of the n_out outputs, or None if unknown.
+    """The index of the output that text names or numbers. names: of the n_out outputs, or None if unknown.
 
-    UserError for one that is not there.
+    A name takes precedence over a number. UserError for an output that does not exist.
     """
     if text in (names or ()):
         return names.index(text)

@@ -1,4 +1,4 @@
-"""MoCo is the published one step by step, in one process and in two, and statistics do not give the keys away."""
+"""MoCo equals the published one step by step, in one process and in two; batch statistics do not identify the keys."""
 
 from argparse import Namespace
 from functools import partial
@@ -31,7 +31,7 @@ class Encoder(nn.Module):
 
 
 def golden_moco(mlp, **options):
-    """The MoCo of the golden values, its weights drawn by a frozen generator as theirs were."""
+    """The MoCo of the golden values, with weights from the same frozen generator."""
     model = MoCo(Encoder, dim=8, K=32, m=0.9, T=0.2, mlp=mlp, **options)
     state, draws = model.state_dict(), np.random.RandomState(7)
     for name in sorted(state):
@@ -46,14 +46,15 @@ def golden_moco(mlp, **options):
 
 
 def golden_steps(context, mlp, training):
-    """Three steps on the inputs of the golden values: orders of the keys, logits, the state after them.
+    """Three steps on the inputs of the golden values: orders of the keys, logits, and the final state.
 
-    training: False for batch norm as in evaluation.
+    training: False for batch norm in evaluation mode.
     """
     draws = np.random.RandomState(8)
-    found = {"orders": [torch.from_numpy(draws.permutation(8)) for _ in range(3)]}
-    drawn = iter(found["orders"])
-    original, torch.randperm = torch.randperm, lambda count, device=None: next(drawn)
+    steps = {"orders": [torch.from_numpy(draws.permutation(8)) for _ in range(3)]}
+    orders = iter(steps["orders"])
+    original = torch.randperm
+    torch.randperm = lambda count, device=None: next(orders)
     network = golden_moco(mlp)
     model = distributed.wrap(network, context).train(training)
     optimizer = torch.optim.SGD(model.parameters(), 0.1, momentum=0.9)
@@ -61,19 +62,19 @@ def golden_steps(context, mlp, training):
         base = 4 * draws.randn(8, 3, 1, 1)
         images = [torch.from_numpy((base + draws.randn(8, 3, 16, 16)).astype(np.float32)) for _ in range(2)]
         logits, targets = model(*(view.chunk(context.world_size)[context.rank] for view in images))
-        found[f"logits_{step}"] = logits.detach()
+        steps[f"logits_{step}"] = logits.detach()
         optimizer.zero_grad()
         functional.cross_entropy(logits, targets).backward()
         optimizer.step()
     torch.randperm = original
-    return {**found, "state": network.state_dict()}
+    return {**steps, "state": network.state_dict()}
 
 
-CASES = [(0, True), (1, True), (1, False)]  # layers added to the head, batch norm as in training
+CASES = [(0, True), (1, True), (1, False)]  # layers added to the head, batch norm in training mode
 
 
 def all_cases(args, context):
-    """What one process finds in every case, as a file of its own."""
+    """Write the steps of one process in all cases to a file."""
     torch.save(
         [golden_steps(context, *case) for case in CASES], Path(args.out) / f"{context.world_size}_{context.rank}.tar"
     )
@@ -81,33 +82,34 @@ def all_cases(args, context):
 
 @pytest.fixture(scope="module")
 def outcomes(tmp_path_factory):
-    """{(processes, *case): what each of the processes found}."""
+    """{(number of processes, *case): the steps of each process}."""
     folder = tmp_path_factory.mktemp("outcomes")
     args = Namespace(**{**vars(TWO_PROCESSES), "out": str(folder)})
     all_cases(args, distributed.ProcessContext())
     assert distributed.launch(all_cases, args) == 0
-    found = {}
+    by_case = {}
     for world in (1, 2):
         by_process = [torch.load(folder / f"{world}_{rank}.tar") for rank in range(world)]
-        found |= {(world, *case): each for case, each in zip(CASES, zip(*by_process, strict=True), strict=True)}
-    return found
+        by_case |= {(world, *case): each for case, each in zip(CASES, zip(*by_process, strict=True), strict=True)}
+    return by_case
 
 
 @pytest.mark.parametrize("mlp", [0, 1])
 @pytest.mark.parametrize("world", [1, 2])
-def test_three_steps_are_the_published_ones(outcomes, world, mlp):
-    golden, found = np.load(DATA / f"moco_world{world}_mlp{mlp}.npz"), outcomes[world, mlp, True]
-    assert np.array_equal(torch.stack(found[0]["orders"]), golden["perms"])
+def test_three_steps_equal_the_published_ones(outcomes, world, mlp):
+    golden = np.load(DATA / f"moco_world{world}_mlp{mlp}.npz")
+    by_process = outcomes[world, mlp, True]
+    assert np.array_equal(torch.stack(by_process[0]["orders"]), golden["perms"])
     for step in range(3):
-        logits = torch.cat([each[f"logits_{step}"] for each in found])
+        logits = torch.cat([each[f"logits_{step}"] for each in by_process])
         np.testing.assert_allclose(logits, golden[f"logits_{step}"], rtol=1e-4, atol=1e-5)
-    state = found[0]["state"]
+    state = by_process[0]["state"]
     state |= {f"encoder_{x}.fc": state[f"encoder_{x}.fc{'.2' * mlp}.weight"] for x in "qk"}
     for name in ("queue", "queue_ptr", "encoder_q.fc", "encoder_k.fc", "encoder_k.bn.running_mean"):
         np.testing.assert_allclose(state[name], golden[name], rtol=1e-4, atol=1e-6)
 
 
-def test_two_processes_are_one_where_batch_norm_does_not_tell_them_apart(outcomes):
+def test_two_processes_equal_one_when_batch_norm_is_in_evaluation_mode(outcomes):
     (single,), two = outcomes[1, 1, False], outcomes[2, 1, False]
     for step in range(3):
         both = torch.cat([each[f"logits_{step}"] for each in two])
@@ -124,14 +126,15 @@ def views(n=8, side=16):
 def test_the_queue_takes_the_newest_keys_and_wraps_around():
     torch.manual_seed(0)
     model = golden_moco(0).eval()
-    before, written = model.queue.clone(), []
+    before = model.queue.clone()
+    written = []
     for step in range(6):
         query, key = views()
         logits, targets = model(query, key)
         keys = functional.normalize(model.encoder_k(key), dim=1)
         queries = functional.normalize(model.encoder_q(query), dim=1)
-        right = (queries * keys).sum(1, keepdim=True)
-        torch.testing.assert_close(logits, torch.cat([right, queries @ before], 1) / 0.2)
+        l_pos = (queries * keys).sum(1, keepdim=True)
+        torch.testing.assert_close(logits, torch.cat([l_pos, queries @ before], 1) / 0.2)
         assert targets.tolist() == [0] * 8
         written.append(keys.T)
         expected = before.clone()
@@ -143,7 +146,7 @@ def test_the_queue_takes_the_newest_keys_and_wraps_around():
 
 
 def test_keys_that_do_not_divide_the_queue_are_refused():
-    with pytest.raises(ValueError, match="6 keys a step do not divide a queue of 32"):
+    with pytest.raises(ValueError, match="6 keys per step do not divide a queue of 32"):
         golden_moco(0)(*views(6))
 
 
@@ -159,17 +162,15 @@ def test_the_key_encoder_follows_and_keeps_its_batch_norm_in_training():
     model = golden_moco(0)
     with torch.no_grad():
         model.encoder_q.fc.weight += 1
-    models.train_mode_keep_frozen_bn(
-        model
-    )  # as before every epoch; it puts batch norm that takes no gradient in evaluation
+    models.train_mode_keep_frozen_bn(model)  # as before every epoch; it puts parts without gradients in evaluation mode
     before = model.encoder_k.fc.weight.clone()
     model(*views())
     torch.testing.assert_close(model.encoder_k.fc.weight, before + 0.1)
     assert model.encoder_k.bn.num_batches_tracked == 1
 
 
-def test_it_finds_keys_easily_among_random_ones_then_hardly_then_by_learning():
-    """The course that training takes; here views of an image share their red alone, green and blue are a nuisance."""
+def test_accuracy_is_high_against_a_random_queue_then_low_then_rises_by_learning():
+    """The two views of an image share only their red; green and blue are noise."""
     torch.manual_seed(0)
     model, hits = MoCo(Encoder, dim=8, K=160, m=0.98, T=0.2, mlp=True), []
     optimizer = torch.optim.SGD(model.parameters(), 0.03, momentum=0.9)
@@ -181,7 +182,9 @@ def test_it_finds_keys_easily_among_random_ones_then_hardly_then_by_learning():
         functional.cross_entropy(logits, targets).backward()
         optimizer.step()
         hits.append((logits.argmax(1) == targets).float().mean().item())
-    first, filled, end = hits[0], np.mean(hits[10:30]), np.mean(hits[-50:])
+    first = hits[0]
+    filled = np.mean(hits[10:30])
+    end = np.mean(hits[-50:])
     assert first > 0.6 and filled < 0.2 and end > 0.4, (first, filled, end)
 
 
@@ -196,7 +199,7 @@ def test_any_architecture_gets_its_head(arch):
     assert all(module.p == 0 for module in model.modules() if isinstance(module, nn.Dropout))
 
 
-def test_split_batch_norm_normalizes_each_part_on_its_own():
+def test_split_batch_norm_normalizes_parts_separately():
     torch.manual_seed(0)
     plain, split = nn.BatchNorm2d(6), SplitBatchNorm(3, 6)
     split.load_state_dict(plain.state_dict())
@@ -206,15 +209,15 @@ def test_split_batch_norm_normalizes_each_part_on_its_own():
         one = nn.BatchNorm2d(6)
         torch.testing.assert_close(one(part), whole)
         statistics.append((one.running_mean, one.running_var))
-    for found, wanted in zip((split.running_mean, split.running_var), zip(*statistics, strict=True), strict=True):
-        torch.testing.assert_close(found, torch.stack(wanted).mean(0))
+    for running, parts in zip((split.running_mean, split.running_var), zip(*statistics, strict=True), strict=True):
+        torch.testing.assert_close(running, torch.stack(parts).mean(0))
     assert split.num_batches_tracked == 1
     plain.load_state_dict(split.state_dict())
     torch.testing.assert_close(split.eval()(images), plain.eval()(images))
 
 
-def test_parts_do_not_tell_which_key_belongs_to_a_query():
-    """With the images of a part alike, statistics leak which part a key is from; the shuffle mixes the parts."""
+def test_keys_are_shuffled_over_the_parts_of_split_batch_norm():
+    """Otherwise the statistics of a part would identify the keys in it."""
     torch.manual_seed(0)
     model = golden_moco(0, bn_splits=4)
     assert isinstance(model.encoder_q.bn, SplitBatchNorm) and isinstance(model.encoder_k.bn, SplitBatchNorm)

@@ -1,0 +1,381 @@
+"""Networks open whatever library wrote them, with the features of the bare network to the bit."""
+
+import copy
+import re
+from argparse import Namespace
+from functools import cache
+
+import pytest
+import torch
+import torchvision
+from torch import nn
+
+from moco import checkpoint, layouts, models, vit
+from moco.checkpoint import CheckpointError
+
+VIT = "vit_128x3x2_8"
+
+
+@cache
+def resnet(seed=0):
+    """A ResNet-18 as torchvision builds it, with varied batch-norm statistics."""
+    torch.manual_seed(seed)
+    return models.adapt_batch_norm(torchvision.models.resnet18(num_classes=5), [torch.randn(8, 3, 32, 32)])
+
+
+@cache
+def transformer(seed=0):
+    torch.manual_seed(seed)
+    model = models.build(VIT, 5).eval()
+    nn.init.normal_(models.head(model).weight)
+    return model
+
+
+IMAGES = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+
+
+@torch.no_grad()
+def features(model):
+    return models.remove_head(copy.deepcopy(model).eval())(IMAGES)
+
+
+def trunk(model, prefix="", names=lambda name: name):
+    head = models.head_name(model)
+    return {
+        prefix + names(name): value for name, value in model.state_dict().items() if not name.startswith(f"{head}.")
+    }
+
+
+def mlp(prefix, width):
+    """A projector or a predictor."""
+    return {f"{prefix}.0.weight": torch.randn(8, width), f"{prefix}.2.weight": torch.randn(4, 8)}
+
+
+def cut(name):
+    """The name of a ResNet's tensor in nn.Sequential(*list(resnet.children())[:-1]), as in lightly's examples."""
+    first, _, rest = name.partition(".")
+    order = ["conv1", "bn1", "relu", "maxpool", "layer1", "layer2", "layer3", "layer4"]
+    return f"{order.index(first)}.{rest}"
+
+
+def timm_names(name):
+    return vit.other_names([name])[0][name]
+
+
+def old_names(name):
+    return name.replace("mlp.0", "mlp.linear_1").replace("mlp.3", "mlp.linear_2")
+
+
+# format -> (what the file holds, of the networks chosen and other; the key of the chosen one)
+RESNETS = {
+    "bare trunk": lambda net, other: (trunk(net), ""),
+    "DataParallel": lambda net, other: ({"state_dict": trunk(net, "module.")}, "state_dict.module"),
+    "torch.compile": lambda net, other: ({"model": trunk(net, "_orig_mod.")}, "model._orig_mod"),
+    "compiled DataParallel": lambda net, other: (trunk(net, "module._orig_mod."), "module._orig_mod"),
+    "MoCo v2": lambda net, other: (
+        {
+            "epoch": 12,
+            "arch": "resnet18",
+            "state_dict": trunk(net, "module.encoder_q.")
+            | mlp("module.encoder_q.fc", 512)
+            | trunk(other, "module.encoder_k.")
+            | {"module.queue": torch.randn(4, 8), "module.queue_ptr": torch.zeros(1, dtype=torch.long)},
+        },
+        "state_dict.module.encoder_q",
+    ),
+    "MoCo v3": lambda net, other: (
+        {
+            "arch": "resnet18",
+            "state_dict": trunk(net, "module.base_encoder.")
+            | mlp("module.base_encoder.fc", 512)
+            | trunk(other, "module.momentum_encoder.")
+            | mlp("module.predictor", 512),
+        },
+        "state_dict.module.base_encoder",
+    ),
+    "SimCLR": lambda net, other: (
+        {"state_dict": trunk(net, "backbone.") | mlp("backbone.fc", 512)},
+        "state_dict.backbone",
+    ),
+    "BYOL": lambda net, other: (
+        trunk(net, "online_encoder.net.")
+        | mlp("online_encoder.projector.net", 512)
+        | trunk(other, "target_encoder.net.")
+        | trunk(net, "net."),
+        "online_encoder.net",
+    ),
+    "SwAV": lambda net, other: (
+        {
+            "state_dict": trunk(net, "module.")
+            | mlp("module.projection_head", 512)
+            | {"module.prototypes.weight": torch.randn(30, 4)},
+        },
+        "state_dict.module",
+    ),
+    "Barlow Twins, VICReg": lambda net, other: (
+        {"model": trunk(net, "module.backbone.") | mlp("module.projector", 512)},
+        "model.module.backbone",
+    ),
+    "DINO": lambda net, other: (
+        {
+            "teacher": trunk(net, "module.backbone.") | mlp("module.head.mlp", 512),
+            "student": trunk(other, "module.backbone.") | mlp("module.head.mlp", 512),
+            "optimizer": {"state": {0: {"exp_avg": torch.zeros(2)}}},
+            "args": Namespace(arch="resnet18", patch_size=16),
+        },
+        "teacher.module.backbone",
+    ),
+    "solo-learn": lambda net, other: (
+        {
+            "pytorch-lightning_version": "1.5.1",
+            "hyper_parameters": {"encoder": "resnet18", "lr": 0.1},
+            "state_dict": trunk(net, "encoder.")
+            | trunk(other, "momentum_encoder.")
+            | mlp("projector", 512)
+            | {"classifier.weight": torch.randn(10, 512), "classifier.bias": torch.zeros(10)},
+        },
+        "state_dict.encoder",
+    ),
+    "lightly": lambda net, other: (
+        {"state_dict": trunk(net, "backbone.", cut) | trunk(other, "backbone_momentum.", cut)},
+        "state_dict.backbone",
+    ),
+    "Lightning": lambda net, other: (
+        {"state_dict": trunk(net, "vision_encoder.model.") | {"text_encoder.embedding.weight": torch.randn(9, 4)}},
+        "state_dict.vision_encoder.model",
+    ),
+    "VISSL": lambda net, other: (
+        {
+            "classy_state_dict": {
+                "base_model": {"model": {"trunk": trunk(net, "_feature_blocks."), "heads": mlp("0.clf", 512)}}
+            }
+        },
+        "classy_state_dict.base_model.model.trunk._feature_blocks",
+    ),
+    "without num_batches_tracked": lambda net, other: (
+        {name: value for name, value in trunk(net).items() if not name.endswith("num_batches_tracked")},
+        "",
+    ),
+    "double precision": lambda net, other: ({name: value.double() for name, value in trunk(net).items()}, ""),
+    "keys that are numbers": lambda net, other: ({0: trunk(other), "arch": 3, "model": trunk(net)}, "model"),
+}
+TRANSFORMERS = {
+    "torchvision": lambda net, other: (trunk(net), ""),
+    "torchvision 0.12": lambda net, other: (trunk(net, "", old_names), ""),
+    "timm": lambda net, other: (trunk(net, "", timm_names), ""),
+    "DINO": lambda net, other: (
+        {
+            "student": trunk(other, "module.backbone.", timm_names) | mlp("module.head.mlp", 128),
+            "teacher": trunk(net, "backbone.", timm_names) | mlp("head.mlp", 128),
+        },
+        "teacher.backbone",
+    ),
+    "Mugs": lambda net, other: (
+        {
+            "teacher": trunk(net, "module.backbone.encoder.", timm_names)
+            | {"module.backbone.relation_block.norm.weight": torch.ones(128)},
+            "student": trunk(other, "module.backbone.encoder.", timm_names),
+        },
+        "teacher.module.backbone.encoder",
+    ),
+    "MAE": lambda net, other: (
+        {
+            "model": trunk(net, "", timm_names)
+            | {"mask_token": torch.zeros(1, 1, 64), "decoder_pos_embed": torch.zeros(1, 785, 64)}
+            | {"decoder_blocks.0.norm1.weight": torch.ones(64)}
+        },
+        "model",
+    ),
+}
+FORMATS = [(name, resnet, content) for name, content in RESNETS.items()]
+FORMATS += [(name, transformer, content) for name, content in TRANSFORMERS.items()]
+
+
+@pytest.mark.parametrize(("name", "network", "content"), FORMATS, ids=[f"{n}-{f.__name__}" for n, f, _ in FORMATS])
+def test_a_format_opens_with_the_features_of_the_bare_network(tmp_path, name, network, content):
+    net, other = network(0), network(1)
+    content, key = content(net, other)
+    path = tmp_path / "net.pth"
+    torch.save(content, path)
+    opened, loaded = checkpoint.load(path)
+    assert (loaded.arch, loaded.n_out, loaded.key) == ("resnet18" if network == resnet else VIT, None, key)
+    assert torch.equal(features(opened), features(net)) and not torch.equal(features(net), features(other))
+
+
+@pytest.mark.parametrize("names", [lambda name: name, timm_names], ids=["torchvision", "timm"])
+@pytest.mark.parametrize("network", [resnet, transformer])
+def test_safetensors_open_with_their_head(tmp_path, network, names):
+    safetensors = pytest.importorskip("safetensors.torch")
+    net = network()
+    path = tmp_path / "net.safetensors"
+    safetensors.save_file({names(name): value for name, value in net.state_dict().items()}, path)
+    opened = checkpoint.open_model(path)
+    assert opened.has_head and opened.sha256 and models.head(opened.network).out_features == 5
+    with torch.no_grad():
+        assert torch.equal(opened.network.eval()(IMAGES), net(IMAGES))
+
+
+@pytest.mark.parametrize("arch", ["regnet_y_400mf", "mnasnet0_5", "swin_t", "maxvit_t"])
+def test_other_architectures_are_recognized(tmp_path, arch):
+    torch.manual_seed(0)
+    net = torchvision.models.get_model(arch).eval()
+    path = tmp_path / "net.pth"
+    torch.save({"state_dict": {f"model.{name}": value for name, value in net.state_dict().items()}}, path)
+    opened = checkpoint.open_model(path)
+    assert opened.arch == arch and opened.has_head
+    with torch.no_grad():
+        assert torch.equal(opened.network.eval()(x := torch.randn(1, 3, 224, 224)), net(x))
+
+
+def test_no_two_architectures_have_the_same_trunk():
+    trunks = {tuple(layouts.spec(arch).shapes.items()) for arch in models.names()}
+    assert len(trunks) == len(models.names()) > 70
+
+
+@pytest.mark.parametrize(("shallow", "deep"), [("resnet18", "resnet34"), ("resnet50", "resnet101")])
+def test_a_deeper_network_is_not_taken_for_the_shallower_one_that_it_contains(shallow, deep):
+    for arch in (shallow, deep):
+        tensors = {name: torch.empty(shape, device="meta") for name, shape in layouts.spec(arch).shapes.items()}
+        assert {fit.arch for fit in layouts.find(tensors)} == {arch}
+
+
+def test_a_linear_head_is_a_classifier_with_or_without_dropout_or_bias(tmp_path):
+    state = trunk(resnet())
+    weight, bias = torch.randn(7, 512), torch.randn(7)
+    heads = [
+        {"fc.weight": weight, "fc.bias": bias},
+        {"fc.1.weight": weight, "fc.1.bias": bias},
+        {"fc.weight": weight},
+    ]
+    for head in heads:
+        torch.save(state | head, tmp_path / "net.pth")
+        opened = checkpoint.open_model(tmp_path / "net.pth", head_required=True)
+        assert torch.equal(models.head(opened.network).weight, weight)
+        assert torch.equal(models.head(opened.network).bias, bias if len(head) == 2 else torch.zeros(7))
+    for head in (mlp("fc", 512), {"fc.weight": torch.randn(7, 100)}, {"fc.1.weight": weight, "fc.0.weight": weight}):
+        torch.save(state | head, tmp_path / "net.pth")
+        assert checkpoint.weights(tmp_path / "net.pth").n_out is None
+
+
+def test_the_choice_and_what_is_not_used_are_told(tmp_path):
+    path = tmp_path / "dino.pth"
+    torch.save(RESNETS["DINO"](resnet(0), resnet(1))[0], path)
+    description = checkpoint.open_model(path).description
+    assert description.startswith(f"resnet18 from {path} (SHA-256 ")
+    assert description.endswith("network: teacher.module.backbone; not used: student (122), teacher.module.head (2)")
+    torch.save(resnet().state_dict(), path)
+    assert re.fullmatch(rf"resnet18 from {path} \(SHA-256 \w{{12}}\)", checkpoint.open_model(path).description)
+
+
+@pytest.mark.parametrize("key", ["student", "student.module.backbone", "student.module"])
+def test_a_key_chooses_among_several_networks(tmp_path, key):
+    net, other = resnet(0), resnet(1)
+    path = tmp_path / "dino.pth"
+    torch.save(RESNETS["DINO"](net, other)[0], path)
+    assert torch.equal(checkpoint.weights(path, key=key).state["conv1.weight"], other.conv1.weight)
+    assert torch.equal(checkpoint.open_model(path, key=key).network.conv1.weight, other.conv1.weight)
+    with pytest.raises(CheckpointError, match="--checkpoint-key ema: .*it has teacher.module.backbone, student.module"):
+        checkpoint.weights(path, key="ema")
+
+
+def test_several_networks_without_a_rule_are_the_users_choice(tmp_path):
+    path = tmp_path / "two.pth"
+    torch.save({"left": trunk(resnet(0)), "right": trunk(resnet(1))}, path)
+    with pytest.raises(
+        CheckpointError, match=r"contains several networks \(left, right\); choose one with --checkpoint"
+    ):
+        checkpoint.load(path)
+    torch.save({"left": trunk(resnet(0)), "right": trunk(resnet(0))}, path)
+    assert checkpoint.weights(path).key == "left"  # any of two equal ones
+
+
+def test_teacher_and_student_of_different_architectures(tmp_path):
+    path = tmp_path / "distilled.pth"
+    teacher = torchvision.models.resnet34()
+    torch.save({"student": trunk(resnet()), "teacher": trunk(teacher)}, path)
+    assert checkpoint.weights(path).arch == "resnet34"
+    assert checkpoint.weights(path, key="student").arch == "resnet18"
+
+
+def test_moco_v3_small_has_twelve_heads_and_others_six(tmp_path):
+    with torch.device("meta"):
+        state = vit.build("vit_s_16").state_dict()
+    state = {name: torch.ones(value.shape) for name, value in state.items() if not name.startswith("heads.")}
+    named = {f"module.base_encoder.{timm_names(name)}": value for name, value in state.items()}
+    for content, arch in (
+        ({"state_dict": named}, "vit_384x12x12_16"),
+        (
+            {"arch": "vit_small", "state_dict": {f"module.{timm_names(k)}": v for k, v in state.items()}},
+            "vit_384x12x12_16",
+        ),
+        ({"args": Namespace(arch="vit_small"), "teacher": state}, "vit_s_16"),
+    ):
+        torch.save(content, tmp_path / "net.pth")
+        assert checkpoint.weights(tmp_path / "net.pth").arch == arch
+
+
+@pytest.mark.parametrize(
+    ("extra", "reason"),
+    [
+        ({"reg_token": torch.zeros(1, 4, 128)}, "it has register tokens"),
+        ({"register_tokens": torch.zeros(1, 4, 128)}, "it has register tokens"),
+        ({"norm_pre.weight": torch.zeros(128)}, "it has norms before the blocks"),
+        ({"fc_norm.weight": torch.zeros(128)}, "it has averaged patch features .*not supported"),
+        ({"blocks.1.attn.q_norm.weight": torch.zeros(64)}, "blocks.1.attn.q_norm.weight is not part of"),
+        ({"pos_embed": torch.zeros(1, 784, 128)}, r"pos_embed is \(1, 784, 128\), not \(1, 785, 128\)"),
+    ],
+    ids=["timm's registers", "DINOv2's registers", "norm_pre", "fc_norm", "query norm", "no class position"],
+)
+def test_other_transformers_are_refused_with_the_reason(tmp_path, extra, reason):
+    path = tmp_path / "net.pth"
+    torch.save(trunk(transformer(), "", timm_names) | extra, path)
+    with pytest.raises(CheckpointError, match=f"nearest: {VIT}: .*{reason}"):
+        checkpoint.load(path)
+
+
+def test_layer_scale_multiplies_what_a_block_adds(tmp_path):
+    """Against blocks that compute it as the equation has it: x + gamma * f(x)."""
+    net = transformer()
+    gammas = [[torch.rand(128) + 0.1 for _ in range(2)] for _ in range(3)]
+    named = trunk(net, "", timm_names)
+    named |= {f"blocks.{i}.ls{k + 1}.gamma": gammas[i][k] for i in range(3) for k in range(2)}
+    torch.save(named, tmp_path / "net.pth")
+    loaded, weights = checkpoint.load(tmp_path / "net.pth")
+    assert not weights.ignored
+    with torch.no_grad():
+        tokens = net.tokens(IMAGES)
+        for block, (first, second) in zip(net.encoder.layers, gammas, strict=True):
+            inner = block.ln_1(tokens)
+            tokens = tokens + first * block.self_attention(inner, inner, inner)[0]
+            tokens = tokens + second * block.mlp(block.ln_2(tokens))
+        torch.testing.assert_close(features(loaded), net.encoder.ln(tokens)[:, 0])
+
+
+@pytest.mark.parametrize("side", [8, 37])
+def test_positions_of_another_image_size_are_kept_as_they_are(tmp_path, side):
+    state = trunk(transformer(), "", timm_names) | {"pos_embed": torch.randn(1, 1 + side * side, 128)}
+    torch.save(state, tmp_path / "net.pth")
+    loaded, weights = checkpoint.load(tmp_path / "net.pth")
+    assert torch.equal(loaded.encoder.pos_embedding, state["pos_embed"])
+    model = copy.deepcopy(transformer(1))
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    checkpoint.fill(model, weights, drop_head=True)  # of a model that already has its optimizer
+    model(torch.randn(2, 3, 8 * side, 8 * side)).sum().backward()
+    optimizer.step()
+    assert model.encoder.pos_embedding.shape == (1, 1 + side * side, 128)
+
+
+def test_what_does_not_fit_is_told_with_the_nearest_architecture(tmp_path):
+    state = resnet().state_dict()
+    del state["layer1.0.conv1.weight"]
+    state["layer4.2.conv1.weight"] = torch.zeros(1)
+    state["conv1.weight"] = torch.zeros(64, 3, 3, 3)
+    path = tmp_path / "cifar.pth"
+    torch.save({"model": state}, path)
+    with pytest.raises(CheckpointError) as error:
+        checkpoint.load(path)
+    assert str(error.value) == (
+        f"{path} does not fit any architecture; nearest: resnet18: 120 of 120 tensors fit; model.conv1.weight is "
+        "(64, 3, 3, 3), not (64, 3, 7, 7); model.layer1.0.conv1.weight is missing; "
+        "model.layer4.2.conv1.weight is not part of resnet18"
+    )

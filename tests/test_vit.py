@@ -1,0 +1,162 @@
+"""Vision transformers: timm's outputs for timm's weights, image sizes, attention, names of architectures."""
+
+import numpy as np
+import pytest
+import torch
+import torchvision
+from torch import nn
+
+from moco import checkpoint, models, vit
+from moco.cli import UserError
+from tests.support.golden import DATA
+
+thorough = pytest.mark.thorough  # larger networks with the same code
+NETWORKS = [  # timm's name, ours, image sizes; the last one has LayerScale
+    pytest.param("vit_small_patch16_224", "vit_s_16", (224, 160)),
+    pytest.param("vit_base_patch16_224", "vit_b_16", (224, 288), marks=thorough),
+    pytest.param("vit_large_patch16_224", "vit_l_16", (224, 160), marks=thorough),
+    pytest.param("vit_base_patch14_dinov2", "vit_b_14", (224, 280)),
+]
+BLOCK = np.random.RandomState(0).standard_normal(1_000_003).astype(np.float32)  # a prime, so that no two rows repeat
+
+
+def timm_state(arch, layer_scale):
+    """Weights of a vision transformer by timm's names, the same on every machine."""
+    width, depth, _, patch = vit.parse(arch)
+    shapes = {"cls_token": (1, 1, width), "pos_embed": (1, 1 + (224 // patch) ** 2, width)}
+    shapes |= {"patch_embed.proj.weight": (width, 3, patch, patch), "patch_embed.proj.bias": (width,)}
+    for i in range(depth):
+        layers = {"norm1": (width,), "attn.qkv": (3 * width, width), "attn.proj": (width, width), "norm2": (width,)}
+        layers |= {"mlp.fc1": (4 * width, width), "mlp.fc2": (width, 4 * width)}
+        for layer, shape in layers.items():
+            shapes |= {f"blocks.{i}.{layer}.weight": shape, f"blocks.{i}.{layer}.bias": shape[:1]}
+        if layer_scale:
+            shapes |= {f"blocks.{i}.ls{k}.gamma": (width,) for k in (1, 2)}
+    shapes |= {"norm.weight": (width,), "norm.bias": (width,)}
+    state = {}
+    for seed, (name, shape) in enumerate(shapes.items()):
+        values = np.resize(np.roll(BLOCK, 7919 * seed), shape)
+        if len(shape) == 1 and not name.endswith("bias"):
+            values = 1 + 0.2 * values
+        else:
+            values = values * (0.2 if len(shape) in (1, 3) else np.prod(shape[1:]) ** -0.5)
+        state[name] = torch.from_numpy(values.astype(np.float32))
+    return state
+
+
+def images(size):
+    return torch.from_numpy(np.resize(BLOCK, (2, 3, size, size)))
+
+
+@pytest.mark.parametrize(("timm_name", "arch", "sizes"), NETWORKS)
+def test_features_equal_those_of_timm(tmp_path, timm_name, arch, sizes):
+    """vit.npz holds what timm 1.0.31 gives, every 8th feature; computed by the next test."""
+    path = tmp_path / "dino.pth"
+    state = timm_state(arch, "dinov2" in timm_name)
+    torch.save({"teacher": {f"module.backbone.{name}": value for name, value in state.items()}}, path)
+    opened = checkpoint.open_model(path)
+    assert opened.arch == arch
+    network = models.remove_head(opened.network).eval()
+    golden = np.load(DATA / "vit.npz")
+    for size in sizes:
+        with torch.inference_mode():
+            features = network(images(size))
+        np.testing.assert_allclose(features[:, ::8], golden[f"{arch}_{size}"], atol=1e-4)
+
+
+@pytest.mark.thorough
+@pytest.mark.parametrize(("timm_name", "arch", "sizes"), NETWORKS)
+def test_golden_features_are_those_of_the_installed_timm(timm_name, arch, sizes):
+    timm = pytest.importorskip("timm")
+    model = timm.create_model(timm_name, num_classes=0, img_size=224, dynamic_img_size=True).eval()
+    model.load_state_dict(timm_state(arch, "dinov2" in timm_name))
+    golden = np.load(DATA / "vit.npz")
+    for size in sizes:
+        with torch.inference_mode():
+            np.testing.assert_allclose(model(images(size))[:, ::8], golden[f"{arch}_{size}"], atol=1e-4)
+
+
+def test_output_equals_torchvision_to_the_bit():
+    torch.manual_seed(0)
+    theirs = torchvision.models.vit_b_32().eval()
+    nn.init.normal_(theirs.heads.head.weight)
+    ours = models.build("vit_b_32", 1000).eval()
+    ours.load_state_dict(theirs.state_dict())
+    x = images(224)
+    with torch.no_grad():
+        assert torch.equal(ours(x), theirs(x))
+
+
+def small():
+    torch.manual_seed(0)
+    model = models.build("vit_128x3x2_8", 5).eval()
+    nn.init.normal_(model.heads.head.weight)
+    return model
+
+
+@pytest.mark.parametrize("size", [8, 40, 224, 256])
+def test_any_multiple_of_the_patch_is_an_image_size(size):
+    with torch.no_grad():
+        assert small()(images(size)).isfinite().all()
+
+
+def test_other_image_sizes_are_refused():
+    with pytest.raises(
+        UserError, match="--image-size 100 does not fit .*100x100 is not a multiple of the patch size 8"
+    ):
+        models.check_image_size(small(), 100)
+
+
+def test_interpolated_positions_keep_their_order():
+    """Positions that rise from left to right, or from top to bottom, do so at every size."""
+    grid = torch.arange(16.0).repeat(16, 1)
+    embedding = torch.cat([torch.full((1, 1, 2), 7.0), torch.stack([grid, grid.T], -1).reshape(1, 256, 2)], 1)
+    for side in (5, 16, 31):
+        positions = vit._positions(embedding, 8 * side, 8 * side, 8)
+        assert positions[0, 0].tolist() == [7, 7]
+        columns, rows = positions[0, 1:].unflatten(0, (side, side)).unbind(-1)
+        assert (columns.diff(dim=1) > 0).all() and columns.diff(dim=0).abs().max() < 1e-4
+        assert (rows.diff(dim=0) > 0).all() and rows.diff(dim=1).abs().max() < 1e-4
+
+
+def test_attention_of_the_class_token_in_the_last_block():
+    model, x = small(), images(40)[:, :, :, :32]
+    with torch.no_grad():
+        attention = vit.attention_maps(model, x)
+        inputs = []
+        model.encoder.layers[-1].ln_1.register_forward_hook(lambda *call: inputs.append(call[-1]))
+        model(x)
+        layer = model.encoder.layers[-1].self_attention
+        query, key, _ = (inputs[0] @ layer.in_proj_weight.T + layer.in_proj_bias).chunk(3, dim=-1)
+        for head in range(2):
+            part = slice(64 * head, 64 * head + 64)
+            expected = (query[:, :1, part] @ key[:, :, part].mT / 8).softmax(-1)[:, 0, 1:]
+            torch.testing.assert_close(attention[:, head].flatten(1), expected)
+    assert attention.shape == (2, 2, 5, 4)
+    with pytest.raises(UserError, match="ResNet has no class token"):
+        vit.attention_maps(models.build("resnet18", 2), x)
+
+
+@pytest.mark.parametrize(
+    ("arch", "size"),
+    [("vit_s_16", (384, 12, 6, 16)), ("vit_l_14", (1024, 24, 16, 14)), ("vit_384x12x12_16", (384, 12, 12, 16))],
+)
+def test_a_name_spells_the_size(arch, size):
+    assert vit.parse(arch) == size and vit.name(*size) == arch
+
+
+@pytest.mark.parametrize("arch", ["vit_x_16", "vit_s_0", "vit_100x2x3_8", "vit_b_16x", ""])
+def test_other_names_are_unknown(arch):
+    assert vit.parse(arch) is None
+    with pytest.raises(UserError, match="unknown architecture"):
+        models.arch_name(arch)
+
+
+def test_torchvision_names_the_same_networks():
+    for arch in ("vit_b_16", "vit_b_32", "vit_l_16", "vit_l_32", "vit_h_14"):
+        with torch.device("meta"):
+            theirs, ours = torchvision.models.get_model(arch), vit.build(arch)
+        assert {k: v.shape for k, v in theirs.state_dict().items()} == {
+            k: v.shape for k, v in ours.state_dict().items()
+        }
+        assert theirs.encoder.layers[0].num_heads == ours.encoder.layers[0].num_heads

@@ -35,7 +35,14 @@ def parse_args(argv=None):
     parser = cli.parser(__doc__)
     Report.add_flags(parser)
     add = parser.add_argument
-    add("--model-name", nargs="+", default=[], choices=PUBLISHED, help="published models, read from the working folder")
+    add(
+        "--model-name",
+        nargs="+",
+        default=[],
+        choices=PUBLISHED,
+        metavar="NAME",
+        help=f"published models, read from the working folder: {', '.join(PUBLISHED)}",
+    )
     add("--model-path", nargs="+", default=[], metavar="PATH", help="checkpoints, or 'random', or 'imagenet'")
     add("--names", nargs="+", metavar="NAME", help="names for the models in all results; default: those of the files")
     add(

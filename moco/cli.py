@@ -1,51 +1,115 @@
-"""The flags every script has, a mistake as one line, and progress on a terminal or in a log."""
+"""Command-line flags that scripts share, errors as one line, and progress on a terminal or in a batch log."""
 
 import argparse
+import errno
+import io
 import os
 import sys
+import textwrap
 import time
 
 from tqdm import tqdm
 
-HIDDEN = argparse.SUPPRESS  # the help of a flag that is kept for old command lines only
+HIDDEN = argparse.SUPPRESS  # help of a flag that exists for old command lines only
 
 
 class UserError(Exception):
-    """Something the user can mend: the message names the file or flag and says what to do."""
+    """A mistake the user can correct: the message names the file or flag and says what to do."""
 
 
 def run(main):
-    """Run a script's main and end the process: status 0, 2 after a mistake of the user's, 130 after Ctrl-C."""
+    """Run a script's main and exit: status 0, 2 after an error that the user can correct, 130 after Ctrl-C."""
+    if isinstance(sys.stdout, io.TextIOWrapper):  # file names that the terminal cannot show must not end a run
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
-        status = main()
+        sys.exit(main())
     except UserError as error:
-        print(f"{program()}: error: {error}", file=sys.stderr)
-        status = 2
+        message = str(error)
     except KeyboardInterrupt:
         print(f"\n{program()}: interrupted", file=sys.stderr)
-        status = 130
-    sys.exit(status)
+        sys.exit(130)
+    except (MemoryError, OSError, RuntimeError) as error:
+        message = memory_advice(error)
+        if message is None:
+            raise
+    print(f"{program()}: error: {message}", file=sys.stderr)
+    sys.exit(2)
+
+
+def memory_advice(error):
+    """One line on an error that means too little memory: what happened, and what to lower. None for other errors."""
+    text = str(error)
+    if "shared memory" in text:
+        advice = "/dev/shm is too small: use fewer --workers or enlarge it (docker run --shm-size=8g)"
+    elif "DataLoader worker" in text:
+        advice = "a worker process was killed (out of memory?): use fewer --workers"
+    elif type(error).__name__ == "OutOfMemoryError" or "out of memory" in text:  # torch's; it is not imported here
+        advice = "lower --batch-size or --image-size, or use --precision bf16"
+    elif isinstance(error, MemoryError) or "can't allocate memory" in text:
+        advice = "lower --batch-size, --image-size or --workers"
+    elif isinstance(error, OSError) and error.errno == errno.ENOSPC:
+        advice = "free disk space; if it is /dev/shm that is full, use fewer --workers or enlarge it"
+    else:
+        return None
+    what = ". ".join(text.split("\n")[0].split(". ")[:2]).rstrip(". ")
+    return f"{what or 'out of memory'}; {advice}"
 
 
 def program():
-    """The name of the running script."""
+    """The file name of the running script."""
     return os.path.basename(sys.argv[0])
 
 
-class _Help(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
-    """Help that keeps the docstring's lines and shows every default that says something."""
+def _print_interrupt(kind, error, traceback):
+    """Print Ctrl-C as one line where no one else handles it, which is while modules load."""
+    if issubclass(kind, KeyboardInterrupt):
+        print(f"\n{program()}: interrupted", file=sys.stderr)
+    else:
+        sys.__excepthook__(kind, error, traceback)
+
+
+sys.excepthook = _print_interrupt
+
+
+class _Help(argparse.HelpFormatter):
+    """Help with every default that exists, its text wrapped to the terminal but for indented command lines."""
+
+    def add_usage(self, usage, actions, groups, prefix=None):
+        self._prog += " [options]"  # each of them follows below
+        super().add_usage(usage, [action for action in actions if not action.option_strings], [], prefix)
 
     def _get_help_string(self, action):
-        return action.help if action.default in (None, False, []) else super()._get_help_string(action)
+        default = action.default
+        if action.nargs == 0 or default in (None, "", [], argparse.SUPPRESS):
+            return action.help
+        values = default if isinstance(default, list | tuple) else [default]
+        shown = " ".join(f"{value:g}" if isinstance(value, float) else str(value) for value in values)
+        return f"{action.help} (default: {shown.replace('%', '%%')})"
+
+    def _split_lines(self, text, width):
+        return textwrap.wrap(" ".join(text.split()), width, break_on_hyphens=False)
+
+    def _fill_text(self, text, width, indent):
+        paragraphs = text.strip().split("\n\n")
+        return "\n\n".join(
+            paragraph if paragraph.startswith(" ") else "\n".join(self._split_lines(paragraph, width))
+            for paragraph in paragraphs
+        )
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message):
+        """Exit with one line; the usage of a script with thirty flags would hide it."""
+        self.exit(2, f"{self.prog}: error: {message}; see --help\n")
 
 
 def parser(doc):
-    """An argument parser for a script whose docstring is doc."""
-    return argparse.ArgumentParser(description=doc, formatter_class=_Help, allow_abbrev=False)
+    """An argument parser for a script with the docstring doc."""
+    return _Parser(description=doc, formatter_class=_Help, allow_abbrev=False)
 
 
 def cores():
-    """The number of cores this process may use: what SLURM gave it, else what the system lets it run on."""
+    """The number of CPU cores available to this process: SLURM's allocation, else the system's limit."""
     slurm = os.environ.get("SLURM_CPUS_PER_TASK", "")
     if slurm.isdigit() and int(slurm) > 0:
         return int(slurm)
@@ -53,11 +117,11 @@ def cores():
 
 
 def number(kind, low, high=None):
-    """An argparse type: an int or float of at least low and, where high is given, at most high."""
+    """An argparse type: a finite int or float of at least low and, if high is given, at most high."""
 
     def convert(text):
         value = kind(text)
-        if not value >= low or (high is not None and value > high):
+        if not low <= value < float("inf") or (high is not None and value > high):
             bounds = f"at least {low}" if high is None else f"from {low} to {high}"
             raise argparse.ArgumentTypeError(f"{text} is not {bounds}")
         return value
@@ -67,90 +131,112 @@ def number(kind, low, high=None):
 
 
 SHARED_FLAGS = {
-    "--save-dir": dict(default=".", metavar="DIR", help="folder for everything this run writes; made if missing"),
-    "--seed": dict(default=0, type=int, help="seed of everything random in this run"),
-    "--device": dict(default="auto", choices=["auto", "cpu", "cuda", "mps"], help="auto takes the fastest there is"),
+    "--save-dir": dict(default=".", metavar="DIR", help="output folder; created if missing"),
+    "--seed": dict(default=0, type=number(int, 0, 2**32 - 1), metavar="N", help="random seed"),
+    "--device": dict(
+        default="auto",
+        choices=["auto", "cpu", "cuda", "mps"],
+        help="where the network runs; auto: on a GPU if there is one, else on the CPU",
+    ),
     "--precision": dict(
         default="auto",
         choices=["auto", "fp32", "bf16"],
-        help="arithmetic of training; auto takes bf16 only where it is faster",
+        help="precision of training; auto: bf16 where it is faster than fp32",
     ),
     "--workers": dict(
         flags=["-j", "--workers"],
         type=number(int, 0),
         default=cores(),
-        help="worker processes that read data; the default is the cores this process may use; 0 reads in the main one",
+        metavar="N",
+        help="worker processes, one per available CPU core unless given; 0: work in the main process",
     ),
     "--image-size": dict(
-        default=224, type=number(int, 32), metavar="PIXELS", help="side of the square images the network sees"
+        default=224, type=number(int, 32), metavar="PIXELS", help="side of the images that the network sees"
     ),
     "--batch-size": dict(
-        flags=["-b", "--batch-size"], default=256, type=number(int, 1), help="images a step, over all processes"
+        flags=["-b", "--batch-size"],
+        default=256,
+        type=number(int, 1),
+        metavar="N",
+        help="total batch size over all processes",
     ),
-    "--lr": dict(flags=["--lr", "--learning-rate"], default=5e-4, type=number(float, 0), help="learning rate"),
+    "--lr": dict(
+        flags=["--lr", "--learning-rate"], default=5e-4, type=number(float, 0), metavar="LR", help="learning rate"
+    ),
     "--augment-on": dict(
         default="worker",
         choices=["worker", "device"],
-        help="where colors are jittered and blurred; device frees the workers, where a GPU waits for them",
+        help="where color jitter and blur are applied: in the worker processes, or on the device, which helps where "
+        "a GPU waits for data",
     ),
     "--print-freq": dict(
-        flags=["-p", "--print-freq"], default=100, type=number(int, 1), help="steps between two lines of a batch log"
+        flags=["-p", "--print-freq"],
+        default=100,
+        type=number(int, 1),
+        metavar="N",
+        help="log every N steps",
     ),
-    "--overwrite": dict(action="store_true", help="replace results that are already in --save-dir"),
+    "--overwrite": dict(action="store_true", help="replace existing results in --save-dir"),
 }
 
 
 def shared_flags(parser, *names, **changes):
-    """Add the named flags of SHARED_FLAGS to parser, with changes to what they say there: default, help."""
+    """Add the flags called names, as SHARED_FLAGS defines them, to parser; changes replace their default or help."""
     for name in names:
         options = SHARED_FLAGS[name] | changes
         parser.add_argument(*options.pop("flags", [name]), **options)
 
 
 class Progress:
-    """A bar on a terminal; in a batch log a plain line every so many seconds and at the end.
+    """A progress bar on a terminal; in a batch log a line at a fixed interval and at the end.
 
-    total: how many units there are (None: unknown), of which start are done already. unit: the word for one. note:
-    text shown behind the numbers. seconds: None for no lines but those that line() asks for. show: False prints
-    nothing at all.
+    total: number of units, None if unknown. description: text before the bar. unit: name of the units. seconds:
+    interval between lines in a log; None prints lines only on line(). start: number of units that are done already.
+    show: False prints nothing.
     """
 
-    def __init__(self, total, what, unit, seconds=60, start=0, show=True):
+    def __init__(self, total, description, unit, seconds=60, start=0, show=True):
         self.layout = dict(unit=f" {unit}", unit_scale=total is None or total >= 10_000, initial=start)
-        self.bar = tqdm(total=total, desc=what, dynamic_ncols=True, disable=None if show else True, **self.layout)
-        self.log = show and self.bar.disable
-        self.total, self.what, self.seconds = total, what, seconds
-        self.done, self.note, self.began = start, "", time.monotonic()
-        self.printed = self.began
+        self.bar = tqdm(
+            total=total, desc=description, dynamic_ncols=True, disable=None if show else True, **self.layout
+        )
+        self.is_log = show and self.bar.disable
+        self.total = total
+        self.description = description
+        self.seconds = seconds
+        self.done = start
+        self.postfix = ""
+        self.started = time.monotonic()
+        self.printed = self.started
 
-    def update(self, n=1, note=None):
-        """Count n more units as done; note replaces the text behind the numbers."""
+    def update(self, n=1, postfix=None):
+        """Count n more units as done; postfix replaces the text after the numbers."""
         self.done += n
-        if note is not None:
-            self.note = note
-            self.bar.set_postfix_str(note, refresh=False)
+        if postfix is not None:
+            self.postfix = postfix
+            self.bar.set_postfix_str(postfix, refresh=False)
         self.bar.update(n)
         if self.seconds is not None and time.monotonic() - self.printed >= self.seconds:
             self.line()
 
     def line(self):
-        """Print the present state, in a log."""
+        """In a log, print the current state."""
         self.printed = time.monotonic()
-        if self.log:
-            spent, note = self.printed - self.began, self.note or None
+        if self.is_log:
+            elapsed = self.printed - self.started
             form = "{desc}: {n_fmt}/{total_fmt}{unit} in {elapsed}, {rate_fmt}{postfix}"
-            options = dict(prefix=self.what, postfix=note, bar_format=form, **self.layout)
-            print(tqdm.format_meter(self.done, self.total, spent, **options), flush=True)
+            options = dict(prefix=self.description, postfix=self.postfix or None, bar_format=form, **self.layout)
+            print(tqdm.format_meter(self.done, self.total, elapsed, **options), flush=True)
 
     def say(self, text):
-        """Print a line without breaking the bar."""
-        if self.log:
+        """Print text above the bar."""
+        if self.is_log:
             print(text, flush=True)
         else:
             self.bar.write(text)
 
     def close(self):
-        """End the bar; in a log print the last state."""
+        """Close the bar; in a log, print the final state."""
         self.line()
         self.bar.close()
 

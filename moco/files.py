@@ -1,26 +1,75 @@
-"""Files that are whole or not there, and folders that can be written to."""
+"""Atomic writes, output folders and small text files."""
 
+import codecs
 import errno
+import itertools
 import json
 import os
+import platform
+import re
+import time
 from contextlib import contextmanager
 from pathlib import Path
 
 from moco.cli import UserError
 
-TEMPORARY = ".part"  # the ending of a file that is being written
+# A temporary file is called .NAME.HOST-PROCESS-COUNT.moco-tmp.SUFFIX: see temporary_path.
+_HOST = re.sub(r"\W", "_", platform.node())[:32]
+_TEMPORARY = re.compile(r"\..*\.(?P<host>\w*)-(?P<process>\d+)-\d+\.moco-tmp(\.[^.]*)?", re.DOTALL)
+_COUNTER = itertools.count()
+_DAY = 24 * 60 * 60  # seconds
+
+
+def temporary_path(path):
+    """A name beside path for a file that is being written; with the suffix of path, which tells writers the format."""
+    suffix = path.suffix if len(path.suffix) <= 16 else ""
+    return path.with_name(f".{path.stem[:32]}.{_HOST}-{os.getpid()}-{next(_COUNTER)}.moco-tmp{suffix}")
+
+
+def abandoned_files(folder):
+    """The paths of temporary files in folder whose process has ended without removing them.
+
+    Regular files with a name of temporary_path only. A process on another host, which cannot be seen from here, counts
+    as ended if it has not written to its file for a day.
+    """
+    abandoned = []
+    for entry in os.scandir(folder):
+        name = _TEMPORARY.fullmatch(entry.name)
+        if name and entry.is_file(follow_symlinks=False):
+            if name["host"] == _HOST:
+                has_ended = not _is_running(int(name["process"]))
+            else:
+                has_ended = time.time() - entry.stat(follow_symlinks=False).st_mtime > _DAY
+            if has_ended:
+                abandoned.append(Path(entry.path))
+    return abandoned
+
+
+def _is_running(process):
+    try:
+        os.kill(process, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:  # it belongs to another user
+        return True
+    return True
+
+
+def remove_temporary_files(folder):
+    """Remove the abandoned_files of folder."""
+    for path in abandoned_files(folder):
+        path.unlink(missing_ok=True)
 
 
 @contextmanager
 def atomic_write(path):
-    """Give the name of a temporary file to write, and make it path once it is written: whole, or not at all.
+    """Yield a temporary path to write to, and rename it to path at the end: complete, or unchanged after an error.
 
-    The data and then the folder are flushed to disk, so that not even a power cut leaves half a file under the final
-    name. The temporary name keeps the ending of path, from which many writers take the format. A disk that is full or
-    may not be written to is a UserError that names path.
+    The file and its folder are flushed to disk, so that not even a power failure leaves an incomplete file. UserError
+    that names path if the disk is full or not writable.
     """
     path = Path(path)
-    part = path.with_name(f".{path.stem}.{os.getpid()}{TEMPORARY}{path.suffix}")
+    part = temporary_path(path)
     try:
         yield part
         with open(part, "rb+") as file:
@@ -29,37 +78,38 @@ def atomic_write(path):
         _flush_folder(path.parent)
     except OSError as error:
         part.unlink(missing_ok=True)
-        _raise_in_words(error, path)
+        _raise_user_error(error, path)
     except BaseException:
         part.unlink(missing_ok=True)
         raise
 
 
 _DISK_ERRORS = {
-    errno.ENOSPC: "free some space and start again",
-    errno.EDQUOT: "your quota is used up: free some space and start again",
+    errno.ENOSPC: "free some space and retry",
+    errno.EDQUOT: "your quota is used up: free some space and retry",
     errno.EROFS: "choose another folder",
     errno.EACCES: "choose another folder or change its permissions",
     errno.EPERM: "choose another folder or change its permissions",
+    errno.ENAMETOOLONG: "choose a shorter name",
 }
 
 
-def _raise_in_words(error, path):
-    """Raise a UserError where the disk does not take path, any other OSError as it is."""
+def _raise_user_error(error, path):
+    """Raise a UserError if error is one of _DISK_ERRORS, else error itself."""
     if error.errno in _DISK_ERRORS:
         raise UserError(f"cannot write {path}: {os.strerror(error.errno)}; {_DISK_ERRORS[error.errno]}") from error
     raise error
 
 
 def append(path, text):
-    """Add text to the end of the file at path, flushed to disk; a full disk is a UserError that names path."""
+    """Append text to the file at path and flush it to disk; UserError that names path if the disk is full."""
     try:
         with open(path, "a", encoding="utf-8") as file:
             file.write(text)
             file.flush()
             os.fsync(file.fileno())
     except OSError as error:
-        _raise_in_words(error, path)
+        _raise_user_error(error, path)
 
 
 def _flush_folder(folder):
@@ -72,43 +122,66 @@ def _flush_folder(folder):
         os.close(descriptor)
 
 
-def remove_temporary_files(folder):
-    """Remove the temporary files that a killed run left in folder."""
-    for part in Path(folder).glob(f".*{TEMPORARY}*"):
-        part.unlink(missing_ok=True)
-
-
 def write_text(path, text):
-    """Write text to path, whole or not at all."""
+    """Write text to path atomically, in UTF-8; file names that are not UTF-8 keep their bytes."""
     with atomic_write(path) as part:
-        part.write_text(text, encoding="utf-8")
+        part.write_text(text, encoding="utf-8", errors="surrogateescape")
 
 
 def write_json(path, value):
-    """Write value to path as readable JSON, whole or not at all."""
+    """Write value to path atomically, as indented JSON."""
     write_text(path, json.dumps(value, indent=1) + "\n")
 
 
-def make_output_dir(path, data=()):
-    """The folder path as a Path, made if it is missing; UserError where that cannot be, or nothing may be written.
+def read_text(path):
+    """The text of the file at path, in UTF-8 or, with a byte-order mark, UTF-16. UserError if it cannot be read."""
+    try:
+        content = Path(path).read_bytes()
+        if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+            return content.decode("utf-16")
+        return content.decode("utf-8-sig", errors="surrogateescape")
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is not a text file in UTF-8 or UTF-16; convert it") from error
 
-    data: folders of images, inside which path may not be: what is written there would become a class of theirs.
+
+def read_list(path):
+    """The lines of the text file at path without blank ones. UserError if there are none."""
+    lines = [line for line in re.split(r"\r?\n", read_text(path)) if line.strip()]
+    if not lines:
+        raise UserError(f"{path} is empty; it must have one entry per line")
+    return lines
+
+
+def read_json(path):
+    """The value in the JSON file at path. UserError if it cannot be read or is damaged."""
+    try:
+        return json.loads(read_text(path))
+    except ValueError as error:
+        raise UserError(f"{path} is damaged or not JSON ({error}); remove it or create it again") from error
+
+
+def make_output_dir(path, data=()):
+    """Create the folder path if it is missing, and return it as a Path. UserError if it cannot be written to.
+
+    data: image folders. UserError if path is inside one of them, where its files would become a class.
     """
     path = Path(path)
     for folder in data:
         if path.resolve().is_relative_to(Path(folder).resolve()):
-            raise UserError(f"--save-dir {path} is inside the data folder {folder}; choose a folder outside of it")
+            raise UserError(f"--save-dir {path} is inside the data folder {folder}; choose a folder outside it")
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UserError(f"cannot make the folder {path}: {error.strerror}; choose another --save-dir") from error
+        raise UserError(f"cannot create the folder {path}: {error.strerror}; choose another --save-dir") from error
     if not os.access(path, os.W_OK | os.X_OK):
-        raise UserError(f"the folder {path} may not be written to; choose another --save-dir")
+        raise UserError(f"cannot write to the folder {path}; choose another --save-dir or change its permissions")
     return path
 
 
 def refuse_overwrite(path, overwrite):
-    """path as a Path, if it may be written: UserError where it exists and overwrite is false."""
+    """path as a Path. UserError if it exists and overwrite is false."""
     path = Path(path)
     if path.exists() and not overwrite:
         raise UserError(f"{path} exists; give --overwrite to replace it, or another --save-dir")

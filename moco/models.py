@@ -4,7 +4,6 @@ from difflib import get_close_matches
 
 import torch
 from torch import nn
-from torchvision import models as torchvision_models
 
 from moco.cli import UserError
 
@@ -12,8 +11,16 @@ PUBLISHED = ("resnet50", "resnext101_32x8d", "resnext50_32x4d", "mobilenet_v2")
 FAMILY = (*PUBLISHED, "resnet18", "resnet34", "resnet101", "resnet152", "wide_resnet50_2", "wide_resnet101_2")
 
 
+def _torchvision_models():
+    """The module torchvision.models; loading it takes a second, which --help does not need."""
+    from torchvision import models
+
+    return models
+
+
 def arch_name(arch):
     """arch, if torchvision has a classification architecture of this name; UserError if not (an argparse type)."""
+    torchvision_models = _torchvision_models()
     names = torchvision_models.list_models(module=torchvision_models)
     if arch not in names:
         near = get_close_matches(arch, names, 4) or PUBLISHED
@@ -29,7 +36,7 @@ def build(arch, n_out=None, weights=None):
     """
     options = {"aux_logits": False, "init_weights": not weights} if arch in ("googlenet", "inception_v3") else {}
     try:
-        model = torchvision_models.get_model(arch_name(arch), weights=weights, **options)
+        model = _torchvision_models().get_model(arch_name(arch), weights=weights, **options)
     except OSError as error:  # of fetching the weights, or of keeping them
         raise UserError(f"cannot fetch weights of {arch} ({error}); go online once or name a checkpoint") from error
     if isinstance(getattr(model, "classifier", None), nn.Sequential) and _is_dropout_and_linear(model.classifier):
@@ -72,6 +79,7 @@ def spatial_trunk(model):
     if hasattr(model, "layer4"):
         stages = ("conv1", "bn1", "relu", "maxpool", "layer1", "layer2", "layer3", "layer4")
         return nn.Sequential(*(getattr(model, stage) for stage in stages))
+    torchvision_models = _torchvision_models()
     if isinstance(model, (torchvision_models.MobileNetV2, torchvision_models.EfficientNet)):
         return model.features
     raise UserError(
@@ -167,6 +175,7 @@ class LayerMeans(nn.Module):
 
 def _blocks(model):
     """[(block, its first unit)] of a model, from the images to the last maps."""
+    torchvision_models = _torchvision_models()
     if isinstance(model, torchvision_models.MobileNetV2):
         return [(block, block.conv[0] if hasattr(block, "conv") else block) for block in model.features]
     if isinstance(model, torchvision_models.ResNet):

@@ -4,10 +4,7 @@ import itertools
 from contextlib import contextmanager
 from pathlib import Path
 
-import matplotlib
 import numpy as np
-from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
 
 from moco import files
 
@@ -28,6 +25,9 @@ STYLE = {
 @contextmanager
 def _figure(path, width, height):
     """A Figure of width x height inches; written to path as .pdf and .png, whole or not at all, at the end."""
+    import matplotlib  # it takes half a second, which --help does not need
+    from matplotlib.figure import Figure
+
     path = Path(path)
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(width, height))
@@ -42,6 +42,8 @@ def training_curve(records, path):
 
     records: one dict an epoch with 'epoch' and, where they are known, 'loss', 'acc1' and 'val_acc1' (%).
     """
+    from matplotlib.ticker import MaxNLocator
+
     with _figure(path, 7, 2.8) as figure:
         loss, accuracy = figure.subplots(1, 2)
         _line(loss, records, "loss", COLORS[0], "training")

@@ -1,4 +1,4 @@
-"""Where a result comes from: args.json, with the flags, versions, commit and checkpoints of a run."""
+"""The origin of a result: args.json with the flags, versions, commit and checkpoints of a run."""
 
 import hashlib
 import os
@@ -11,17 +11,17 @@ import torch
 
 from moco import files
 
-NOT_RECORDED = ("override", "overwrite")  # flags that say what to do with an earlier result
+NOT_RECORDED = ("override", "overwrite")  # flags about earlier results
 
 
 def flags(args):
-    """The flags of a run as a dict of plain values."""
+    """The flags in args, an argparse.Namespace, as a dict of plain values."""
     recorded = {flag: value for flag, value in vars(args).items() if flag not in NOT_RECORDED}
     return {flag: str(value) if isinstance(value, Path) else value for flag, value in recorded.items()}
 
 
 def write(folder, args, checkpoints=None):
-    """Write args.json into folder: the flags, the versions, the commit, and {name: SHA-256} of checkpoints used."""
+    """Write args.json into folder: flags, versions, commit and, if given, checkpoints as {name: SHA-256}."""
     versions = {"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__}
     record = {**flags(args), "versions": versions, "commit": commit()}
     if checkpoints:
@@ -30,7 +30,7 @@ def write(folder, args, checkpoints=None):
 
 
 def commit():
-    """The commit of this code, or None where git does not know it."""
+    """The git commit of this code; None without git or outside a repository."""
     git = ["git", "-C", os.path.dirname(__file__), "rev-parse", "HEAD"]
     try:
         return subprocess.run(git, capture_output=True, text=True, check=False).stdout.strip() or None
@@ -39,6 +39,6 @@ def commit():
 
 
 def sha256(path):
-    """The SHA-256 of the file at path, in hexadecimal."""
+    """The SHA-256 digest of the file at path, in hexadecimal."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

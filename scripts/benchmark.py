@@ -29,7 +29,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 def parse_args(argv=None):
     parser = cli.parser(__doc__)
-    parser.add_argument("part", choices=[*PARTS, "all"], help="what to measure")
+    parser.add_argument("part", choices=[*PARTS, "all"], metavar="PART", help=f"{', '.join(PARTS)}, or all")
     cli.shared_flags(parser, "--save-dir", "--workers")
     parser.add_argument("--runs", type=cli.number(int, 1), default=5, help="runs of each contestant, in turn")
     parser.add_argument("--videos", type=Path, metavar="DIR", help="reader: a folder of landscape videos, long ones")

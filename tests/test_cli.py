@@ -1,0 +1,183 @@
+"""Command-line flags, their help, and errors as one line."""
+
+import errno
+import importlib
+import os
+import re
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from moco import cli
+from tests.support import ROOT
+
+SCRIPTS = [
+    path.relative_to(ROOT).with_suffix("").as_posix().replace("/", ".")
+    for path in sorted([*ROOT.glob("*.py"), *(ROOT / "scripts").glob("*.py")])
+    if "def parse_args(argv=None)" in path.read_text(encoding="utf-8")
+]
+
+
+def read_help(script, monkeypatch, capsys):
+    """The parser of a script, and what --help prints on a terminal of 80 columns."""
+    parsers = []
+
+    class Parser(cli._Parser):
+        def __init__(self, **options):
+            super().__init__(**options)
+            parsers.append(self)
+
+    monkeypatch.setattr(cli, "_Parser", Parser)
+    monkeypatch.setenv("COLUMNS", "80")
+    with pytest.raises(SystemExit) as end:
+        importlib.import_module(script).parse_args(["--help"])
+    assert end.value.code == 0
+    return parsers[0], capsys.readouterr().out
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_help_shows_every_default_and_none_for_a_switch(script, monkeypatch, capsys):
+    parser, text = read_help(script, monkeypatch, capsys)
+    entries = {re.match(r"[^\s,]+", entry)[0]: entry for entry in re.split(r"\n  (?=[-\w{])", text)[1:]}
+    for action in parser._actions:
+        if action.help == cli.HIDDEN:
+            assert not any(flag in text for flag in set(action.option_strings) - {"--augmentation"})
+            continue
+        assert action.help, f"{action.dest} has no help"
+        entry = " ".join(entries[(*action.option_strings, action.metavar or action.dest)[0]].split())
+        if action.nargs == 0 or action.default in (None, "", []):
+            assert "(default:" not in entry, f"{entry} shows a default that is none"
+        else:
+            shown = re.search(r"\(default: (.*?)\)", entry)
+            assert shown, f"{entry} lacks its default"
+            values = action.default if isinstance(action.default, list | tuple) else [action.default]
+            read = [type(value)(word) for value, word in zip(values, shown[1].split(), strict=True)]
+            assert read == list(values)
+            assert entry.count("default") == 1, f"{entry} names two defaults"
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_help_fits_a_terminal_of_80_columns(script, monkeypatch, capsys):
+    _, text = read_help(script, monkeypatch, capsys)
+    for line in text.splitlines():
+        is_command = line.startswith("    ") and re.match(r" +(python|torchrun) ", line)
+        assert len(line) <= 80 or is_command, line
+    assert not re.search(r"\w-\n +\w", text), "a flag is broken at a hyphen"
+
+
+@pytest.mark.parametrize("script", [name for name in SCRIPTS if name.count(".") == 0])
+def test_seeds_out_of_range_are_refused_by_the_parser(script, capsys):
+    if "--seed" not in help_of(script, capsys):
+        return
+    data = [] if script == "read_saycam" else ["data"]
+    for seed in ("-1", "4294967296", "1.5"):
+        with pytest.raises(SystemExit) as end:
+            importlib.import_module(script).parse_args([*data, "--seed", seed])
+        assert end.value.code == 2
+        assert re.search(r"error: argument --seed: .*see --help$", capsys.readouterr().err.strip())
+
+
+def help_of(script, capsys):
+    with pytest.raises(SystemExit):
+        importlib.import_module(script).parse_args(["--help"])
+    return capsys.readouterr().out
+
+
+@pytest.mark.parametrize("text", ["nan", "inf", "-inf", "-0.5", "2"])
+def test_numbers_are_finite_and_within_their_bounds(text):
+    parser = cli.parser("")
+    parser.add_argument("--share", type=cli.number(float, 0, 1))
+    with pytest.raises(SystemExit):
+        parser.parse_args(["--share", text])
+    unbounded = cli.parser("")
+    unbounded.add_argument("--rate", type=cli.number(float, 0))
+    assert unbounded.parse_args(["--rate", "2"]).rate == 2
+    if text != "2":
+        with pytest.raises(SystemExit):
+            unbounded.parse_args(["--rate", text])
+
+
+def test_a_wrong_flag_is_one_line(capsys):
+    with pytest.raises(SystemExit) as end:
+        cli.parser("").parse_args(["--no-such-flag"])
+    printed = capsys.readouterr()
+    assert end.value.code == 2 and not printed.out
+    assert printed.err.count("\n") == 1 and "unrecognized arguments: --no-such-flag; see --help" in printed.err
+
+
+def raising(error):
+    def main():
+        raise error
+
+    return main
+
+
+@pytest.mark.parametrize(
+    "error, what, advice",
+    [
+        (
+            torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of"),
+            "CUDA out of memory. Tried to allocate 2.00 GiB; ",
+            "lower --batch-size",
+        ),
+        (RuntimeError("MPS backend out of memory (MPS allocated: 9 GB)"), "MPS backend", "lower --batch-size"),
+        (
+            RuntimeError("DataLoader worker (pid 7) is killed by signal: Bus error. It is possible that dataloader's "
+                         "workers are out of shared memory. Please try to raise your shared memory limit."),
+            "DataLoader worker",
+            "--shm-size",
+        ),
+        (RuntimeError("unable to allocate shared memory(shm) for file </x>: full (28)"), "unable", "--shm-size"),
+        (RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed. "), "DataLoader", "fewer --workers"),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried"), "DefaultCPU", "lower --batch-size"),
+        (MemoryError(), "out of memory; ", "lower --batch-size"),
+        (OSError(errno.ENOSPC, "No space left on device"), "[Errno 28]", "/dev/shm"),
+    ],
+)  # fmt: skip
+def test_too_little_memory_is_one_line_with_what_to_lower(error, what, advice, capsys):
+    with pytest.raises(SystemExit) as end:
+        cli.run(raising(error))
+    printed = capsys.readouterr().err
+    assert end.value.code == 2 and printed.count("\n") == 1
+    assert f"error: {what}" in printed and advice in printed
+
+
+def test_an_array_that_does_not_fit_is_one_line(capsys):
+    with pytest.raises(SystemExit) as end:
+        cli.run(lambda: torch.empty(2**58, dtype=torch.uint8))
+    assert end.value.code == 2 and "lower --batch-size" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("error", [RuntimeError("shapes differ"), OSError(errno.ENOENT, "gone"), ValueError("x")])
+def test_other_errors_keep_their_traceback(error):
+    with pytest.raises(type(error)):
+        cli.run(raising(error))
+
+
+def test_ctrl_c_and_user_errors_have_their_status(capsys):
+    for error, status, text in (
+        (KeyboardInterrupt(), 130, "interrupted\n"),
+        (cli.UserError("no x"), 2, "error: no x\n"),
+    ):
+        with pytest.raises(SystemExit) as end:
+            cli.run(raising(error))
+        assert end.value.code == status and capsys.readouterr().err.endswith(text)
+
+
+def test_names_that_the_terminal_cannot_show_do_not_end_a_run(tmp_path):
+    code = "from moco import cli; cli.run(lambda: print('caf\\u00e9 \\u4e2d \\udcff'))"
+    environment = os.environ | {"PYTHONIOENCODING": "latin-1", "PYTHONPATH": str(ROOT)}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == b"caf\xe9 \\u4e2d \\udcff\n"
+
+
+def test_progress_in_a_log_prints_lines_at_its_interval_and_at_the_end(capsys):
+    with cli.Progress(4, "read", "images", seconds=0) as progress:
+        progress.update(1, "fast")
+        progress.say("a remark")
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith("read: 1/4 images in ") and lines[0].endswith("fast")
+    assert lines[1] == "a remark" and len(lines) == 3

@@ -1,0 +1,134 @@
+"""Files are complete or not there; only our own leftovers are removed; folders and lists are checked."""
+
+import os
+import subprocess
+import sys
+import time
+
+import pytest
+
+from moco import files
+from moco.cli import UserError
+from tests.support import ROOT
+
+ENDED = "99999999"  # above the largest process number of Linux
+
+
+def names(folder):
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path):
+    files.write_text(tmp_path / "a.txt", "old")
+    with pytest.raises(RuntimeError), files.atomic_write(tmp_path / "a.txt") as part:
+        part.write_text("half")
+        assert part.suffix == ".txt"
+        raise RuntimeError
+    assert (tmp_path / "a.txt").read_text() == "old" and names(tmp_path) == ["a.txt"]
+
+
+@pytest.mark.parametrize("name", ["x" * 240 + ".tar", "中" * 80 + ".json", "a." + "y" * 240, "glob[*]?{}.tar"])
+def test_any_name_that_fits_a_folder_can_be_written(tmp_path, name):
+    files.write_text(tmp_path / name, "text")
+    assert names(tmp_path) == [name]
+
+
+def test_a_name_that_is_too_long_is_one_line(tmp_path):
+    with pytest.raises(UserError, match="File name too long; choose a shorter name"):
+        files.write_text(tmp_path / ("x" * 300), "text")
+    assert not names(tmp_path)
+
+
+def test_two_files_with_the_same_beginning_are_written_at_once(tmp_path):
+    one, two = (tmp_path / f"{'x' * 100}{i}.txt" for i in range(2))
+    with files.atomic_write(one) as first, files.atomic_write(two) as second:
+        first.write_text("1")
+        second.write_text("2")
+    assert (one.read_text(), two.read_text()) == ("1", "2")
+
+
+def test_only_our_own_leftovers_of_processes_that_ended_are_removed(tmp_path):
+    ours = files.temporary_path(tmp_path / "last.tar")
+    ended = ours.with_name(ours.name.replace(str(os.getpid()), ENDED))
+    elsewhere = ours.with_name(ours.name.replace(files._HOST, "another_host"))
+    old = elsewhere.with_name(elsewhere.name.replace("last", "old"))
+    kept = [".thesis.part1.tex", ".videos.part01.rar", ".a.123.part.tar", "last.tar", ".moco-tmp", ended.name[1:]]
+    for path in [ours, ended, elsewhere, old, *(tmp_path / name for name in kept)]:
+        path.write_text("")
+    os.utime(old, (time.time() - 10**6,) * 2)
+    ended.with_name(ended.name.replace("last", "folder")).mkdir()
+    ended.with_name(ended.name.replace("last", "link")).symlink_to("last.tar")
+    before = names(tmp_path)
+    assert sorted(files.abandoned_files(tmp_path)) == sorted([ended, old])
+    files.remove_temporary_files(tmp_path)
+    assert set(before) - set(names(tmp_path)) == {ended.name, old.name}
+
+
+def test_the_file_of_a_living_process_stays_until_it_is_killed(tmp_path):
+    code = f"""
+import sys; sys.path.insert(0, {str(ROOT)!r})
+from moco import files
+with files.atomic_write(files.Path("a.tar")) as part:
+    part.write_text("half")
+    print(flush=True)
+    input()
+"""
+    options = dict(stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=tmp_path)
+    with subprocess.Popen([sys.executable, "-c", code], **options) as process:
+        process.stdout.readline()
+        files.remove_temporary_files(tmp_path)
+        assert len(names(tmp_path)) == 1
+        process.kill()
+        process.wait()
+        assert len(names(tmp_path)) == 1
+        files.remove_temporary_files(tmp_path)
+        assert not names(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"a\nb c\n\n", b"\xef\xbb\xbfa\nb c", "a\r\nb c\r\n".encode("utf-16"), b"\xfe\xff" + "a\nb c".encode("utf-16-be")],
+    ids=["plain", "BOM", "UTF-16", "big-endian UTF-16"],
+)
+def test_lists_are_read_in_the_encodings_of_editors(tmp_path, content):
+    (tmp_path / "list.txt").write_bytes(content)
+    assert files.read_list(tmp_path / "list.txt") == ["a", "b c"]
+
+
+def test_names_that_are_not_utf_8_keep_their_bytes(tmp_path):
+    name = os.fsdecode(b"caf\xe9.jpeg")
+    files.write_text(tmp_path / "list.txt", name + "\n")
+    assert (tmp_path / "list.txt").read_bytes() == b"caf\xe9.jpeg\n"
+    assert files.read_list(tmp_path / "list.txt") == [name]
+
+
+@pytest.mark.parametrize("content", [b"", b"\n \n", b"\xef\xbb\xbf", b"\xff\xfe\x00"])
+def test_an_empty_or_damaged_list_is_one_line(tmp_path, content):
+    (tmp_path / "list.txt").write_bytes(content)
+    with pytest.raises(UserError, match="list.txt is (empty|not a text file)"):
+        files.read_list(tmp_path / "list.txt")
+
+
+@pytest.mark.parametrize("content", ["", "{", "[1,", "\0"])
+def test_damaged_json_is_one_line(tmp_path, content):
+    (tmp_path / "a.json").write_text(content)
+    with pytest.raises(UserError, match="a.json is damaged"):
+        files.read_json(tmp_path / "a.json")
+    with pytest.raises(UserError, match="cannot read .*: No such file"):
+        files.read_json(tmp_path / "b.json")
+
+
+def test_an_output_folder_inside_the_data_is_refused(tmp_path):
+    (tmp_path / "data").mkdir()
+    (tmp_path / "link").symlink_to("data")
+    for inside in ("data", "data/out", "link/deep/out"):
+        with pytest.raises(UserError, match="is inside the data folder"):
+            files.make_output_dir(tmp_path / inside, [tmp_path / "data"])
+    assert not names(tmp_path / "data")
+    assert files.make_output_dir(tmp_path / "data2", [tmp_path / "data"]).is_dir()
+
+
+def test_an_output_folder_that_cannot_be_is_one_line(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="cannot create the folder .*choose another --save-dir"):
+        files.make_output_dir(tmp_path / "file" / "out")

@@ -1,0 +1,42 @@
+"""Self-supervised learning from head-camera videos: the package that all scripts share.
+
+The published code has its helpers for MoCo in a folder of this name; here it contains those of all methods. The modules
+directly in this folder may be imported from anywhere, those of a package by scripts and by the packages named below:
+
+    cli                     command-line flags, errors as one line, progress
+    files                   atomic writes, output folders, small text files
+    provenance              args.json: flags, versions, commit and checkpoints of a run
+    pool                    worker processes that may crash
+    distributed             processes and devices
+    models                  architectures
+    builder                 MoCo, as in its paper
+    checkpoint              reading and writing networks
+    plots                   every figure
+
+    data/                   for videos, training and analysis
+        manifest            the plan of a frame folder
+        index               any other folder of images
+        loader              folder -> batches
+        augment             augmentation on the CPU
+        augment_device      color jitter and blur on the device
+
+    videos/                 for analysis
+        listing             the video files of some folders
+        video               one file: its properties, its frames
+        extract             many files -> one frame folder
+
+    training/
+        engine              one epoch
+        metrics             running sums over all processes
+        run                 position, saving, logging, resume
+        cpu                 faster training on a CPU
+
+    analysis/
+        features            features of images
+        units               statistics of single units
+        splits              training and test images
+        accuracy            accuracies, published values
+        report              results of an evaluation
+        clip                a series of frames and their maps
+        film                video files of maps
+"""

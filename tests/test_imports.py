@@ -1,13 +1,14 @@
-"""Who may import whom, and what a script looks like: the rule of the layout, read from the source files."""
+"""The import rule of the layout and the form of a script, read from the source files."""
 
 import ast
+import re
 from graphlib import TopologicalSorter
 
 import pytest
 
 from tests.support import ROOT
 
-# A package may import itself and those named here; "moco" stands for the modules directly in moco/.
+# A package may import itself and those listed here; "moco" stands for the modules directly in moco/.
 MAY_IMPORT = {
     "moco": set(),
     "moco.data": {"moco"},
@@ -23,17 +24,17 @@ PROGRAM = MODULES | SCRIPTS | TOOLS
 
 
 def imports(path):
-    """The names of all modules of this project that the file at path imports, anywhere in it, and of others."""
-    found = set()
+    """The names of all modules, of this project and others, that the file at path imports anywhere."""
+    imported = set()
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
-            found |= {alias.name for alias in node.names}
+            imported |= {alias.name for alias in node.names}
         if isinstance(node, ast.ImportFrom):
             assert not node.level, f"{path} has a relative import"
             assert all(alias.name != "*" for alias in node.names), f"{path} has a wildcard import"
             inner = {f"{node.module}.{alias.name}" for alias in node.names} & set(PROGRAM)
-            found |= inner or {node.module}
-    return found
+            imported |= inner or {node.module}
+    return imported
 
 
 def package(module):
@@ -42,36 +43,48 @@ def package(module):
 
 
 @pytest.mark.parametrize("module", MODULES)
-def test_a_package_imports_only_what_it_may(module):
+def test_a_package_imports_only_packages_below_it(module):
     own = package(module)
     for other in imports(MODULES[module]) & set(PROGRAM):
         assert other in MODULES, f"{module} imports the script {other}"
         assert package(other) in MAY_IMPORT[own] | {own}, f"{module} imports {other}"
 
 
-def test_no_imports_go_in_circles():
+def test_there_are_no_circular_imports():
     TopologicalSorter({name: imports(path) & set(PROGRAM) for name, path in PROGRAM.items()}).prepare()
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
-def test_a_script_imports_no_other(script):
+def test_a_script_imports_no_other_script(script):
     allowed = {"moco_utils"} if script in ("moco_img", "moco_temp") else set()
     assert not imports(SCRIPTS[script]) & (set(SCRIPTS) | set(TOOLS)) - allowed
 
 
 @pytest.mark.parametrize("module", [*MODULES, *SCRIPTS])
-def test_only_plots_draws_with_matplotlib(module):
+def test_only_plots_imports_matplotlib(module):
     assert module == "moco.plots" or not any(name.startswith("matplotlib") for name in imports(PROGRAM[module]))
 
 
 @pytest.mark.parametrize("module", PROGRAM)
-def test_a_file_has_one_subject(module):
-    """A file above 400 lines has two."""
+def test_no_file_is_longer_than_400_lines(module):
+    """A longer one has two subjects."""
     assert len(PROGRAM[module].read_text(encoding="utf-8").splitlines()) <= 400
 
 
 @pytest.mark.parametrize("script", [name for name in SCRIPTS if name != "moco_utils"])
-def test_a_script_says_what_it_does_and_ends_the_usual_way(script):
+def test_a_script_has_its_command_in_its_docstring_and_the_usual_last_line(script):
     text = SCRIPTS[script].read_text(encoding="utf-8")
     assert f"python {script}.py" in ast.get_docstring(ast.parse(text))
     assert text.endswith('if __name__ == "__main__":\n    cli.run(main)\n')
+
+
+def test_the_map_lists_every_module():
+    """moco/__init__.py has one line a module, below the name of its package."""
+    package, listed = "moco", set()
+    for line in ast.get_docstring(ast.parse(MODULES["moco"].read_text(encoding="utf-8"))).splitlines():
+        if match := re.fullmatch(r"    (\w+)/( .*)?", line):
+            package = f"moco.{match[1]}"
+        elif match := re.fullmatch(r"    (    )?(\w+) {2,}\S.*", line):
+            assert bool(match[1]) == (package != "moco"), line
+            listed.add(f"{package}.{match[2]}")
+    assert listed == set(MODULES) - set(MAY_IMPORT)

@@ -1,0 +1,1 @@
+"""Frames and images: from a folder to augmented batches."""

@@ -1,0 +1,1 @@
+"""Training: one epoch, the run around it, and what makes it fast."""

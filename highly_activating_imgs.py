@@ -1,16 +1,16 @@
-"""Show the images that units of a network answer to most strongly (Orhan, Gupta & Lake 2020, figures 7b and A5).
+"""Show the images that activate units of a network most strongly (Orhan, Gupta & Lake 2020, Figures 7b and A5).
 
     python highly_activating_imgs.py labeled_S --model-path TC-S.tar --neuron_idx 276 12 7 --save-dir top
 
-In: a folder with a folder of images per class, and a model. Out, in --save-dir: highly_activating_imgs_neuron_IDX.pdf
-and .png, a row a unit, with its selectivity and its preferred_class class; and the same as .json, with file names.
+In: a folder with one folder of images per class, and a model. Out, in --save-dir: highly_activating_imgs_neuron_IDX.pdf
+and .png, with one row per unit, its selectivity and its preferred class; and the same as .json, with file names.
 """
 
 import numpy as np
 import torch
 
-from moco import checkpoint, cli, distributed, files, models, plots
-from moco.analysis import units
+from moco import checkpoint, cli, distributed, files, models, plots, provenance
+from moco.analysis import features, units
 from moco.cli import UserError
 from moco.data import augment, loader
 
@@ -18,14 +18,14 @@ from moco.data import augment, loader
 def parse_args(argv=None):
     parser = cli.parser(__doc__)
     add = parser.add_argument
-    add("data", help="folder with a folder of images per class")
+    add("data", help="folder with one folder of images per class")
     checkpoint.add_flags(parser)
     which = parser.add_mutually_exclusive_group()
     which.add_argument("--neuron_idx", type=int, nargs="+", default=[276], metavar="UNIT", help="units, from 0")
     which.add_argument("--most-selective", type=cli.number(int, 1), metavar="N", help="the N most selective units")
-    add("--layer", type=cli.number(int, 1), default=1, metavar="L", help="their layer, counted from the end")
-    add("--top", type=cli.number(int, 1), default=10, metavar="N", help="images a unit")
-    add("--all", action="store_true", help="look at all images, and not at a random sample of --batch-size")
+    add("--layer", type=cli.number(int, 1), default=1, metavar="L", help="layer of the units, counted from the end")
+    add("--top", type=cli.number(int, 1), default=10, metavar="N", help="images per unit")
+    add("--all", action="store_true", help="use all images, not a random sample of --batch-size")
     cli.shared_flags(parser, "--batch-size", default=1024, help="size of the random sample the images are chosen from")
     cli.shared_flags(parser, "--image-size", "--workers")
     cli.shared_flags(parser, "--save-dir", "--seed", "--device", "--overwrite")
@@ -33,12 +33,12 @@ def parse_args(argv=None):
 
 
 def sample(total, size, seed):
-    """Rising indices of size random ones of total images, of all of them where they are fewer."""
+    """Sorted indices of a random sample of size out of total images; of all images if there are fewer."""
     return np.sort(np.random.default_rng(seed).permutation(total)[:size])
 
 
-def check(model, layer, neurons, most_selective):
-    """UserError, before any image is read, where a layer of model has not the wanted units."""
+def check_units(model, layer, neurons, most_selective):
+    """UserError if a layer of model does not have the units of --neuron_idx, or enough for --most-selective."""
     with torch.no_grad():
         n = models.LayerMeans(model.eval(), [layer])(torch.zeros(1, 3, 64, 64))[0].shape[1]
     if most_selective and most_selective > n:
@@ -47,56 +47,77 @@ def check(model, layer, neurons, most_selective):
         raise UserError(f"--neuron_idx {faulty[0]}: the layer has {n} units, 0 to {n - 1}")
 
 
-def look(model, layer, frames, chosen, top, **flags):
-    """One pass over the chosen images (all if None): class means, images by class, and units.TopK of all units."""
-    means, best = units.ClassMeans(len(frames.classes)), units.TopK(top)
-    for (rows,), labels, indices in units.layer_means(model, [layer], frames, sample=chosen, **flags):
-        means.add(rows, labels)
+def measure(model, layer, data, images, top, batch_size):
+    """One pass over images (indices; None: all): class means (K, C), images per class (K,), units.TopK of all units."""
+    class_means, best = units.ClassMeans(len(data.frames.classes)), units.TopK(top)
+    for (rows,), labels, indices in units.layer_means(model, [layer], data, batch_size, images):
+        class_means.add(rows, labels)
         best.add(rows, indices)
-    return means.means(), means.counts, best
+    return class_means.means(), class_means.counts, best
+
+
+def describe_units(neurons, best, frames, selectivity, preferred_class):
+    """An entry of the JSON file for each unit: its number, selectivity and preferred class, and its top images.
+
+    selectivity, preferred_class: (C,) of all units, or None for images of one class.
+    """
+    entries = []
+    for unit in neurons:
+        entry = {"unit": unit}
+        if selectivity is not None:
+            entry["selectivity"] = float(selectivity[unit])
+            entry["preferred_class"] = frames.classes[preferred_class[unit]]
+        entry["files"] = [frames.name(index) for index in best.indices[:, unit]]
+        entry["activations"] = best.values[:, unit].tolist()
+        entries.append(entry)
+    return entries
+
+
+def image_row(entry, frames, labels, size):
+    """The row of a unit's entry in the figure: (lines of text, [images (size, size, 3) uint8]).
+
+    labels: of the classes in figures.
+    """
+    lines = [f"unit {entry['unit']}"]
+    if "selectivity" in entry:
+        preferred_class = labels[frames.classes.index(entry["preferred_class"])]
+        lines += [f"selectivity {entry['selectivity']:.2f}", preferred_class]
+    images = [augment.decode((frames.folder / name).read_bytes()) for name in entry["files"]]
+    return lines, [augment.resize_center_crop(image, size) for image in images]
 
 
 def main(argv=None):
     args = parse_args(argv)
-    name = "_".join(map(str, args.neuron_idx)) if len(args.neuron_idx) <= 16 else f"{len(args.neuron_idx)}_units"
-    name = f"most_selective_{args.most_selective}" if args.most_selective else f"neuron_{name}"
-    path = files.make_output_dir(args.save_dir) / f"highly_activating_imgs_{name}"
-    files.refuse_overwrite(path.with_suffix(".pdf"), args.overwrite)
+    numbers = "_".join(map(str, args.neuron_idx)) if len(args.neuron_idx) <= 16 else f"{len(args.neuron_idx)}_units"
+    name = f"most_selective_{args.most_selective}" if args.most_selective else f"neuron_{numbers}"
     frames = loader.FrameFolder(args.data)
-    chosen = None if args.all else sample(len(frames), args.batch_size, args.seed)
-    model = checkpoint.open_model(args.model_path, args.model, args.n_out, args.seed).network
-    check(model, args.layer, args.neuron_idx, args.most_selective)
-    flags = dict(size=args.image_size, batch_size=args.batch_size, workers=args.workers)
-    flags["device"] = distributed.select_device(args.device)
-    means, counts, best = look(model, args.layer, frames, chosen, args.top, **flags)
-    labelled = np.count_nonzero(counts) > 1
-    if args.most_selective and not labelled:
-        raise UserError(f"{args.data} gave images of one class only; --most-selective compares several")
-    selectivity, preferred_class = units.selectivity(means) if labelled else (np.zeros(means.shape[1]), None)
-    wanted = args.neuron_idx
+    opened = checkpoint.open_model(args.model_path, args.model, args.n_out, args.seed)
+    print(f"model: {opened.description}")
+    model = opened.network
+    models.check_image_size(model, args.image_size)
+    check_units(model, args.layer, args.neuron_idx, args.most_selective)
+    path = files.make_output_dir(args.save_dir, [args.data]) / f"highly_activating_imgs_{name}"
+    for ending in (".json", ".pdf", ".png"):
+        files.refuse_overwrite(path.with_suffix(ending), args.overwrite)
+
+    data = features.EvalData(frames, args.image_size, distributed.select_device(args.device), args.workers)
+    images = None if args.all else sample(len(frames), args.batch_size, args.seed)
+    means, counts, best = measure(model, args.layer, data, images, args.top, args.batch_size)
+    neurons, selectivity, preferred_class = args.neuron_idx, None, None
+    if np.count_nonzero(counts) > 1:
+        selectivity, preferred_class = units.selectivity(means)
     if args.most_selective:
-        wanted = np.argsort(-selectivity, kind="stable")[: args.most_selective].tolist()
-    found, rows = [], []
-    for unit in wanted:
-        paths = [frames.path(index) for index in best.indices[:, unit]]
-        entry, margin = {"unit": unit}, f"unit {unit}"
-        if labelled:
-            entry |= {"selectivity": float(selectivity[unit]), "preferred_class": frames.classes[preferred_class[unit]]}
-            margin += f"\nselectivity {entry['selectivity']:.2f}\n{entry['preferred_class']}"
-        entry["files"] = [frames.name(index) for index in best.indices[:, unit]]
-        entry["activations"] = best.values[:, unit].tolist()
-        found.append(entry)
-        rows.append(
-            (
-                margin,
-                [augment.resize_center_crop(augment.decode(image.read_bytes()), args.image_size) for image in paths],
-            )
-        )
-    plots.image_rows(rows, path)
-    files.write_json(path.with_suffix(".json"), found)
-    print(f"{len(best.values)} best of {counts.sum()} images for {len(found)} units: {path.with_suffix('.pdf')}")
+        if selectivity is None:
+            raise UserError(f"the images used of {args.data} have one class; --most-selective compares several")
+        neurons = np.argsort(-selectivity, kind="stable")[: args.most_selective].tolist()
+    entries = describe_units(neurons, best, frames, selectivity, preferred_class)
+    provenance.write(path.parent, provenance.flags(args), {str(opened.path): opened.sha256} if opened.path else None)
+    files.write_json(path.with_suffix(".json"), entries)
+    labels = plots.drawable(frames.classes)
+    plots.image_rows([image_row(entry, frames, labels, args.image_size) for entry in entries], path)
+    print(f"top {len(best.values)} of {counts.sum()} images for {len(entries)} units: {path.with_suffix('.pdf')}")
     if len(best.values) < args.top:
-        print(f"there were fewer images than the {args.top} of --top")
+        print(f"fewer images than --top {args.top} could be read")
 
 
 if __name__ == "__main__":

@@ -1,95 +1,80 @@
-"""How far edges alone go: classify labelled images linearly by their histograms of oriented gradients (HOG).
+"""Classify labeled images linearly by their histograms of oriented gradients (HOG): how far do edges alone go?
 
     python hog_baseline.py toybox --split iid exemplar --seeds 5 --save-dir hog
 
-In: a folder with a folder of images per class, all of one size. Out, in --save-dir: the printed table as results.json
+In: a folder with one folder of images per class, all of one size. Out, in --save-dir: the printed table as results.json
 and accuracies.pdf, the confusion matrix, the predictions by file name, and every split, all as linear_decoding.py
-writes them, which takes hog/results.json into its own table and figure by --beside.
+writes them; its --compare hog/results.json includes them in its own table and figure.
 
-Features stay on disk, 4 bytes a value; a fit holds those of its training images. So 84 000 images of 224x224 take 4 GB
-of disk, and 2 GB of memory when half of them train.
+Features are kept on disk, 4 bytes per value; a fit loads those of its training images. For 84,000 images of 224x224
+this takes 4 GB of disk, and 2 GB of memory if half of them are used for training.
 """
 
-import signal
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
+from pathlib import Path
 
 import numpy as np
 from skimage.feature import hog
 from sklearn.linear_model import SGDClassifier
 
-from moco import cli, files
-from moco.analysis import features
-from moco.analysis.report import Report
+from moco import cli, files, provenance
+from moco.analysis import accuracy, features, report, splits
 from moco.cli import UserError
-from moco.data import augment
+from moco.data import augment, loader
+from moco.pool import WorkerPool
+
+BLOCK = 48  # pixels: 3x3 cells
 
 
 def parse_args(argv=None):
     parser = cli.parser(__doc__)
-    Report.add_flags(parser)
+    report.add_flags(parser)
     return parser.parse_args(argv)
 
 
-def hog_features(path):
-    """The HOG of the image at path, float32 (n,): 9 orientations, 16x16 cells, 3x3 blocks; 11664 for 224x224 pixels.
+def hog_features(image):
+    """The HOG of image (H, W, 3) uint8, float32 (n,): 9 orientations, 16x16 cells, 3x3 blocks; n = 11664 for 224x224.
 
-    Each pixel counts with the gradient of its strongest color (Dalal and Triggs 2005). Raises augment.BadImage.
+    Each pixel contributes the gradient of its strongest color (Dalal & Triggs 2005).
     """
-    with open(path, "rb") as file:
-        image = augment.decode(file.read())
-    if min(image.shape[:2]) < 48:
-        raise augment.BadImage("it is smaller than the 48 pixels of a block")
-    found = hog(image, 9, (16, 16), (3, 3), block_norm="L2", channel_axis=-1)
-    return found.astype(np.float32)
+    return hog(image, 9, (16, 16), (3, 3), block_norm="L2", channel_axis=-1).astype(np.float32)
 
 
-def readable_features(path):
-    """The hog_features of path, or the reason why there are none."""
+def read_features(path):
+    """(shape, HOG) of the image at path, or the reason why it has none."""
     try:
-        return hog_features(path)
+        image = augment.decode(Path(path).read_bytes())
     except (augment.BadImage, OSError) as error:
         return str(error)
-
-
-def in_processes(function, tasks, workers):
-    """Yield function(task) for every task in order, worked out by so many processes; 0 works in this one."""
-    if not workers:
-        yield from map(function, tasks)
-        return
-    pool = ProcessPoolExecutor(workers, initializer=signal.signal, initargs=(signal.SIGINT, signal.SIG_IGN))
-    try:
-        yield from pool.map(function, tasks, chunksize=4)
-    except BrokenProcessPool as error:
-        raise UserError("a worker process was killed (was memory short?); start again with fewer --workers") from error
-    finally:
-        pool.shutdown(cancel_futures=True)
+    if min(image.shape[:2]) < BLOCK:
+        return f"it is smaller than a block of {BLOCK} pixels"
+    return image.shape, hog_features(image)
 
 
 def all_features(frames, images, workers, cache):
     """The HOGs (N, n) of some images of frames, as an array on disk; NaN for images that cannot be read.
 
-    images: (N,) indices. cache: folder where features once computed are kept. UserError where sizes differ.
+    images: (N,) increasing indices. cache: folder in which features are kept. UserError if sizes differ.
     """
-    path = cache / f"{features.cache_key(frames, images, 'hog')}.npy"
-    if path.exists():
-        return np.load(path, mmap_mode="r")
-    paths, rows = [frames.path(i) for i in images], None
-    with files.atomic_write(path) as part, cli.Progress(len(images), "HOG", "images") as progress:
-        for i, row in enumerate(in_processes(readable_features, paths, workers)):
-            if isinstance(row, str):
-                progress.say(f"{paths[i]}: {row}; left out")
-                continue
-            if rows is None:
-                rows = features.empty_rows(part, len(images), len(row))
-            if len(row) != rows.shape[1]:
-                raise UserError(f"{paths[i]} has another size than the images before it; HOG needs them all alike")
-            rows[i] = row
-            progress.update()
-        if rows is None:
-            raise UserError(f"none of the {len(images)} images in {frames.folder} can be read")
-        rows.flush()
-    return np.load(path, mmap_mode="r")
+
+    def compute(missing):
+        paths = [frames.path(i) for i in missing]
+        known = np.setdiff1d(images, missing)
+        size = augment.decode(frames.path(known[0]).read_bytes()).shape if len(known) else None
+        with WorkerPool(workers) as pool, cli.Progress(len(paths), "HOG", "images") as progress:
+            for i, path, found in zip(missing, paths, pool.map(read_features, paths), strict=True):
+                progress.update()
+                if isinstance(found, str):
+                    progress.say(f"{path}: {found}; left out")
+                    continue
+                shape, row = found
+                size = size or shape
+                if shape != size:
+                    sizes = " and ".join(f"{width}x{height}" for height, width, _ in (shape, size))
+                    raise UserError(f"{path} differs in size from other images ({sizes}); HOG needs one size")
+                yield np.array([i]), row[None]
+
+    key = features.cache_key(frames, images, "hog")
+    return features.cached_rows(cache / f"{key}.npy", frames, images, compute)
 
 
 def readout(x, y, seed, workers):
@@ -101,27 +86,37 @@ def readout(x, y, seed, workers):
 
 
 def scores(classifier, rows, test, n_classes):
-    """The scores (n_test, n_classes) of the images test, some of the rows (N, C) at a time."""
-    found = np.full((len(test), n_classes), -np.inf)
+    """The scores (n_test, n_classes) of the test images, indices into rows (N, C); -inf for classes not trained on."""
+    all_scores = np.full((len(test), n_classes), -np.inf)
     for start in range(0, len(test), 2048):
         part = slice(start, start + 2048)
         margins = classifier.decision_function(rows[test[part]])
-        found[part, classifier.classes_] = np.stack([-margins, margins], 1) if margins.ndim == 1 else margins
-    return found
+        all_scores[part, classifier.classes_] = np.stack([-margins, margins], 1) if margins.ndim == 1 else margins
+    return all_scores
 
 
 def main(argv=None):
     args = parse_args(argv)
-    report = Report(args)
-    report.expect(["HOG"])
-    for task in report.tasks:
-        rows = all_features(report.frames, task.images, args.workers, report.cache)
-        task, found = task.without(np.isnan(rows[:, 0])), []
+    results = report.Report(args.save_dir, args.data, args.overwrite, args.compare)
+    tasks = []
+    if args.data:
+        frames = loader.FrameFolder(args.data)
+        tasks = splits.make_tasks(frames, splits.SplitOptions.from_flags(vars(args)))
+        results.check_no_clash(["HOG"], tasks)
+        cache = files.make_output_dir(args.features_dir or results.folder / "features")
+    for task in tasks:
+        rows = all_features(frames, task.images, args.workers, cache)
+        task = task.drop(np.isnan(rows[:, 0]))
+        test_scores, votes = [], []
         for seed, (train, test) in zip(task.seeds, task.splits, strict=True):
             classifier = readout(rows[train], task.labels[train], seed, args.workers)
-            found.append(scores(classifier, rows, test, len(task.classes)))
-        report.add("HOG", task, rows, found)
-    report.finish()
+            test_scores.append(scores(classifier, rows, test, len(task.classes)))
+            if args.knn:
+                n_classes = len(task.classes)
+                votes.append(accuracy.knn_scores(rows[train], task.labels[train], rows[test], args.knn, n_classes))
+        results.add("HOG", task, test_scores, (args.knn, votes) if args.knn else None)
+    provenance.write(results.folder, provenance.flags(args))
+    results.finish(vars(args), tasks)
 
 
 if __name__ == "__main__":

@@ -1,14 +1,14 @@
-"""Decode the class of labelled images linearly from a frozen network: what it has learned shows in how well that goes.
+"""Measure how linearly decodable the classes of labeled images are from the features of a frozen network.
 
     python linear_decoding.py toybox --model-name random imagenet TC-SAY --split iid exemplar --seeds 5 --save-dir out
 
-In: a folder with a folder of images per class, and models: published names or checkpoints. Out, in --save-dir: the
+In: a folder with one folder of images per class, and models: published names or checkpoints. Out, in --save-dir: the
 printed table as results.json and accuracies.pdf; for each model and split the confusion matrix, the predictions by file
-name and the decoded model NAME_labeledS_5_SPLIT.tar; every split, as --split-file reads it. Also PNGs of all figures.
+name and the decoded model NAME_labeledS_5_SPLIT.tar; every split, as --split-file reads it. Figures are PDF and PNG.
 """
 
 import copy
-import itertools
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -16,9 +16,8 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from moco import checkpoint, cli, distributed, models
-from moco.analysis import features
-from moco.analysis.report import Report
+from moco import checkpoint, cli, distributed, files, models, provenance
+from moco.analysis import accuracy, features, report, splits
 from moco.cli import UserError
 from moco.data import augment, loader
 
@@ -28,12 +27,12 @@ PUBLISHED = {
     **{name: (f"{name}.tar", "resnext50_32x4d") for name in ("TC-S", "TC-A", "TC-Y", "TC-SAY")},
     "moco_img_0011": ("../self_supervised_models/moco_img_0011.pth.tar", "mobilenet_v2"),
     "moco_temp_0011": ("../self_supervised_models/moco_temp_0011.pth.tar", "mobilenet_v2"),
-}  # name -> file from the working folder, architecture
+}  # name -> file in the working folder, architecture
 
 
 def parse_args(argv=None):
     parser = cli.parser(__doc__)
-    Report.add_flags(parser)
+    report.add_flags(parser)
     add = parser.add_argument
     add(
         "--model-name",
@@ -43,37 +42,42 @@ def parse_args(argv=None):
         metavar="NAME",
         help=f"published models, read from the working folder: {', '.join(PUBLISHED)}",
     )
-    add("--model-path", nargs="+", default=[], metavar="PATH", help="checkpoints, or 'random', or 'imagenet'")
-    add("--names", nargs="+", metavar="NAME", help="names for the models in all results; default: those of the files")
+    add("--model-path", nargs="+", default=[], metavar="PATH", help="checkpoints, 'random' or 'imagenet'")
+    add("--names", nargs="+", metavar="NAME", help="names of the models in all results; default: their file names")
     add(
         "--model",
         type=models.arch_name,
         metavar="ARCH",
-        help="architecture where no file says it; default: mobilenet_v2",
+        help="architecture, if not stored in the checkpoint; default: mobilenet_v2",
     )
-    add("--num-outs", type=int, metavar="N", help="outputs of the pretrained head; read from its file, checked here")
+    add(
+        "--num-outs", type=int, metavar="N", help="outputs of the pretrained head; read from the file, checked if given"
+    )
     add(
         "--bn-mode",
         choices=["eval", "adapt", "train"],
-        help="batch norm of the trunk. eval: frozen as it is; adapt: first given the statistics of images that train "
-        "with any seed; train: drifting as in the published code (slow). Default: eval, and adapt for random weights",
+        help="batch norm of the trunk. eval: frozen; adapt: statistics of the training images of each seed; train: "
+        "updated while the classifier trains, as in the published code (slow). Default: eval, and adapt for random "
+        "weights",
     )
-    add("--epochs", type=cli.number(int, 1), default=100, help="epochs of the readout")
-    cli.shared_flags(parser, "--batch-size", "--lr", "--image-size", "--device", "--print-freq")
+    add("--epochs", type=cli.number(int, 1), default=100, help="number of epochs of the linear classifier")
+    cli.shared_flags(parser, "--batch-size", help="images per training step")
+    cli.shared_flags(parser, "--lr", "--image-size", "--device", "--print-freq")
     return parser.parse_args(argv)
 
 
-def readout(layer, epochs, lr, print_freq):
-    """Train a linear layer as published: Adam on the cross-entropy of features that do not learn.
+def fit(classifier, epochs, lr, print_freq):
+    """Train a linear layer as published: Adam on the cross-entropy of features from a trunk that is not trained.
 
     epochs: iterable of epochs, each an iterable of features (n, C) and labels (n,). Returns the optimizer and the
     training accuracy (%) of every epoch.
     """
-    optimizer, accuracies = torch.optim.Adam(layer.parameters(), lr), []
+    optimizer = torch.optim.Adam(classifier.parameters(), lr)
+    accuracies = []
     for epoch, batches in enumerate(epochs):
         correct, images = 0, 0
         for step, (x, y) in enumerate(batches, 1):
-            logits = layer(x)
+            logits = classifier(x)
             loss = functional.cross_entropy(logits, y)
             optimizer.zero_grad()
             loss.backward()
@@ -87,79 +91,121 @@ def readout(layer, epochs, lr, print_freq):
 
 
 def cached_epochs(x, y, batch_size, epochs):
-    """Epochs of batches in random order of features x (N, C) that were computed once, and their labels y (N,)."""
+    """Epochs of batches in random order of precomputed features x (N, C) and their labels y (N,)."""
     for _ in range(epochs):
         order = torch.randperm(len(x)).to(x.device)
         yield ((x[batch], y[batch]) for batch in order.split(batch_size))
 
 
-def drifting_epochs(trunk, images, labels, epochs):
-    """Epochs as in the published code: images through a trunk whose batch-norm statistics go on drifting to them.
+def drifting_epochs(trunk, batches, labels, epochs):
+    """Epochs of features from a trunk in training mode, whose batch-norm statistics drift as in the published code.
 
-    images: loader.FrameLoader. labels: those of all images that it could give.
+    batches: loader.FrameLoader. labels: (N,) of all images of its folder.
     """
     for epoch in range(epochs):
         trunk.train()
-        yield ((trunk(pictures), labels[indices]) for pictures, _, indices in images.epoch(epoch))
+        yield ((trunk(images), labels[indices]) for images, _, indices in batches.epoch(epoch))
 
 
-def wanted_models(args):
-    """(name, frozen trunk, architecture, name of the head, bn_mode) of every model that the flags name."""
-    wanted = [(name, *PUBLISHED[name]) for name in args.model_name]
-    wanted += [(Path(path).name.removesuffix(".tar").removesuffix(".pth"), path, None) for path in args.model_path]
-    names = args.names or [name for name, _, _ in wanted]
-    if len(names) != len(wanted) or len(set(names)) != len(names) or any("/" in name for name in names):
-        named = ", ".join(names)
-        raise UserError(f"{len(wanted)} models, named {named}; give each a name of its own, without /, with --names")
-    for name, (_, source, arch) in zip(names, wanted, strict=True):
+@dataclass(frozen=True)
+class Backbone:
+    """A frozen network without its head: trunk maps images (N, 3, H, W) to features (N, C).
+
+    name: in the results. head_name: of the head in the network's state dict. bn_mode: a value of --bn-mode.
+    """
+
+    name: str
+    trunk: nn.Module
+    arch: str
+    head_name: str
+    bn_mode: str
+
+
+def open_backbones(args):
+    """The Backbones that the flags name, and {path: SHA-256} of their checkpoints; prints what each of them is."""
+    sources = [PUBLISHED[name] for name in args.model_name] + [(path, None) for path in args.model_path]
+    names = args.names or args.model_name + [
+        Path(path).name.removesuffix(".tar").removesuffix(".pth") for path in args.model_path
+    ]
+    if not sources:
+        raise UserError("name at least one model with --model-name or --model-path")
+    if len(names) != len(sources) or len(set(names)) != len(names) or any(not name or "/" in name for name in names):
+        given = ", ".join(names)
+        raise UserError(f"{len(sources)} models, named {given}; give each a different name, without /, with --names")
+    backbones, checkpoints = [], {}
+    for name, (source, arch) in zip(names, sources, strict=True):
         model = checkpoint.open_model(source, args.model or arch, args.num_outs, args.seed)
-        head = models.head_name(model.network)
-        mode = args.bn_mode or ("adapt" if source == "random" else "eval")
-        yield name, models.freeze(models.remove_head(model.network)), model.arch, head, mode
+        print(f"{name}: {model.description}")
+        models.check_image_size(model.network, args.image_size)
+        head_name = models.head_name(model.network)
+        trunk = models.freeze(models.remove_head(model.network))
+        bn_mode = args.bn_mode or ("adapt" if source == "random" else "eval")
+        backbones.append(Backbone(name, trunk, model.arch, head_name, bn_mode))
+        if model.path:
+            checkpoints[str(model.path)] = model.sha256
+    return backbones, checkpoints
+
+
+def decode(args, backbone, task, data, cache, results):
+    """Fit and test a linear classifier on a task with each seed; adds them to results, a report.Report."""
+    trunk = backbone.trunk.to(data.device)
+    scores, votes = [], []
+    for i, seed in enumerate(task.seeds):
+        if backbone.bn_mode == "adapt":
+            features.adapt_batch_norm(trunk, data, task.images[task.splits[i][0]], seed, cache)
+        if i == 0 or backbone.bn_mode == "adapt":
+            rows = features.extract_features(trunk, data, task.images, cache)
+        if i == 0:
+            task = task.drop(np.isnan(rows[:, 0]))
+        train, test = task.splits[i]
+        torch.manual_seed(seed)
+        classifier = nn.Linear(rows.shape[1], len(task.classes)).to(data.device)
+        if backbone.bn_mode == "train":
+            network = copy.deepcopy(trunk)
+            fitted = fit_drifting(args, classifier, network, task, train, data, seed)
+            test_rows = features.extract_features(network, data, task.images[test], cache)
+        else:
+            network = trunk
+            x, y = (torch.from_numpy(values[train]).to(data.device) for values in (rows, task.labels))
+            fitted = fit(classifier, cached_epochs(x, y, args.batch_size, args.epochs), args.lr, args.print_freq)
+            test_rows = rows[test]
+        with torch.no_grad():
+            scores.append(classifier(torch.tensor(test_rows).to(data.device)).cpu().numpy())
+        if args.knn:
+            n_classes = len(task.classes)
+            votes.append(accuracy.knn_scores(rows[train], task.labels[train], rows[test], args.knn, n_classes))
+        if i == 0:
+            head = {f"{backbone.head_name}.{key}": value for key, value in classifier.state_dict().items()}
+            results.save_classifier(backbone.name, task, backbone.arch, network.state_dict() | head, *fitted, scores[0])
+    results.add(backbone.name, task, scores, (args.knn, votes) if args.knn else None)
+
+
+def fit_drifting(args, classifier, network, task, train, data, seed):
+    """fit() on the training images of a task, of which network, in training mode, computes features in every epoch."""
+    sampler = loader.EpochSampler(task.images[train], args.batch_size, seed)
+    batches = loader.FrameLoader(data.frames, augment.Recipe("none", data.size), sampler, data.device, data.workers)
+    labels = torch.zeros(len(data.frames), dtype=torch.long, device=data.device)
+    labels[task.images] = torch.from_numpy(task.labels).to(data.device)
+    with distributed.no_tf32():
+        return fit(classifier, drifting_epochs(network, batches, labels, args.epochs), args.lr, args.print_freq)
 
 
 def main(argv=None):
     args = parse_args(argv)
-    report = Report(args)
-    device, opened = distributed.select_device(args.device), list(wanted_models(args))
-    if args.data and not opened:
-        raise UserError("name at least one model with --model-name or --model-path")
-    report.expect([name for name, *_ in opened])
-    options = dict(frames=report.frames, size=args.image_size, workers=args.workers, device=device, cache=report.cache)
-    for (name, trunk, arch, head, mode), task in itertools.product(opened, report.tasks):
-        trunk = copy.deepcopy(trunk).to(device)
-        if mode == "adapt":
-            learned = np.unique(np.concatenate([train for train, _ in task.splits]))
-            features.adapt(trunk, images=task.images[learned], seed=args.seed, **options)
-        rows = features.extract_features(trunk, images=task.images, **options)
-        task = task.without(np.isnan(rows[:, 0]))
-        labels = torch.zeros(len(report.frames), dtype=torch.long, device=device)
-        labels[task.images] = torch.from_numpy(task.labels).to(device)
-        scores = []
-        for seed, (train, test) in zip(task.seeds, task.splits, strict=True):
-            torch.manual_seed(seed)
-            layer, network = nn.Linear(rows.shape[1], len(task.classes)).to(device), copy.deepcopy(trunk)
-            if mode == "train":
-                sampler = loader.EpochSampler(task.images[train], args.batch_size, seed)
-                recipe = augment.Recipe("none", args.image_size)
-                batches = loader.FrameLoader(report.frames, recipe, sampler, device, args.workers)
-                epochs = drifting_epochs(network, batches, labels, args.epochs)
-            else:
-                x = torch.from_numpy(rows[train]).to(device)
-                epochs = cached_epochs(x, labels[task.images[train]], args.batch_size, args.epochs)
-            optimizer, accuracies = readout(layer, epochs, args.lr, args.print_freq)
-            tested = (
-                features.extract_features(network, images=task.images[test], **options)
-                if mode == "train"
-                else rows[test]
-            )
-            with torch.no_grad():
-                scores.append(layer(torch.tensor(tested).to(device)).cpu().numpy())
-            if seed == args.seed:
-                state = network.state_dict() | {f"{head}.{key}": value for key, value in layer.state_dict().items()}
-                report.add_model(name, task, arch, state, optimizer, accuracies, scores[0])
-        report.add(name, task, rows, scores)
-    report.finish()
+    results = report.Report(args.save_dir, args.data, args.overwrite, args.compare)
+    tasks, checkpoints = [], {}
+    if args.data:
+        frames = loader.FrameFolder(args.data)
+        tasks = splits.make_tasks(frames, splits.SplitOptions.from_flags(vars(args)))
+        backbones, checkpoints = open_backbones(args)
+        results.check_no_clash([backbone.name for backbone in backbones], tasks)
+        data = features.EvalData(frames, args.image_size, distributed.select_device(args.device), args.workers)
+        cache = files.make_output_dir(args.features_dir or results.folder / "features")
+        for backbone in backbones:
+            for task in tasks:
+                decode(args, backbone, task, data, cache, results)
+    provenance.write(results.folder, provenance.flags(args), checkpoints)
+    results.finish(vars(args), tasks)
 
 
 if __name__ == "__main__":

@@ -1,16 +1,17 @@
-"""Measure how selective the units of a network are for classes, layer by layer (Orhan, Gupta & Lake 2020, figure 7a).
+"""Measure how selective the units of a network are for classes, layer by layer (Orhan, Gupta & Lake 2020, Figure 7a).
 
     python selectivities.py labeled_S --model-path TC-S.tar --layer 1 2 6 10 14 18 --save-dir selectivity
 
-In: a folder with a folder of images per class, and a model. Out, for every layer L: selectivity_L.npy, (units,);
+In: a folder with one folder of images per class, and a model. Out, for each layer L: selectivity_L.npy, (units,);
 selectivity_L.npz, the same with each unit's preferred class and its mean activation for each class; and a figure of
-the distribution of selectivity by layer. With --pca also how many principal components the features fill (figure A1).
+the distribution of selectivity by layer. With --pca also the dimensionality of the features: the variance that their
+first principal components explain (Figure A1).
 """
 
 import numpy as np
 
-from moco import checkpoint, cli, distributed, files, plots
-from moco.analysis import units
+from moco import checkpoint, cli, distributed, files, models, plots, provenance
+from moco.analysis import features, units
 from moco.cli import UserError
 from moco.data import loader
 
@@ -18,7 +19,7 @@ from moco.data import loader
 def parse_args(argv=None):
     parser = cli.parser(__doc__)
     add = parser.add_argument
-    add("data", help="folder with a folder of images per class")
+    add("data", help="folder with one folder of images per class")
     checkpoint.add_flags(parser)
     add(
         "--layer",
@@ -32,18 +33,18 @@ def parse_args(argv=None):
         "--pca",
         nargs="*",
         metavar="FOLDER",
-        help="also the variance that principal components explain, of data and of any further folders of images",
+        help="also the variance explained by principal components, for data and for further folders of images",
     )
-    cli.shared_flags(parser, "--batch-size", default=580, help="images a forward pass")
+    cli.shared_flags(parser, "--batch-size", default=580, help="images per batch")
     cli.shared_flags(parser, "--image-size", "--workers", "--save-dir", "--seed", "--device")
     cli.shared_flags(parser, "--overwrite")
     return parser.parse_args(argv)
 
 
 def selectivity(features, labels):
-    """Class selectivity (C,) of units, from their activations (N, C) on N images and the classes (N,) of these.
+    """Class selectivity (C,) of units, from their activations (N, C) for N images and the classes (N,) of these.
 
-    See units.selectivity for the equation, and for units that are silent; ValueError for fewer than two classes.
+    See units.selectivity for the equation, and for silent units; ValueError for fewer than two classes.
     """
     means = units.ClassMeans(int(labels.max()) + 1)
     means.add(features, labels)
@@ -57,12 +58,14 @@ class Covariance:
         self.n = 0
 
     def add(self, rows):
-        """Take in rows (n, C)."""
+        """Add rows (n, C)."""
         if not self.n:
-            self.origin, self.sum, self.products = rows.mean(0, dtype=np.float64), 0, 0
-        rows = rows - self.origin  # keeps the products small, and what cancels in matrix() too
+            self.origin = rows.mean(0, dtype=np.float64)
+            self.sum = self.products = 0
+        rows = rows - self.origin  # keeps the products small, and the cancellation in matrix() too
         self.n += len(rows)
-        self.sum, self.products = self.sum + rows.sum(0), self.products + rows.T @ rows
+        self.sum = self.sum + rows.sum(0)
+        self.products = self.products + rows.T @ rows
 
     def matrix(self):
         """The covariance of all rows so far, (C, C)."""
@@ -71,19 +74,19 @@ class Covariance:
 
 
 def variance_explained(covariance):
-    """The share of all variance that the first 1, 2, ... C principal components explain: (C,), rising to 1.
+    """The share of the total variance that the first 1, 2, ... C principal components explain, (C,).
 
-    covariance: (C, C). Of features that never vary all is explained by the first.
+    covariance: (C, C). For features without variance all shares are 1.
     """
     variances = np.linalg.eigvalsh(covariance)[::-1].clip(0)
     return np.cumsum(variances) / variances.sum() if variances.any() else np.ones(len(variances))
 
 
-def measure(model, layers, frames, with_covariance, flags):
-    """One pass over frames: units.ClassMeans and, where wanted, Covariance, each one a layer."""
-    class_means = [units.ClassMeans(len(frames.classes)) for _ in layers]
+def measure(model, layers, data, batch_size, with_covariance):
+    """One pass over the images of data: units.ClassMeans and, if asked for, Covariance, one per layer."""
+    class_means = [units.ClassMeans(len(data.frames.classes)) for _ in layers]
     covariances = [Covariance() for _ in layers if with_covariance]
-    for means, labels, _ in units.layer_means(model, layers, frames, **flags):
+    for means, labels, _ in units.layer_means(model, layers, data, batch_size):
         for rows, of_layer in zip(means, class_means, strict=True):
             of_layer.add(rows, labels)
         for rows, of_layer in zip(means, covariances, strict=False):
@@ -91,45 +94,69 @@ def measure(model, layers, frames, with_covariance, flags):
     return class_means, covariances
 
 
+def save_selectivity(folder, layer, class_means, classes):
+    """Write the selectivity of a layer's units to folder, print its mean, and return it, (units,)."""
+    means = class_means.means()
+    values, preferred_class = units.selectivity(means)
+    silent = np.count_nonzero(np.nan_to_num(means).max(0) == 0)
+    print(f"layer {layer}: {len(values)} units, mean selectivity {values.mean():.3f}, {silent} silent")
+    with files.atomic_write(folder / f"selectivity_{layer}.npy") as part:
+        np.save(part, values.astype(np.float32))
+    with files.atomic_write(folder / f"selectivity_{layer}.npz") as part:
+        np.savez(
+            part,
+            selectivity=values,
+            preferred_class=preferred_class,
+            class_means=means,
+            classes=classes,
+            images=class_means.counts,
+        )
+    return values
+
+
 def main(argv=None):
     args = parse_args(argv)
-    folder, layers = files.make_output_dir(args.save_dir), list(dict.fromkeys(args.layer))
-    figures = [f"{what}_{'_'.join(map(str, layers))}" for what in ("selectivity_by_layer", "variance_explained")]
-    for name in [f"selectivity_{layer}.npy" for layer in layers] + [f"{figure}.pdf" for figure in figures]:
-        files.refuse_overwrite(folder / name, args.overwrite)
-    frames, further = loader.FrameFolder(args.data), [loader.FrameFolder(each) for each in args.pca or ()]
-    if len(frames.classes) < 2:
-        raise UserError(f"{args.data} holds a single class, {frames.classes[0]}; selectivity compares several")
-    model = checkpoint.open_model(args.model_path, args.model, args.n_out, args.seed).network
-    flags = dict(size=args.image_size, batch_size=args.batch_size, workers=args.workers)
-    flags["device"] = distributed.select_device(args.device)
-    class_means, covariances = measure(model, layers, frames, args.pca is not None, flags)
-    found = {}
-    for layer, of_layer in zip(layers, class_means, strict=True):
-        if np.count_nonzero(of_layer.counts) < 2:
-            raise UserError(f"only one class of {args.data} has images that can be read; selectivity compares several")
-        means = of_layer.means()
-        found[layer], preferred_class = units.selectivity(means)
-        silent = np.count_nonzero(np.nan_to_num(means).max(0) == 0)
-        print(
-            f"layer {layer}: {len(preferred_class)} units, mean selectivity {found[layer].mean():.3f}, {silent} silent"
-        )
-        with files.atomic_write(folder / f"selectivity_{layer}.npy") as part:
-            np.save(part, found[layer].astype(np.float32))
-        with files.atomic_write(folder / f"selectivity_{layer}.npz") as part:
-            facts = dict(classes=frames.classes, images=of_layer.counts)
-            np.savez(part, selectivity=found[layer], preferred_class=preferred_class, class_means=means, **facts)
-    plots.selectivity_by_layer(found, folder / figures[0])
-    if args.pca is not None:
-        parts = [(frames, covariances)] + [(each, measure(model, layers, each, True, flags)[1]) for each in further]
-        curves = {}
-        for each, of_folder in parts:
-            for layer, covariance in zip(layers, of_folder, strict=True):
-                curve = variance_explained(covariance.matrix())
-                enough = np.argmax(curve >= 0.9) + 1
-                print(f"{each.folder}, layer {layer}: {enough} components explain 90 % of the variance")
-                curves.setdefault(str(each.folder), {})[layer] = curve
-        plots.variance_explained(curves, folder / figures[1])
+    layers, batch_size = list(dict.fromkeys(args.layer)), args.batch_size
+    folders = [args.data, *(args.pca or ())]
+    save_dir = files.make_output_dir(args.save_dir, folders)
+    figures = [f"{name}_{'_'.join(map(str, layers))}" for name in ("selectivity_by_layer", "variance_explained")]
+    arrays = [f"selectivity_{layer}.{ending}" for layer in layers for ending in ("npy", "npz")]
+    for name in arrays + [f"{figure}.{ending}" for figure in figures for ending in ("pdf", "png")]:
+        files.refuse_overwrite(save_dir / name, args.overwrite)
+    device = distributed.select_device(args.device)
+    data, *further = [
+        features.EvalData(loader.FrameFolder(folder), args.image_size, device, args.workers) for folder in folders
+    ]
+    classes = data.frames.classes
+    if len(classes) < 2:
+        raise UserError(f"{args.data} has one class, {classes[0]}; selectivity compares several")
+    opened = checkpoint.open_model(args.model_path, args.model, args.n_out, args.seed)
+    print(f"model: {opened.description}")
+    model = opened.network
+    models.check_image_size(model, args.image_size)
+
+    class_means, covariances = measure(model, layers, data, batch_size, args.pca is not None)
+    if np.count_nonzero(class_means[0].counts) < 2:
+        raise UserError(f"only one class of {args.data} has images that can be read; selectivity compares several")
+    provenance.write(save_dir, provenance.flags(args), {str(opened.path): opened.sha256} if opened.path else None)
+    by_layer = {
+        layer: save_selectivity(save_dir, layer, means, classes)
+        for layer, means in zip(layers, class_means, strict=True)
+    }
+    plots.selectivity_by_layer(by_layer, save_dir / figures[0])
+    if args.pca is None:
+        return
+    curves = {}
+    for each in (data, *further):
+        if each is not data:
+            covariances = measure(model, layers, each, batch_size, with_covariance=True)[1]
+        folder = str(each.frames.folder)
+        curves[folder] = {}
+        for layer, covariance in zip(layers, covariances, strict=True):
+            curve = variance_explained(covariance.matrix())
+            print(f"{folder}, layer {layer}: {np.argmax(curve >= 0.9) + 1} components explain 90 % of the variance")
+            curves[folder][layer] = curve
+    plots.variance_explained(curves, save_dir / figures[1])
 
 
 if __name__ == "__main__":

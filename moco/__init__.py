@@ -32,7 +32,8 @@ directly in this folder may be imported from anywhere, those of a package by scr
         cpu                 faster training on a CPU
 
     analysis/
-        features            features of images
+        features            features of images, and their cache
+        maps                class activation maps
         units               statistics of single units
         splits              training and test images
         accuracy            accuracies, published values

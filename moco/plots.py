@@ -1,5 +1,6 @@
-"""Pictures for the eye and the page: curves, bars, confusion matrices, grids. Every figure is a PDF and a PNG."""
+"""Every figure: curves, bars, confusion matrices, grids of images. Each is written as a PDF and a PNG."""
 
+import functools
 import itertools
 from contextlib import contextmanager
 from pathlib import Path
@@ -8,7 +9,7 @@ import numpy as np
 
 from moco import files
 
-# Okabe and Ito's colors, which color-blind eyes can tell apart.
+# Okabe and Ito's palette, distinguishable by color-blind readers.
 COLORS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#999999", "#F0E442")
 STYLE = {
     "font.size": 9,
@@ -18,23 +19,95 @@ STYLE = {
     "legend.frameon": False,
     "lines.linewidth": 1.6,
     "pdf.fonttype": 42,  # text stays text in the PDF
+    "text.parse_math": False,  # class names may contain $, _ and ^
+    "image.composite_image": False,  # joining n images into one takes time n^2
     "figure.constrained_layout.use": True,
 }
+MAX_INCHES = 190  # a PDF reader shows pages of up to 200 inches
+MAX_PIXELS = 6000  # per side of a PNG
+MAX_LABELS = 55  # on an axis of a confusion matrix, which then is 16 inches long
+LABEL_LENGTH = 40  # characters of a name in a figure
+DEFAULT_FONT = "DejaVu Sans"  # comes with matplotlib
 
 
 @contextmanager
-def _figure(path, width, height):
-    """A Figure of width x height inches; written to path as .pdf and .png, whole or not at all, at the end."""
+def _figure(path, width, height, names=()):
+    """A Figure of width x height inches, written to path as .pdf and .png at the end, atomically.
+
+    It has a largest size: a page of MAX_INCHES, a PNG of MAX_PIXELS. names: texts from the user, for which fonts are
+    looked up.
+    """
     import matplotlib  # it takes half a second, which --help does not need
     from matplotlib.figure import Figure
 
     path = Path(path)
-    with matplotlib.rc_context(STYLE):
+    scale = min(1, MAX_INCHES / max(width, height))
+    width, height = scale * width, scale * height
+    families = {font[0] for name in names if (font := find_font(name))} - {DEFAULT_FONT}
+    with matplotlib.rc_context({**STYLE, "font.family": [DEFAULT_FONT, *sorted(families)]}):
         figure = Figure(figsize=(width, height))
         yield figure
-        for ending, metadata in ((".pdf", {"CreationDate": None}), (".png", None)):
+        for ending, dpi, metadata in (
+            (".pdf", 150, {"CreationDate": None}),
+            (".png", min(150, MAX_PIXELS / max(width, height)), None),
+        ):
             with files.atomic_write(path.with_name(path.name + ending)) as part:
-                figure.savefig(part, dpi=150, metadata=metadata)
+                figure.savefig(part, dpi=dpi, metadata=metadata)
+
+
+@contextmanager
+def _page(path, width, height, names):
+    """The axes of a figure, as in _figure, whose coordinates are inches from the top left corner."""
+    with _figure(path, width, height, names) as figure:
+        figure.set_layout_engine("none")
+        axes = figure.add_axes((0, 0, 1, 1), xlim=(0, width), ylim=(height, 0))
+        axes.axis("off")
+        yield axes
+
+
+def _legend(figure, handles, labels):
+    """A legend to the right of figure; Matplotlib itself leaves out labels that start with an underscore."""
+    legend = figure.legend(handles, [str(i) for i in range(len(labels))], loc="outside right upper", fontsize=8)
+    for text, label in zip(legend.get_texts(), labels, strict=True):
+        text.set_text(label)
+
+
+@functools.cache
+def _characters(font):
+    """The code points in a font file; none for a font of bitmaps (color emoji), which Matplotlib cannot draw."""
+    from matplotlib.ft2font import FT2Font
+
+    face = FT2Font(font)
+    return frozenset(face.get_charmap()) if face.scalable else frozenset()
+
+
+def find_font(text):
+    """(family, file) of an installed font that has all characters of text; None if there is none."""
+    from matplotlib import font_manager
+
+    needed = {ord(character) for character in text}
+    fonts = [font for font in font_manager.fontManager.ttflist if not font.name.startswith("Last Resort")]  # of boxes
+    for font in sorted(fonts, key=lambda font: (font.name != DEFAULT_FONT, font.style != "normal", font.weight != 400)):
+        if needed <= _characters(font.fname):
+            return font.name, font.fname
+    return None
+
+
+def drawable(names):
+    """names as a figure can show them: a long one shortened, and its position in place of one that no font can draw.
+
+    Prints the names that were replaced.
+    """
+    labels, replaced = [], []
+    for position, name in enumerate(names):
+        label = name if len(name) <= LABEL_LENGTH else f"{name[: LABEL_LENGTH - 12]}...{name[-9:]}"
+        if not find_font(label):
+            label = str(position)
+            replaced.append(f"{label}: {name}")
+        labels.append(label)
+    if replaced:
+        print(f"no installed font has the characters of some names; figures show numbers: {', '.join(replaced)}")
+    return labels
 
 
 NOT_METRICS = ("epoch", "step", "images", "images_per_second", "waiting", "lr")
@@ -74,121 +147,140 @@ def _line(axes, records, key, color, label):
 
 
 def accuracy_bars(models, path):
-    """Top-1 accuracy of every model on every task, with its majority and chance lines, to path + '.pdf' and '.png'.
+    """Top-1 accuracy of each model on each task, with lines for majority and chance, to path + '.pdf' and '.png'.
 
     models: {model: {task: {'mean', 'std' (or None), 'majority', 'chance'}}}, accuracies from 0 to 1.
     """
-    groups = {}
+    tasks = {}
     for model, by_task in models.items():
         for task, entry in by_task.items():
-            groups.setdefault(task, {})[model] = entry
-    looks = dict(zip(models, itertools.cycle(itertools.product(("", "///", "..."), COLORS)), strict=False))
-    width, handles = 0.84 / len(models), {}
-    with _figure(path, 2.2 + len(groups) * (0.5 + 0.38 * len(models)), 3.4) as figure:
+            tasks.setdefault(task, {})[model] = entry
+    labels, task_labels = drawable(list(models)), drawable(list(tasks))
+    styles = list(zip(range(len(models)), itertools.cycle(itertools.product(("", "///", "..."), COLORS))))
+    bar_width = 0.84 / len(models)
+    width = 2.2 + len(tasks) * (0.5 + 0.38 * len(models))
+    height = max(3.4, 0.18 * (len(models) + 4))
+    with _figure(path, width, height, labels + task_labels) as figure:
         axes = figure.subplots()
-        for place, entries in enumerate(groups.values()):
-            for model, entry in entries.items():
-                x, mean, std = place - 0.42 + (list(models).index(model) + 0.5) * width, *_percent(entry)
-                look = dict(zip(("hatch", "color"), looks[model], strict=True), edgecolor="white", linewidth=0)
-                handles[model] = axes.bar(x, mean, width * 0.92, **look)
+        bars, lines = {}, {}
+        for position, entries in enumerate(tasks.values()):
+            for (number, (hatch, color)), model in zip(styles, models, strict=True):
+                if model not in entries:
+                    continue
+                x = position - 0.42 + (number + 0.5) * bar_width
+                mean, std = (100 * (entries[model][key] or 0) for key in ("mean", "std"))
+                style = {"hatch": hatch, "color": color, "edgecolor": "white", "linewidth": 0}
+                bars[number] = axes.bar(x, mean, 0.92 * bar_width, **style)
                 axes.errorbar(x, mean, std, color="0.25", capsize=2, linewidth=1)
                 axes.text(x, mean + std + 1, f"{mean:.1f}", ha="center", fontsize=7)
-            edges = (place - 0.46, place + 0.46)
+            baselines = next(iter(entries.values()))
             for name, style in (("majority", "--"), ("chance", ":")):
-                (handles[name],) = axes.plot(edges, [100 * entry[name]] * 2, style, color="black", linewidth=1)
-        figure.legend(handles.values(), handles.keys(), loc="outside right upper")
-        axes.set_xticks(range(len(groups)), groups)
+                edges, level = (position - 0.46, position + 0.46), 100 * baselines[name]
+                (lines[name],) = axes.plot(edges, (level, level), style, color="black", linewidth=1)
+        _legend(figure, [*bars.values(), *lines.values()], [*(labels[number] for number in bars), *lines])
+        axes.set_xticks(range(len(tasks)), task_labels)
         axes.tick_params(axis="x", length=0)
-        axes.set(ylabel="top-1 accuracy (%)", ylim=(0, 106), yticks=range(0, 101, 20), xlim=(-0.6, len(groups) - 0.4))
-
-
-def _percent(entry):
-    return 100 * entry["mean"], 100 * (entry["std"] or 0)
+        axes.set(ylabel="top-1 accuracy (%)", ylim=(0, 106), yticks=range(0, 101, 20), xlim=(-0.6, len(tasks) - 0.4))
 
 
 def confusion_matrix(counts, classes, path, title):
-    """Counts (K, K), true class by row, named class by column, as shares of a row, to path + '.pdf' and '.png'."""
-    shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
-    side = 1.6 + 0.26 * max(len(classes), 6)
-    with _figure(path, side + 0.6, side) as figure:
+    """Counts (K, K), true classes by row and predicted ones by column, as fractions of a row, to path + '.pdf', '.png'.
+
+    Of many classes every n-th is labeled.
+    """
+    fractions = counts / np.maximum(counts.sum(1, keepdims=True), 1)
+    labels = drawable(classes)
+    step = -(-len(classes) // MAX_LABELS)
+    ticks = range(0, len(classes), step)
+    side = 1.6 + 0.26 * max(len(ticks), 6)
+    with _figure(path, side + 0.6, side, [*labels, title]) as figure:
         axes = figure.subplots()
-        picture = axes.imshow(shares, cmap="cividis", vmin=0, vmax=1)
-        axes.set_xticks(range(len(classes)), classes, rotation=90)
-        axes.set_yticks(range(len(classes)), classes)
-        axes.set(xlabel="named class", ylabel="true class", title=title)
-        figure.colorbar(picture, label="share of the true class", shrink=0.7)
+        image = axes.imshow(fractions, cmap="cividis", vmin=0, vmax=1)
+        axes.set_xticks(ticks, labels[::step], rotation=90)
+        axes.set_yticks(ticks, labels[::step])
+        axes.set(xlabel="predicted class", ylabel="true class", title=title if find_font(title) else "")
+        figure.colorbar(image, label="fraction of the true class", shrink=0.7)
         if len(classes) <= 30:
-            for row, column in np.argwhere(shares >= 0.005):
-                color = "black" if shares[row, column] > 0.5 else "white"
-                text = f"{100 * shares[row, column]:.0f}"
+            for row, column in np.argwhere(fractions >= 0.005):
+                color = "black" if fractions[row, column] > 0.5 else "white"
+                text = f"{100 * fractions[row, column]:.0f}"
                 axes.text(column, row, text, ha="center", va="center", fontsize=6, color=color)
 
 
-def image_grid(pictures, captions, path, title, columns=12):
-    """Pictures (N, H, W, 3), 12 a row, to path + '.pdf' and '.png'.
+def image_grid(images, captions, path, title, columns=12):
+    """Images (N, H, W, 3), 12 a row, to path + '.pdf' and '.png'.
 
-    pictures: uint8, or floats from 0 to 1. captions: (true, named) class of each, written below it; where they differ,
-    an arrow and another color say so.
+    images: uint8, or floats from 0 to 1. captions: (true, predicted) class of each, written below it; if they differ,
+    the predicted class has an arrow and another color.
     """
-    columns = min(columns, len(pictures))
-    rows = -(-len(pictures) // columns)
-    with _figure(path, max(columns, 3), rows * 1.28 + 0.3) as figure:
-        figure.suptitle(title, fontsize=10)
-        for axes in (cells := figure.subplots(rows, columns, squeeze=False).ravel()):
-            axes.axis("off")
-        for axes, picture, (true, named) in zip(cells, pictures, captions, strict=False):
-            axes.imshow(picture)
-            axes.text(0.5, -0.03, true, transform=axes.transAxes, ha="center", va="top", fontsize=6)
-            text, color = (named, COLORS[0]) if true == named else (f"→ {named}", COLORS[5])
-            axes.text(0.5, -0.15, text, transform=axes.transAxes, ha="center", va="top", fontsize=6, color=color)
+    columns = min(columns, len(images))
+    rows = -(-len(images) // columns)
+    width = max(columns, 3)
+    names = {name for caption in captions for name in caption}
+    with _page(path, width, 1.28 * rows + 0.3, [*names, title]) as axes:
+        axes.text(width / 2, 0.17, title, ha="center", va="center", fontsize=10)
+        for number, (image, (true, predicted)) in enumerate(zip(images, captions, strict=True)):
+            left, top = number % columns, 1.28 * (number // columns) + 0.33
+            axes.imshow(image, extent=(left + 0.03, left + 0.97, top + 0.94, top), aspect="auto")
+            text, color = (predicted, COLORS[0]) if true == predicted else (f"→ {predicted}", COLORS[5])
+            axes.text(left + 0.5, top + 0.97, true, ha="center", va="top", fontsize=6)
+            axes.text(left + 0.5, top + 1.08, text, ha="center", va="top", fontsize=6, color=color)
 
 
 def image_rows(rows, path):
-    """Rows of images with a margin that says what they share, to path + '.pdf' and '.png'.
+    """Rows of images, each with lines of text on its left, to path + '.pdf' and '.png'.
 
-    rows: [(text, pictures)], pictures (H, W, 3) uint8; a row may have fewer than another.
+    rows: [(lines, images)], images (H, W, 3) uint8; rows may differ in length.
     """
-    columns = max(len(pictures) for _, pictures in rows)
-    with _figure(path, 1.4 + 1.02 * columns, 1.04 * len(rows)) as figure:
-        grid = figure.subplots(len(rows), columns + 1, squeeze=False, width_ratios=[1.35] + [1] * columns)
-        for cells, (text, pictures) in zip(grid, rows, strict=True):
-            for axes in cells:
-                axes.axis("off")
-            cells[0].text(0, 0.5, text, transform=cells[0].transAxes, va="center", fontsize=8, linespacing=1.5)
-            for axes, picture in zip(cells[1:], pictures, strict=False):
-                axes.imshow(picture)
+    margin = 1.4
+    columns = max(len(images) for _, images in rows)
+    names = {line for lines, _ in rows for line in lines}
+    with _page(path, margin + 1.02 * columns, 1.04 * len(rows), names) as axes:
+        for number, (lines, images) in enumerate(rows):
+            top = 1.04 * number + 0.04
+            axes.text(0.04, top + 0.48, "\n".join(lines), va="center", fontsize=8, linespacing=1.5)
+            for column, image in enumerate(images):
+                left = margin + 1.02 * column
+                axes.imshow(image, extent=(left, left + 0.96, top + 0.96, top), aspect="auto")
 
 
-def selectivity_by_layer(found, path):
-    """The distribution of selectivity in every layer, with its mean (figure 7a), to path + '.pdf' and '.png'.
+def selectivity_by_layer(values, path):
+    """The distribution of selectivity in each layer, with its mean (Figure 7a), to path + '.pdf' and '.png'.
 
-    found: {layer: (units,)}, layers counted from the end of the network; drawn from its input on.
+    values: {layer: (units,)}, layers counted from the end of the network; plotted from its input on.
     """
-    layers = sorted(found, reverse=True)
+    layers = sorted(values, reverse=True)
     with _figure(path, 1.6 + 0.9 * max(len(layers), 2), 3) as figure:
         axes = figure.subplots()
-        for place, layer in enumerate(layers):
-            counts, edges = np.histogram(found[layer], 40, (0, 1))
+        for position, layer in enumerate(layers):
+            counts, edges = np.histogram(values[layer], 40, (0, 1))
             widths = 0.32 * counts / max(counts.max(), 1)
-            axes.barh(edges[:-1], 2 * widths, edges[1] - edges[0], place - widths, align="edge", color=COLORS[4])
-            mean = found[layer].mean()
-            axes.plot([place - 0.32, place + 0.32], [mean, mean], color=COLORS[5])
-            axes.text(place + 0.34, mean, f"{mean:.2f}", va="center", fontsize=7, color=COLORS[5])
-        axes.set_xticks(range(len(layers)), [f"{layer}\n{len(found[layer])} units" for layer in layers])
+            axes.barh(edges[:-1], 2 * widths, edges[1] - edges[0], position - widths, align="edge", color=COLORS[4])
+            mean = values[layer].mean()
+            axes.plot([position - 0.32, position + 0.32], [mean, mean], color=COLORS[5])
+            axes.text(position + 0.34, mean, f"{mean:.2f}", va="center", fontsize=7, color=COLORS[5])
+        axes.set_xticks(range(len(layers)), [f"{layer}\n{len(values[layer])} units" for layer in layers])
         axes.set(xlabel="layer, counted from the end", ylabel="class selectivity", ylim=(-0.01, 1.01))
         axes.set_xlim(-0.6, len(layers) - 0.2)
 
 
 def variance_explained(curves, path):
-    """How much variance the first principal components explain, to path + '.pdf' and '.png' (figure A1).
+    """The variance explained by the first principal components, to path + '.pdf' and '.png' (Figure A1).
 
     curves: {folder: {layer: (C,) share of the variance that 1, 2, ... C components explain}}.
     """
-    with _figure(path, 6.4, 3.2) as figure:
+    from matplotlib.ticker import StrMethodFormatter
+
+    folders = drawable(list(curves))
+    lines = sum(len(by_layer) for by_layer in curves.values())
+    with _figure(path, 6.4, max(3.2, 0.17 * lines), folders) as figure:
         axes = figure.subplots()
-        for (folder, of_layers), style in zip(curves.items(), itertools.cycle(("-", "--", ":", "-."))):
-            for (layer, curve), color in zip(of_layers.items(), itertools.cycle(COLORS)):
-                axes.plot(np.arange(len(curve)) + 1, 100 * curve, style, color=color, label=f"{folder}, layer {layer}")
+        labels = []
+        for folder, by_layer, style in zip(folders, curves.values(), itertools.cycle(("-", "--", ":", "-."))):
+            for (layer, curve), color in zip(by_layer.items(), itertools.cycle(COLORS)):
+                axes.plot(np.arange(len(curve)) + 1, 100 * curve, style, color=color)
+                labels.append(f"{folder}, layer {layer}")
+        _legend(figure, list(axes.lines), labels)
         axes.axhline(90, color="0.6", linewidth=0.8, zorder=0)
         axes.set(xscale="log", xlabel="principal components", ylabel="variance explained (%)", ylim=(0, 101))
-        figure.legend(loc="outside right upper", fontsize=7)
+        axes.xaxis.set_major_formatter(StrMethodFormatter("{x:.0f}"))  # the default is powers of ten in math mode

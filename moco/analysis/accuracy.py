@@ -1,6 +1,7 @@
-"""What a readout's scores say: accuracies, their spread over seeds, confusions, and the table of many results."""
+"""Accuracies of linear classifiers: of one model on one task, and the table of many results."""
 
 import json
+import math
 from pathlib import Path
 
 import numpy as np
@@ -11,31 +12,37 @@ TOYBOX = ["airplane", "ball", "car", "cat", "cup", "duck", "giraffe", "helicopte
 PUBLISHED = {
     "iid": {"TC-SAY": 0.900, "TC-S": 0.885, "TC-A": 0.868, "TC-Y": 0.870},
     "exemplar": {"TC-SAY": 0.575, "TC-S": 0.549, "TC-A": 0.504, "TC-Y": 0.530},
-}  # top-1 of the published ResNeXt-50 32x4d on Toybox
+}  # top-1 accuracy of the published ResNeXt-50 32x4d on Toybox
 
 
-def accuracy(scores, labels, k=1):
-    """The share of rows of scores (N, K) whose k highest include the label (N,)."""
+def topk_accuracy(scores, labels, k=1):
+    """The fraction of rows of scores (N, K) whose k highest entries include the label (N,)."""
     if k == 1:
         return float((scores.argmax(1) == labels).mean())
     return float((np.argpartition(-scores, k - 1, axis=1)[:, :k] == labels[:, None]).any(1).mean())
 
 
-def confusion(task, scores):
-    """Counts (K, K) of the test images of all seeds: row, the true class; column, the class that scored highest."""
+def confusion_matrix(task, scores):
+    """Counts (K, K) of the test images of all seeds: rows are true classes, columns predicted classes.
+
+    task: splits.Task. scores: for each seed the scores (n_test, K) of its test images.
+    """
     counts = np.zeros((len(task.classes), len(task.classes)), int)
-    for (_, test), scored in zip(task.splits, scores, strict=True):
-        np.add.at(counts, (task.labels[test], scored.argmax(1)), 1)
+    for (_, test), seed_scores in zip(task.splits, scores, strict=True):
+        np.add.at(counts, (task.labels[test], seed_scores.argmax(1)), 1)
     return counts
 
 
-def knn(train, labels, test, k, n_classes):
-    """Scores (M, n_classes) of test features (M, C): votes of the k training features (N, C) of highest cosine.
+def knn_scores(train, labels, test, k, n_classes):
+    """Scores (M, n_classes) of test features (M, C) from the k training features (N, C) of highest cosine similarity.
 
-    A vote counts 1 and the cosine, so that of two classes with as many votes the nearer one wins.
+    Each neighbor adds 1 plus a fraction of its similarity to the score of its class, so that the nearer class wins a
+    tied vote.
     """
-    train, test = (rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12) for rows in (train, test))
-    k, scores = min(k, len(train)), np.zeros((len(test), n_classes))
+    train = train / np.maximum(np.linalg.norm(train, axis=1, keepdims=True), 1e-12)
+    test = test / np.maximum(np.linalg.norm(test, axis=1, keepdims=True), 1e-12)
+    k = min(k, len(train))
+    scores = np.zeros((len(test), n_classes))
     for start in range(0, len(test), 1024):
         cosine = test[start : start + 1024] @ train.T
         nearest = np.argpartition(-cosine, k - 1, axis=1)[:, :k]
@@ -44,28 +51,29 @@ def knn(train, labels, test, k, n_classes):
     return scores
 
 
-def spread(values):
-    """Mean, sample standard deviation (that with n - 1; None for one value) and each of the values."""
+def mean_and_std(values):
+    """{'mean', 'std', 'each'} of values; std is the sample standard deviation (n - 1), None for a single value."""
     values = [float(value) for value in values]
     std = float(np.std(values, ddof=1)) if len(values) > 1 else None
     return {"mean": float(np.mean(values)), "std": std, "each": values}
 
 
-def summary(task, scores):
-    """What results.json says of one model on one task: top-1, top-5 where there are more classes, by class, baselines.
+def summarize(task, scores):
+    """The entry of one model and task in results.json: top-1, top-5 for more than 5 classes, per class, baselines.
 
-    scores: for every seed the scores (n_test, K) of its test images.
+    task: splits.Task. scores: for each seed the scores (n_test, K) of its test images.
     """
-    pairs = [(scored, task.labels[test]) for scored, (_, test) in zip(scores, task.splits, strict=True)]
-    found = spread([accuracy(scored, labels) for scored, labels in pairs])
+    labels = [task.labels[test] for _, test in task.splits]
+    pairs = list(zip(scores, labels, strict=True))
+    summary = mean_and_std([topk_accuracy(*pair) for pair in pairs])
     if len(task.classes) > 5:
-        found["top5"] = spread([accuracy(scored, labels, 5) for scored, labels in pairs])
-    counts = confusion(task, scores)
+        summary["top5"] = mean_and_std([topk_accuracy(*pair, k=5) for pair in pairs])
+    counts = confusion_matrix(task, scores)
     tested = counts.sum(1)
-    found["per_class"] = {
+    summary["per_class"] = {
         name: float(counts[i, i] / tested[i]) if tested[i] else None for i, name in enumerate(task.classes)
     }
-    return found | {
+    return summary | {
         "majority": task.majority,
         "chance": 1 / len(task.classes),
         "train_images": [len(train) for train, _ in task.splits],
@@ -73,38 +81,53 @@ def summary(task, scores):
     }
 
 
-def published(task, model):
-    """The published top-1 of a model of this name on a task, from 0 to 1; None where there is none."""
+def published_accuracy(task, model):
+    """The published top-1 accuracy, from 0 to 1, of the model of this name on a task; None if there is none."""
     if sorted(name.lower() for name in task.classes) != TOYBOX:
         return None
     return PUBLISHED.get(task.name, {}).get(model.removesuffix("-resnext"))
 
 
-# --- results of several models
+# --- results of several models: {model: {task: entry}}, entries as summarize() makes them
 
 
 def read_results(paths):
-    """The models of the results.json files at paths, {model: {task: summary}}; UserError where two clash."""
+    """The models of the results.json files at paths; UserError for a file without results, or for a clash."""
     models = {}
     for path in paths:
         try:
-            found = json.loads(Path(path).read_text(encoding="utf-8"))["models"]
-            if not all(isinstance(entry["mean"], float) for by_task in found.values() for entry in by_task.values()):
+            results = json.loads(Path(path).read_bytes())["models"]
+            entries = [entry for by_task in results.values() for entry in by_task.values()]
+            if not entries:
                 raise ValueError("no accuracies in it")
+            if not all(math.isfinite(entry[key]) for entry in entries for key in ("mean", "majority", "chance")):
+                raise ValueError("an accuracy in it is not finite")
         except OSError as error:
             raise UserError(f"cannot read the results {path}: {error.strerror}") from error
         except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise UserError(f"{path} holds no results of an evaluation ({error!r})") from error
-        join(models, found, path)
+            raise UserError(
+                f"{path} is not a results.json of linear_decoding.py or hog_baseline.py ({error!r})"
+            ) from error
+        for model, by_task in results.items():
+            for task, entry in by_task.items():
+                check_no_clash(models, model, task, entry, path)
+                models.setdefault(model, {})[task] = entry
     return models
 
 
-def join(models, others, path):
-    """Add others to models; UserError, which names path, if both hold the same model on the same task."""
-    for name, by_task in others.items():
-        if both := set(models.setdefault(name, {})) & set(by_task):
-            raise UserError(f"{path} holds another result of {name} ({min(both)}); choose other --names")
-        models[name].update(by_task)
+def check_no_clash(models, model, task, entry, source):
+    """UserError if an entry cannot join the results in models.
+
+    models may not hold the model's result on the task already, and results on one task have the same classes. entry:
+    its 'per_class' and 'chance' are compared. source: the file or flag to name in the message.
+    """
+    if task in models.get(model, {}):
+        raise UserError(f"{source} has another result of {model} ({task}); choose other --names")
+    other = next((by_task[task] for by_task in models.values() if task in by_task), entry)
+    names, other_names = (set(each.get("per_class", ())) for each in (entry, other))
+    if entry["chance"] != other["chance"] or (names and other_names and names != other_names):
+        different = ", ".join(sorted(names ^ other_names)[:4])
+        raise UserError(f"{source}: results of {task} have different classes ({different}); compare them separately")
 
 
 def task_names(models):
@@ -113,22 +136,36 @@ def task_names(models):
 
 
 def baselines(models, task):
-    """The chance and majority accuracies of a task."""
+    """{'chance', 'majority'}: the accuracies of guessing on a task."""
     entry = next(by_task[task] for by_task in models.values() if task in by_task)
     return {"chance": entry["chance"], "majority": entry["majority"]}
 
 
+def with_knn(models):
+    """models with one more row 'NAME (k-NN)' after each model whose entries have nearest-neighbor accuracies."""
+    rows = {}
+    for model, by_task in models.items():
+        rows[model] = by_task
+        for task, entry in by_task.items():
+            if knn := entry.get("knn"):
+                row = rows.setdefault(f"{model} ({knn['k']}-NN)", {})
+                row[task] = {"majority": entry["majority"], "chance": entry["chance"], **knn}
+    return rows
+
+
 def cells(models):
-    """The top-1 accuracies as rows of words: a model a row, a task a column, mean and standard deviation in %."""
+    """The top-1 accuracies in % as rows of text: one row per model, one column per task, mean ± standard deviation."""
     columns = task_names(models)
     rows = [["top-1 %", *columns]]
     for name in ("chance", "majority"):
         rows.append([name, *(f"{100 * baselines(models, task)[name]:.1f}" for task in columns)])
-    return rows + [[name, *(_cell(by_task.get(task)) for task in columns)] for name, by_task in models.items()]
+    return rows + [
+        [name, *(_cell(by_task.get(task)) for task in columns)] for name, by_task in with_knn(models).items()
+    ]
 
 
 def table(models):
-    """The cells as lines of text, in columns."""
+    """The cells as lines of text, in aligned columns."""
     rows = cells(models)
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     align = [str.ljust] + [str.rjust] * (len(widths) - 1)
@@ -138,7 +175,7 @@ def table(models):
 
 
 def _cell(entry):
-    """A summary's accuracy in %, with its spread and the published one where there are such; a dash for None."""
+    """An entry's accuracy in %, with standard deviation and published value if known; a dash for None."""
     if entry is None:
         return "-"
     text = f"{100 * entry['mean']:.1f}"

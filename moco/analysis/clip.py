@@ -1,6 +1,9 @@
-"""A clip: the frames of a folder or a video in their order, the map a network makes of each, and the film of both."""
+"""A clip, the frames of a folder or a video in order, the maps of a network for them, and the film of both."""
 
+import math
+import os
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 
 import cv2
@@ -13,138 +16,180 @@ from moco.cli import UserError
 from moco.data import augment, loader
 from moco.videos import video
 
-STRIDE = 32  # pixels of the image to one place of a last map
+STRIDE = 32  # pixels of the image per location of a last map
 MEAN, STD = np.array(loader.MEAN), np.array(loader.STD)
+MAX_NAME = 200  # bytes of a file name; file systems take 255, and temporary names are longer than final ones
 
 
-def add_flags(parser):
-    """Add the flags that both films have, but for what is shown; a script sets frames and batch_size."""
+def add_flags(parser, frames, batch_size):
+    """Add the flags that all films share, with the default length and batch size of a script, to parser."""
     add = parser.add_argument
-    add("data", help="folder of images, taken in their order, or a video file, sampled at --fps")
+    add("data", help="folder of images, used in order, or a video file, sampled at --fps")
     checkpoint.add_flags(parser)
-    add("--frames", type=cli.number(int, 1), metavar="N", help="length of the film at most")
-    add("--fps", type=cli.number(float, 0.01), default=5.0, help="pictures a second; 5 shows each for 200 ms")
-    add("--range", nargs=2, type=float, metavar=("LOW", "HIGH"), help="ends of the colors; default: those of the clip")
-    add("--side-by-side", action="store_true", help="also show the picture without colors, on the left")
-    add("--name", type=film.name, metavar="FILE", help="name of the film in --save-dir: .mp4, .webm or .gif")
-    add("--shift", type=cli.number(int, 0), default=16, help="of a video: pixels of 224 that the crop moves up")
-    add("--no-rotate", action="store_true", help="of a video: do not turn frames by 180 degrees")
-    cli.shared_flags(parser, "--batch-size", help=f"images a forward pass, {features.BATCH} at most")
+    add("--frames", type=cli.number(int, 1), default=frames, metavar="N", help="maximum length of the film")
+    add("--fps", type=cli.number(float, 0.01, 1000), default=5.0, help="frames per second")
+    add("--range", nargs=2, type=float, metavar=("LOW", "HIGH"), help="range of the colors; default: that of the clip")
+    add("--side-by-side", action="store_true", help="also show the images without colors, on the left")
+    add("--name", type=film.file_name, metavar="FILE", help="name of the film in --save-dir: .mp4, .webm or .gif")
+    add("--shift", type=cli.number(int, 0), default=16, help="for videos: pixels of 224 that the crop moves up")
+    add("--no-rotate", action="store_true", help="for videos: do not rotate frames by 180 degrees")
+    cli.shared_flags(
+        parser,
+        "--batch-size",
+        default=batch_size,
+        help=f"images per forward pass; more than {features.BATCH} are computed in parts",
+    )
     cli.shared_flags(parser, "--image-size", "--workers")
     cli.shared_flags(parser, "--save-dir", "--seed", "--device", "--overwrite")
 
 
-class Clip:
-    """The pictures of a clip: every time it is iterated over, (H, W, 3) uint8 RGB, all of one size; one in memory.
+def film_path(save_dir, name, data, overwrite):
+    """The path of a film in save_dir, which is created. UserError if it cannot be written, or exists.
 
-    data: a folder of images, whose minor edge is made size pixels, or a video, of which fps frames a second are cut to
-    size x size and turned as read_saycam.py does, with its shift and rotate. limit: the most pictures. An image that
-    cannot be read is named and left out. UserError where there is nothing to read.
+    data: the folder or video that the film shows.
+    """
+    if Path(name).name != str(name):
+        raise UserError(f"--name {name} is not a plain file name; give the folder with --save-dir")
+    if len(os.fsencode(name)) > MAX_NAME:
+        raise UserError(f"--name {name} is too long for a file name; give a shorter one")
+    return files.refuse_overwrite(files.make_output_dir(save_dir, [data]) / name, overwrite)
+
+
+def color_range(limits):
+    """limits, the (low, high) of --range or None; UserError unless they are finite and increasing."""
+    if limits is not None and not (all(map(math.isfinite, limits)) and limits[0] < limits[1]):
+        raise UserError(f"--range {limits[0]} {limits[1]}: give two finite numbers, the first below the second")
+    return limits
+
+
+@dataclass(frozen=True)
+class Crop:
+    """How the frames of a video are cropped to squares of size pixels, see video.crop."""
+
+    size: int
+    shift: int = 16
+    rotate: bool = True
+
+
+class Clip:
+    """The images of a clip: each iteration over it yields (H, W, 3) uint8 RGB, all of one shape, one in memory.
+
+    data: a folder of images, which are resized to a minor edge of crop.size pixels, or a video, which is sampled at fps
+    frames per second and cropped. limit: maximum number of images. workers: threads that read images. Images that
+    cannot be read are reported and left out. UserError if there is nothing to read.
     """
 
-    def __init__(self, data, size, limit, fps, shift, rotate, workers):
-        self.data, self.size, self.workers, self.bad = data, size, workers, {}
-        self.crop = dict(size=size, shift=shift, rotate=rotate)
+    def __init__(self, data, crop, limit, fps=5.0, workers=0):
+        self.data = data
+        self.crop = crop
+        self.workers = workers
+        self.bad = {}
         if Path(data).is_file():
             try:
-                self.held = video.probe(data)
+                self.info = video.probe(data)
             except video.UnreadableVideo as error:
                 raise UserError(f"cannot read the video {data}: {error}") from error
-            self.frames, self.wanted = None, video.sampled_frames(self.held, fps)[:limit]
+            self.folder = None
+            self.frame_indices = video.sampled_frames(self.info, fps)[:limit]
         else:
-            self.frames = loader.FrameFolder(data)
-            self.wanted = np.arange(min(limit, len(self.frames)))
+            self.folder = loader.FrameFolder(data)
+            self.frame_indices = np.arange(min(limit, len(self.folder)))
 
     def __len__(self):
-        """The number of pictures, those that cannot be read included."""
-        return len(self.wanted)
+        """The number of images, including those that cannot be read."""
+        return len(self.frame_indices)
 
     def __iter__(self):
         shape = None
-        for picture in self._of_video() if self.frames is None else self._of_folder():
-            shape = shape or picture.shape
-            yield picture if picture.shape == shape else _covering(picture, shape)
+        for image in self._video_images() if self.folder is None else self._folder_images():
+            shape = shape or image.shape
+            yield image if image.shape == shape else _resize_to_cover(image, shape)
 
-    def _of_video(self):
+    def _video_images(self):
+        crop = self.crop
         try:
-            for place, picture in video.frames(self.data, self.wanted, self.held):
-                yield np.ascontiguousarray(video.crop(picture, **self.crop)[:, :, ::-1])
-                if place == len(self.wanted) - 1:
+            for position, frame in video.frames(self.data, self.frame_indices, self.info):
+                image = video.crop(frame, crop.size, crop.shift, crop.rotate)
+                yield np.ascontiguousarray(image[:, :, ::-1])
+                if position == len(self.frame_indices) - 1:
                     return
         except video.UnreadableVideo as error:
             raise UserError(f"cannot read the video {self.data}: {error}") from error
 
-    def _of_folder(self):
+    def _folder_images(self):
         with ThreadPoolExecutor(max(self.workers, 1)) as threads:
-            for part in np.split(self.wanted, range(features.BATCH, len(self.wanted), features.BATCH)):
-                for picture in threads.map(self._image, part):
-                    if picture is not None:
-                        yield picture
+            for start in range(0, len(self), features.BATCH):
+                for image in threads.map(self._read, self.frame_indices[start : start + features.BATCH]):
+                    if image is not None:
+                        yield image
 
-    def _image(self, index):
-        path = self.frames.path(index)
+    def _read(self, index):
+        path = self.folder.path(index)
         try:
-            picture = augment.decode(path.read_bytes())
+            image = augment.decode(path.read_bytes())
         except (augment.BadImage, OSError) as error:
             if index not in self.bad:
                 self.bad[index] = str(error)
                 print(f"{path}: {error}; left out")
             return None
-        height, width = picture.shape[:2]
-        if min(height, width) == self.size:
-            return picture
-        scale = self.size / min(height, width)
-        return augment.resize(picture, int(width * scale + 1e-9), int(height * scale + 1e-9))
+        height, width = image.shape[:2]
+        if min(height, width) == self.crop.size:
+            return image
+        scale = self.crop.size / min(height, width)
+        return augment.resize(image, int(width * scale + 1e-9), int(height * scale + 1e-9))
 
 
-def _covering(picture, shape):
-    """picture scaled to cover shape (H, W, 3), and its middle cut out."""
-    scale = max(shape[0] / picture.shape[0], shape[1] / picture.shape[1])
-    height, width = (max(round(side * scale), least) for side, least in zip(picture.shape[:2], shape[:2], strict=True))
+def _resize_to_cover(image, shape):
+    """image resized to cover shape (H, W, 3), and center-cropped to it."""
+    scale = max(shape[0] / image.shape[0], shape[1] / image.shape[1])
+    height = max(round(image.shape[0] * scale), shape[0])
+    width = max(round(image.shape[1] * scale), shape[1])
     top, left = (height - shape[0]) // 2, (width - shape[1]) // 2
-    return augment.resize(picture, width, height)[top : top + shape[0], left : left + shape[1]]
+    return augment.resize(image, width, height)[top : top + shape[0], left : left + shape[1]]
 
 
-def upsampled(small, height, width):
-    """A map (h, w) at the scale of its picture, (height, width): each place made STRIDE pixels wide, bicubic."""
+def upsample(small, height, width):
+    """A map (h, w) at the resolution of its image, (height, width): STRIDE pixels per location, bicubic."""
     large = cv2.resize(small, None, fx=STRIDE, fy=STRIDE, interpolation=cv2.INTER_CUBIC)
     return large[:height, :width]
 
 
-class Look:
-    """What a network makes of a clip: its small maps, and over the whole clip the extremes of maps and of pixels.
+class ClipMaps:
+    """The maps of a network for a clip, and the ranges of maps and pixels over the whole clip.
 
-    maps: (n, h, w) float32, 0.2 kB a picture. low, high: of the maps once upsampled. darkest, brightest: (3,) uint8.
+    maps: (n, h, w) float32, not upsampled. low, high: minimum and maximum of the upsampled maps. darkest, brightest:
+    (3,) uint8, minimum and maximum of each color.
     """
 
     def __init__(self, clip, network, batch_size, device):
-        """network: images (N, 3, H, W) to maps (N, h, w). UserError where no frame can be read, a map is not finite."""
-        maps, self.low, self.high = [], np.inf, -np.inf
+        """network: images (N, 3, H, W) to maps (N, h, w). UserError if no frame can be read or a map is not finite."""
+        parts = []
+        self.low, self.high = np.inf, -np.inf
         self.darkest, self.brightest = np.full(3, 255, np.uint8), np.zeros(3, np.uint8)
         mean, std = (255 * torch.tensor([loader.MEAN, loader.STD], device=device)[:, :, None, None]).unbind()
         with cli.Progress(len(clip), "maps", "frames") as progress, distributed.no_tf32():
             for batch in _batches(clip, min(batch_size, features.BATCH)):
                 images = torch.from_numpy(batch).to(device).permute(0, 3, 1, 2).float().sub_(mean).div_(std)
                 with torch.inference_mode():
-                    found = network(images).float().cpu().numpy()
-                if not np.isfinite(found).all():
-                    raise UserError(f"the maps of {clip.data} are not finite; look at the weights")
-                large = np.stack([upsampled(small, *batch.shape[1:3]) for small in found])
+                    maps = network(images).float().cpu().numpy()
+                if not np.isfinite(maps).all():
+                    raise UserError(f"the maps of {clip.data} are not finite; check the model's weights")
+                large = np.stack([upsample(small, *batch.shape[1:3]) for small in maps])
                 self.low, self.high = min(self.low, large.min()), max(self.high, large.max())
-                lines = batch.reshape(-1, batch.shape[2] * 3)  # long rows first: ten times as fast
-                self.darkest = np.minimum(self.darkest, lines.min(0).reshape(-1, 3).min(0))
-                self.brightest = np.maximum(self.brightest, lines.max(0).reshape(-1, 3).max(0))
-                maps.append(found)
+                rows = batch.reshape(-1, batch.shape[2] * 3)  # reducing long rows first is ten times faster
+                self.darkest = np.minimum(self.darkest, rows.min(0).reshape(-1, 3).min(0))
+                self.brightest = np.maximum(self.brightest, rows.max(0).reshape(-1, 3).max(0))
+                parts.append(maps)
                 progress.update(len(batch))
-        if not maps:
+        if not parts:
             raise UserError(f"none of the {len(clip)} frames of {clip.data} can be read")
-        self.maps = np.concatenate(maps)
+        self.maps = np.concatenate(parts)
 
 
-def _batches(clip, size):
+def _batches(images, size):
     batch = []
-    for picture in clip:
-        batch.append(picture)
+    for image in images:
+        batch.append(image)
         if len(batch) == size:
             yield np.stack(batch)
             batch = []
@@ -152,32 +197,25 @@ def _batches(clip, size):
         yield np.stack(batch)
 
 
-def pages(clip, look, title, low, high, side_by_side=False):
-    """The pictures of the film, one after another: the clip under the colors of its maps from low to high."""
-    brightness, page = film.brightness(look.darkest, look.brightest, MEAN, STD), None
-    with cli.Progress(len(look.maps), "film", "frames") as progress:
-        for picture, small in zip(clip, look.maps, strict=True):
-            height, width = picture.shape[:2]
-            page = page or film.Page(height, width, title, low, high, 1 + side_by_side)
-            under = film.overlay(picture, film.heat(upsampled(small, height, width), low, high), brightness)
-            yield page(picture, under) if side_by_side else page(under)
+def film_frames(clip, clip_maps, title, low, high, side_by_side=False):
+    """Yield the frames of the film: the images of clip under the colors of its ClipMaps, from low to high."""
+    brightness = film.brightness(clip_maps.darkest, clip_maps.brightest, MEAN, STD)
+    layout = None
+    with cli.Progress(len(clip_maps.maps), "film", "frames") as progress:
+        for image, small in zip(clip, clip_maps.maps, strict=True):
+            height, width = image.shape[:2]
+            if layout is None:
+                layout = film.Layout(height, width, title, low, high, 2 if side_by_side else 1)
+            indices = film.color_indices(upsample(small, height, width), low, high)
+            overlay = film.overlay(image, indices, brightness)
+            yield layout(image, overlay) if side_by_side else layout(overlay)
             progress.update()
 
 
-def animate(args, network, title, name):
-    """Make the film that the flags ask for, of the maps of a network; name: how it is called unless they say.
-
-    network: an nn.Module or function, images (N, 3, H, W) to maps (N, h, w).
-    """
-    path = Path(args.save_dir) / (args.name or name)
-    files.make_output_dir(path.parent)
-    files.refuse_overwrite(path, args.overwrite)
-    if args.range and not args.range[0] < args.range[1]:
-        raise UserError(f"--range {args.range[0]} {args.range[1]}: the first must be below the second")
-    clip = Clip(args.data, args.image_size, args.frames, args.fps, args.shift, not args.no_rotate, args.workers)
-    look = Look(clip, network, args.batch_size, distributed.select_device(args.device))
-    low, high = args.range or (look.low, look.high)
-    film.write(path, pages(clip, look, title, low, high, args.side_by_side), args.fps)
-    print(f"{len(look.maps)} pictures, {title} from {look.low:.4g} to {look.high:.4g}: {path}")
-    if look.low == look.high:
-        print(f"{title} is the same everywhere in this clip, so that the film has one color")
+def write_film(path, clip, clip_maps, title, fps, limits=None, side_by_side=False):
+    """Write the film of a clip and its ClipMaps to path. limits: (low, high) of the colors; None: those of the clip."""
+    low, high = limits or (clip_maps.low, clip_maps.high)
+    film.write(path, film_frames(clip, clip_maps, title, low, high, side_by_side), fps)
+    print(f"{len(clip_maps.maps)} frames, {title} from {clip_maps.low:.4g} to {clip_maps.high:.4g}: {path}")
+    if clip_maps.low == clip_maps.high:
+        print(f"{title} is constant over this clip, so the film has a single color")

@@ -1,156 +1,184 @@
-"""What a network makes of images: pooled features of a frozen trunk, kept on disk, and maps of its classes."""
+"""Features of images from a frozen trunk, and batch-norm statistics adapted to images, both cached on disk."""
 
 import copy
 import hashlib
 import os
-from itertools import zip_longest
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
 import torch
-from torch.nn import functional
 
 from moco import checkpoint, cli, distributed, files, models
 from moco.cli import UserError
 from moco.data import augment, loader
 
-BATCH = 64  # images a forward pass: as fast as larger ones, and small in memory
+BATCH = 64  # images per forward pass: as fast as larger batches, and small in memory
+END_BYTES = 4096  # of a file that enter a cache key
+THREADS = 16  # a network disk serves several requests at once
 
 
-def adapt(trunk, frames, images, size, workers, device, seed, cache):
-    """Give trunk the batch-norm statistics of some images of frames, in random batches; no label is looked at.
+@dataclass(frozen=True)
+class EvalData:
+    """A folder of images and how they are read for evaluation: a center square of size pixels, no augmentation."""
 
-    frames: loader.FrameFolder. images: (N,) their indices. size: side of the squares that trunk sees, in pixels. cache:
-    folder where statistics once measured are kept.
+    frames: loader.FrameFolder
+    size: int
+    device: torch.device
+    workers: int = 0
+
+    def batches(self, images=None, batch_size=BATCH):
+        """Iterate over (images (n, 3, size, size) on the device, labels (n,), indices (n,)) once, in order.
+
+        images: indices of the images to read, (N,); None reads all. Images that cannot be read are left out.
+        """
+        recipe = augment.Recipe("none", self.size)
+        return loader.in_order(self.frames, recipe, self.device, self.workers, images, batch_size).epoch(0)
+
+
+def adapt_batch_norm(trunk, data, images, seed, cache):
+    """Set the batch-norm statistics of trunk to those of some images in random batches. Labels are not used.
+
+    trunk is changed in place; its previous statistics do not matter. data: EvalData. images: (N,) indices. cache:
+    folder in which the statistics are kept. UserError if fewer than two images can be read, or a statistic is not
+    finite.
     """
-    path = Path(cache) / f"{cache_key(frames, images, 'statistics', seed, size, _weights(trunk))}.tar"
+    key = cache_key(data.frames, images, "statistics", seed, data.size, _digest(trunk, trunk.named_parameters()))
+    path = Path(cache) / f"{key}.tar"
     if path.exists():
-        found = checkpoint.read(path)
-    else:
-        order = np.random.default_rng(seed).permutation(images)
-        batches = loader.in_order(frames, augment.Recipe("none", size), device, workers, order)
-        with cli.Progress(len(images), "batch-norm statistics", "images") as progress:
-            models.adapt_batch_norm(trunk.to(device), _images(batches, progress))
-        found = {name: buffer.cpu() for name, buffer in trunk.named_buffers()}
-        checkpoint.write(path, found)
-    for name, buffer in trunk.named_buffers():
-        buffer.copy_(found[name])
+        statistics = checkpoint.read(path)
+        for name, buffer in trunk.named_buffers():
+            buffer.copy_(statistics[name])
+        return
+    order = np.random.default_rng(seed).permutation(images)
+    with cli.Progress(len(images), "batch-norm statistics", "images") as progress, distributed.no_tf32():
+        models.adapt_batch_norm(trunk, _batches_of_two_or_more(data.batches(order), progress))
+    statistics = {name: buffer.cpu() for name, buffer in trunk.named_buffers()}
+    if not all(values.isfinite().all() for values in statistics.values()):
+        raise UserError("the adapted batch-norm statistics are not finite; check the model's weights")
+    if progress.done == len(images):  # else an image that cannot be read now is tried again next time
+        checkpoint.write(path, statistics)
 
 
-def _images(batches, progress):
-    for images, _, indices in batches.epoch(0):
-        yield images
+def _batches_of_two_or_more(batches, progress):
+    """The images of batches, where a batch of one image, which has no variance, is joined to its neighbor."""
+    pending = None
+    for images, _, indices in batches:
         progress.update(len(indices))
+        if pending is not None and min(len(pending), len(images)) > 1:
+            yield pending
+            pending = images
+        else:
+            pending = images if pending is None else torch.cat([pending, images])
+    if pending is None or len(pending) < 2:
+        raise UserError("batch-norm statistics need at least two training images that can be read")
+    yield pending
 
 
-def extract_features(trunk, frames, images, size, workers, device, cache):
-    """The features (N, C) of some images of frames, float32, as an array on disk; NaN for images that cannot be read.
+def extract_features(trunk, data, images, cache):
+    """The features (N, C) of some images, float32, as an array on disk; NaN for images that cannot be read.
 
-    trunk: images to features, in evaluation mode. images: (N,) rising indices. size: side of the squares that trunk
-    sees, in pixels. cache: folder where features once computed are kept, under a key of weights, images (names, sizes,
-    times of change) and transform. UserError where no image can be read, or a feature is not finite. All GPUs of this
-    machine share the work.
+    trunk: images to features, on data.device; evaluated in eval mode. data: EvalData. images: (N,) increasing indices.
+    cache: folder in which features are kept. UserError if no image can be read, or a feature is not finite.
     """
-    path = Path(cache) / f"{cache_key(frames, images, 'features', size, _weights(trunk))}.npy"
-    if path.exists():
-        return np.load(path, mmap_mode="r")
-    rows = None
-    with (
-        files.atomic_write(path) as part,
-        cli.Progress(len(images), "features", "images") as progress,
-        distributed.no_tf32(),
-    ):
-        for found, indices in _forward(trunk.eval(), frames, images, size, workers, distributed.all_like(device)):
-            check_finite(found, [frames.path(i) for i in indices])
-            if rows is None:
-                rows = empty_rows(part, len(images), found.shape[1])
-            rows[np.searchsorted(images, indices.numpy())] = found
-            progress.update(len(indices))
-        if rows is None:
+    key = cache_key(data.frames, images, "features", data.size, _digest(trunk, trunk.state_dict().items()))
+
+    def compute(missing):
+        network = copy.deepcopy(trunk).eval().to(memory_format=torch.channels_last)  # faster; trunk keeps its layout
+        with cli.Progress(len(missing), "features", "images") as progress, distributed.no_tf32():
+            for pictures, _, indices in data.batches(missing):
+                with torch.inference_mode():
+                    rows = network(pictures).cpu().numpy()
+                check_finite(rows, data.frames, indices)
+                progress.update(len(indices))
+                yield indices.numpy(), rows
+
+    return cached_rows(Path(cache) / f"{key}.npy", data.frames, images, compute)
+
+
+def check_finite(features, frames, indices):
+    """UserError that names the first image whose row of features (N, C) contains NaN or infinity.
+
+    indices: (N,) of the images in frames.
+    """
+    faulty = np.flatnonzero(~np.isfinite(features).all(1))
+    if len(faulty):
+        path = frames.path(int(indices[faulty[0]]))
+        raise UserError(f"the features of {path} are not finite; check the image and the model's weights")
+
+
+# --- cache
+
+
+def cached_rows(path, frames, images, compute):
+    """Rows of features (N, C) of some images of frames, float32, as a read-only array in the file path.
+
+    compute(missing) yields (indices (n,), rows (n, C)) of those of the missing images that can be read; the other rows
+    are NaN, and are tried again when the file is used next. UserError if no image can be read.
+    """
+    kept = np.load(path, mmap_mode="r") if path.exists() else None
+    missing = images if kept is None else images[np.isnan(kept[:, 0])]
+    if not len(missing):
+        return kept
+    parts = compute(missing)
+    first = next(parts, None)
+    if first is None:
+        if kept is None:
             raise UserError(f"none of the {len(images)} images in {frames.folder} can be read")
+        return kept
+    with files.atomic_write(path) as part:
+        rows = _empty_rows(part, len(images), first[1].shape[1])
+        if kept is not None:
+            rows[:] = kept
+        for indices, values in chain([first], parts):
+            rows[np.searchsorted(images, indices)] = values
         rows.flush()
     return np.load(path, mmap_mode="r")
 
 
-@torch.inference_mode()
-def _forward(trunk, frames, images, size, workers, devices):
-    """The features of some images of frames as (features (n, C), indices (n,)), the devices all at work at once."""
-    devices = devices[: len(images)]
-    networks = [copy.deepcopy(trunk).to(device, memory_format=torch.channels_last) for device in devices]
-    recipe, workers = augment.Recipe("none", size), -(-workers // len(devices))
-    shares = [
-        loader.in_order(frames, recipe, device, workers, share, BATCH).epoch(0)
-        for device, share in zip(devices, np.array_split(images, len(devices)), strict=True)
-    ]
-    for batches in zip_longest(*shares):
-        pairs = [(network, batch) for network, batch in zip(networks, batches, strict=True) if batch]
-        found = [(network(pictures), indices) for network, (pictures, _, indices) in pairs]  # a GPU does not wait
-        for rows, indices in found:
-            yield rows.cpu().numpy(), indices
-
-
-def check_finite(features, names):
-    """UserError that names the first file whose row of features (N, C) holds NaN or infinity."""
-    faulty = np.flatnonzero(~np.isfinite(features).all(1))
-    if len(faulty):
-        raise UserError(f"the features of {names[faulty[0]]} are not finite; look at that image, and at the weights")
-
-
-def cache_key(frames, images, *facts):
-    """A name for what comes out of some images (by name, size and time of change) of frames and of the facts (text)."""
-    digest = hashlib.sha256(repr(facts).encode())
-    for i in images:
-        path = frames.path(i)
-        try:
-            state = path.stat()
-            said = f"{state.st_size} {state.st_mtime_ns}"
-        except OSError as error:  # it will be left out
-            said = error.strerror
-        digest.update(f"{frames.name(i)} {said}\n".encode())
-    return digest.hexdigest()[:32]
-
-
-def _weights(trunk):
-    """A name for a network and its weights."""
-    digest = hashlib.sha256(str(trunk).encode())
-    for name, tensor in trunk.state_dict().items():
-        digest.update(name.encode())
-        digest.update(tensor.cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
-    return digest.hexdigest()
-
-
-def empty_rows(path, n, width):
-    """A new array (n, width) on disk at path, float32, that is NaN everywhere."""
+def _empty_rows(path, n, width):
+    """A new array (n, width) on disk at path, float32, of NaN."""
     rows = np.lib.format.open_memmap(path, "w+", np.float32, (n, width))
-    if hasattr(os, "posix_fallocate"):  # a disk that fills up under a mapped file ends the process in a bus error
+    if hasattr(os, "posix_fallocate"):  # a full disk would otherwise end the process by SIGBUS
         with open(path, "rb+") as file:
             os.posix_fallocate(file.fileno(), 0, os.path.getsize(path))
     rows[:] = np.nan
     return rows
 
 
-# --- maps
+def cache_key(frames, images, *settings):
+    """A file name for what is computed from some images of frames with some settings.
 
-
-def class_activation_map(maps, weights):
-    """How much each place speaks for a class (N, H, W): the last maps (N, C, H, W), summed with its weights (C,).
-
-    A class activation map (Zhou et al. 2016), of which the mean over space is the class's logit without its bias.
+    It depends on the images' names, sizes, times of modification and of change, and last bytes: an archive restores
+    times of modification, and some disks keep times only to the second.
     """
-    return torch.einsum("nchw,c->nhw", maps, weights)
+    digest = hashlib.sha256(repr(settings).encode())
+    with ThreadPoolExecutor(THREADS) as threads:
+        for start in range(0, len(images), 4096):
+            for line in threads.map(lambda i: _file_state(frames, i), images[start : start + 4096]):
+                digest.update(line)
+    return digest.hexdigest()[:32]
 
 
-def upsample(maps, size):
-    """Maps (N, h, w) made (N, size, size), bicubic."""
-    return functional.interpolate(maps[:, None], size=(size, size), mode="bicubic", align_corners=False)[:, 0]
+def _file_state(frames, i):
+    """What identifies the present content of image i, as bytes."""
+    try:
+        with open(frames.path(i), "rb") as file:
+            state = os.fstat(file.fileno())
+            file.seek(max(0, state.st_size - END_BYTES))
+            content = hashlib.sha256(file.read(END_BYTES)).hexdigest()
+        facts = f"{state.st_size} {state.st_mtime_ns} {state.st_ctime_ns} {content}"
+    except OSError as error:
+        facts = error.strerror
+    return os.fsencode(f"{frames.name(i)} {facts}\n")
 
 
-def attention_mask(maps):
-    """Masks (N, H, W) between 0 and 1 from maps (N, H, W): sigmoid(10 m / std(m)), std over all of them (the paper)."""
-    return torch.sigmoid(10 * maps / maps.std().clamp(min=1e-12))
-
-
-def denormalize(images):
-    """Normalised images (N, 3, H, W) as pictures (N, H, W, 3) from 0 to 1."""
-    mean, std = torch.tensor([loader.MEAN, loader.STD])
-    return (images.permute(0, 2, 3, 1) * std + mean).clamp(0, 1)
+def _digest(network, tensors):
+    """A hash of the structure of network and of some of its named tensors."""
+    digest = hashlib.sha256(str(network).encode())
+    for name, tensor in tensors:
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()

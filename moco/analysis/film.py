@@ -1,4 +1,4 @@
-"""Pictures into a film: a map laid over a picture in jet colors, a frame with title and color bar, and the file."""
+"""Films of maps over images: jet colors, a layout with title and color bar, and video files."""
 
 from fractions import Fraction
 from pathlib import Path
@@ -9,7 +9,7 @@ import numpy as np
 from av.video.reformatter import ColorPrimaries, ColorRange, Colorspace, ColorTrc, VideoReformatter
 from PIL import Image, ImageDraw, ImageFont
 
-from moco import files
+from moco import files, plots
 from moco.cli import UserError
 
 CODECS = {
@@ -17,13 +17,13 @@ CODECS = {
     ".webm": ("libvpx-vp9", {"crf": "24", "b": "0", "deadline": "realtime", "cpu-used": "6", "row-mt": "1"}),
     ".gif": ("gif", {}),
 }
-MAX_SIDE = 16384  # pixels: the most that H.264 and VP9 both take
+MAX_SIDE = 16384  # pixels: the maximum of both H.264 and VP9
 
-# The segments of matplotlib's jet: where a color turns, from 0 to 1, and its red, green or blue there.
+# The color map jet, (256, 3), from the positions (0 to 1) and values of the breakpoints of red, green and blue.
 JET = np.stack(
     [
-        np.interp(np.linspace(0, 1, 256), places, values)
-        for places, values in (
+        np.interp(np.linspace(0, 1, 256), positions, values)
+        for positions, values in (
             ((0, 0.35, 0.66, 0.89, 1), (0, 0, 1, 1, 0.5)),
             ((0, 0.125, 0.375, 0.64, 0.91, 1), (0, 0, 1, 1, 0, 0)),
             ((0, 0.11, 0.34, 0.65, 1), (0.5, 1, 1, 0, 0)),
@@ -33,69 +33,79 @@ JET = np.stack(
 ).astype(np.float32)
 
 
-def heat(values, low, high):
-    """Values (H, W) as indices (H, W) uint8 into JET: low and below is 0, high and above 255; all 0 if both are equal.
+def color_indices(values, low, high):
+    """Indices into JET, (H, W) uint8, of values (H, W): low and below is 0, high and above 255; 0 if low equals high.
 
-    What lies between two colors takes the lower one, as published.
+    Values between two colors take the lower one, as in the published films.
     """
     scale = 255 / (high - low) if high > low else 0
     return np.clip((values - low) * scale, 0, 255).astype(np.uint8)
 
 
 def brightness(low, high, mean, std):
-    """The brightness from 0 to 1 of the 256 values of each color, (256, 3), in a clip of pixels from low to high.
+    """A table (256, 3) of the brightness, 0 to 1, of each pixel value in a clip of pixels from low to high.
 
-    low, high: (3,), the darkest and the brightest value of each color, 0 to 255. As published the pixels are first
-    normalized by mean and std (3,), and then rescaled over the whole clip, all three colors together.
+    low, high: (3,), the minimum and maximum of each color, 0 to 255. As in the published films, pixels are normalized
+    by mean and std (3,), and then rescaled over the clip, all three colors together.
     """
     table = (np.arange(256)[:, None] / 255 - mean) / std
-    darkest, brightest = table[low, range(3)].min(), table[high, range(3)].max()
-    return np.clip((table - darkest) / max(brightest - darkest, 1e-12), 0, 1).astype(np.float32)
+    minimum = table[low, range(3)].min()
+    maximum = table[high, range(3)].max()
+    return np.clip((table - minimum) / max(maximum - minimum, 1e-12), 0, 1).astype(np.float32)
 
 
-def overlay(picture, heat, brightness):
-    """picture (H, W, 3) uint8 RGB under the colors of heat (H, W) uint8: (H, W, 3) uint8.
+def overlay(image, indices, brightness):
+    """The colors of indices (H, W) uint8 over image (H, W, 3) uint8 RGB: (H, W, 3) uint8.
 
-    The mean of the picture's brightness (256, 3), see brightness(), and the jet colors. The published code rescales
-    their sum over the clip, which is the same wherever the sum reaches from black to white in some pixel of the clip.
+    The mean of the jet colors and the image's brightness, a table (256, 3) of brightness(). The published code rescales
+    their sum over the clip, which is the same if the sum ranges from black to white within the clip.
     """
-    colors = cv2.LUT(cv2.merge([heat] * 3), JET[None] * np.float32(127.5))
-    return (colors + cv2.LUT(picture, brightness[None] * np.float32(127.5))).astype(np.uint8)
+    colors = cv2.LUT(cv2.merge([indices] * 3), JET[None] * np.float32(127.5))
+    return (colors + cv2.LUT(image, brightness[None] * np.float32(127.5))).astype(np.uint8)
 
 
-class Page:
-    """What every picture of a film has around it: a title above, a color bar from low to high on the right.
+class Layout:
+    """The layout of each frame of a film: images side by side, a title above, a color bar from low to high.
 
-    height, width: of a picture. columns: how many pictures side by side.
+    height, width: of an image. columns: number of images.
     """
 
     def __init__(self, height, width, title, low, high, columns=1):
-        text, edge, bar = max(12, height // 18), max(4, height // 40), max(8, height // 28)
-        font = ImageFont.load_default(text)
+        text_height = max(12, height // 18)
+        edge = max(4, height // 40)
+        bar_width = max(8, height // 28)
+        font = _load_font(title, text_height)
         ticks = [f"{value:.2g}" for value in (high, (low + high) / 2, low)]
-        top, label = edge + text + edge, max(int(font.getlength(tick)) for tick in ticks)
+        tick_width = max(int(font.getlength(tick)) for tick in ticks)
+        top = edge + text_height + edge
         self.corners = [(edge + column * (width + edge), top) for column in range(columns)]
-        left = self.corners[-1][0] + width + edge
-        total = left + bar + edge + label + edge, top + height + edge
-        page = Image.new("RGB", tuple(side + side % 2 for side in total), "white")
-        draw = ImageDraw.Draw(page)
-        draw.text((edge, top - edge), _shortened(title, font, total[0] - 2 * edge), "black", font, anchor="ls")
-        for tick, place, anchor in zip(ticks, (0, height / 2, height), ("lt", "lm", "lb"), strict=True):
-            draw.text((left + bar + edge, top + place), tick, "black", font, anchor=anchor)
-        self.blank = np.array(page)
-        shades = np.linspace(255, 0, height).round().astype(int)
-        self.blank[top : top + height, left : left + bar] = (255 * JET[shades, None]).astype(np.uint8)
+        bar_left = self.corners[-1][0] + width + edge
+        size = bar_left + bar_width + edge + tick_width + edge, top + height + edge
+        canvas = Image.new("RGB", tuple(side + side % 2 for side in size), "white")
+        draw = ImageDraw.Draw(canvas)
+        draw.text((edge, top - edge), _truncate(title, font, size[0] - 2 * edge), "black", font, anchor="ls")
+        for tick, y, anchor in zip(ticks, (0, height / 2, height), ("lt", "lm", "lb"), strict=True):
+            draw.text((bar_left + bar_width + edge, top + y), tick, "black", font, anchor=anchor)
+        self.canvas = np.array(canvas)
+        bar = np.linspace(255, 0, height).round().astype(int)
+        self.canvas[top : top + height, bar_left : bar_left + bar_width] = (255 * JET[bar, None]).astype(np.uint8)
 
-    def __call__(self, *pictures):
-        """The page (H', W', 3) uint8 with pictures (height, width, 3), both sides even."""
-        page = self.blank.copy()
-        for picture, (left, top) in zip(pictures, self.corners, strict=True):
-            page[top : top + picture.shape[0], left : left + picture.shape[1]] = picture
-        return page
+    def __call__(self, *images):
+        """A frame (H', W', 3) uint8 with images (height, width, 3); both sides are even."""
+        frame = self.canvas.copy()
+        for image, (left, top) in zip(images, self.corners, strict=True):
+            frame[top : top + image.shape[0], left : left + image.shape[1]] = image
+        return frame
 
 
-def _shortened(text, font, width):
-    """text, cut off with dots so that it takes at most width pixels."""
+def _load_font(text, size):
+    """A font for text: Pillow's own, or for other than Latin letters an installed one, if there is one."""
+    font = None if text.isascii() else plots.find_font(text)
+    return ImageFont.truetype(font[1], size) if font else ImageFont.load_default(size)
+
+
+def _truncate(text, font, width):
+    """text, truncated with dots to at most width pixels."""
     if font.getlength(text) <= width:
         return text
     while text and font.getlength(text + "...") > width:
@@ -103,61 +113,67 @@ def _shortened(text, font, width):
     return text + "..."
 
 
-def name(text):
-    """text as a Path, if its ending is that of a film; UserError if not (an argparse type)."""
+def file_name(text):
+    """text as a Path, if its extension is that of a film (an argparse type); UserError if not."""
     if Path(text).suffix.lower() not in CODECS:
-        raise UserError(f"{text} does not end in {', '.join(CODECS)}; give a film a name with one of these endings")
+        raise UserError(f"{text} does not end in {', '.join(CODECS)}; choose one of these formats")
     return Path(text)
 
 
-def write(path, pictures, fps):
-    """Write pictures, any iterable of (H, W, 3) uint8 RGB of one size, as a film of fps pictures a second to path.
+def write(path, frames, fps):
+    """Write frames, an iterable of (H, W, 3) uint8 RGB of one size, as a film of fps frames per second to path.
 
-    The ending of path is the format: H.264 (.mp4, which starts to play before it is all there), VP9 (.webm), .gif. All
-    play in a browser. Odd sides are made even by showing the last row or column twice. One picture is in memory at a
-    time. UserError for a picture too large, an unknown ending or a full disk; ValueError for no pictures.
+    The format follows from the extension: H.264 (.mp4, with its index first), VP9 (.webm) or .gif; all play in a
+    browser. Odd sides are made even by repeating the last row or column. One frame at a time is in memory. UserError
+    for a frame too large, an unknown extension or a full disk; ValueError for no frames.
     """
-    codec, options = CODECS[name(path).suffix.lower()]
-    rate, stream, reformatter = Fraction(fps).limit_denominator(1001), None, VideoReformatter()
+    codec, options = CODECS[file_name(path).suffix.lower()]
+    rate = Fraction(fps).limit_denominator(1001)
+    stream, reformatter = None, VideoReformatter()
     movflags = {"movflags": "faststart"} if codec == "libx264" else {}
     with files.atomic_write(path) as part, av.open(part, "w", options=movflags) as container:
-        for number, picture in enumerate(pictures):
-            height, width = picture.shape[:2]
-            picture = cv2.copyMakeBorder(picture, 0, height % 2, 0, width % 2, cv2.BORDER_REPLICATE)
+        for number, image in enumerate(frames):
+            height, width = image.shape[:2]
+            image = cv2.copyMakeBorder(image, 0, height % 2, 0, width % 2, cv2.BORDER_REPLICATE)
             if stream is None:
-                if max(picture.shape) > MAX_SIDE:
+                if max(image.shape) > MAX_SIDE:
                     raise UserError(f"{width} x {height} pixels are too many for a film; give a smaller --image-size")
-                stream = _stream(container, codec, rate, options, picture.shape)
-            frame = _paletted(picture) if codec == "gif" else _yuv(picture, reformatter)
+                stream = _add_stream(container, codec, rate, options, image.shape)
+            frame = _to_palette(image) if codec == "gif" else _to_yuv(image, reformatter)
             frame.pts, frame.time_base = number, 1 / rate
             container.mux(stream.encode(frame))
         if stream is None:
-            raise ValueError("a film without pictures")
+            raise ValueError("a film without frames")
         container.mux(stream.encode(None))
 
 
-def _stream(container, codec, rate, options, shape):
+def _add_stream(container, codec, rate, options, shape):
     stream = container.add_stream(codec, rate=rate, options=options)
     stream.height, stream.width = shape[:2]
     stream.pix_fmt = "pal8" if codec == "gif" else "yuv420p"
-    if codec != "gif":  # browsers guess the colors of a film that does not say them
+    if codec != "gif":  # browsers guess the color space of a film that does not state it
         context = stream.codec_context
         context.colorspace, context.color_range = Colorspace.ITU709, ColorRange.MPEG
         context.color_primaries, context.color_trc = ColorPrimaries.BT709, ColorTrc.BT709
     return stream
 
 
-def _yuv(picture, reformatter):
-    frame = av.VideoFrame.from_ndarray(picture, "rgb24")
+def _to_yuv(image, reformatter):
+    frame = av.VideoFrame.from_ndarray(image, "rgb24")
     return reformatter.reformat(
-        frame, format="yuv420p", dst_colorspace=Colorspace.ITU709, dst_color_range=ColorRange.MPEG,
-        dst_color_primaries=ColorPrimaries.BT709, dst_color_trc=ColorTrc.BT709, threads=1,
-    )  # fmt: skip
+        frame,
+        format="yuv420p",
+        dst_colorspace=Colorspace.ITU709,
+        dst_color_range=ColorRange.MPEG,
+        dst_color_primaries=ColorPrimaries.BT709,
+        dst_color_trc=ColorTrc.BT709,
+        threads=1,
+    )
 
 
-def _paletted(picture):
-    """picture in 256 colors of its own, dithered, which hides the steps between them."""
-    image = Image.fromarray(picture)
+def _to_palette(image):
+    """image in a palette of 256 colors, dithered to hide the steps between them."""
+    image = Image.fromarray(image)
     image = image.quantize(palette=image.quantize(256, Image.Quantize.FASTOCTREE), dither=Image.Dither.FLOYDSTEINBERG)
     palette = np.full((256, 4), 255, np.uint8)
     colors = np.array(image.getpalette("RGB"), np.uint8).reshape(-1, 3)

@@ -1,6 +1,7 @@
-"""The frame around a readout: the images and splits its flags ask for, and everything it leaves in its folder."""
+"""What an evaluation writes to its folder: accuracies, predictions, splits, decoded models and figures."""
 
 import csv
+import os
 
 import numpy as np
 import torch
@@ -8,93 +9,95 @@ import torch
 from moco import checkpoint, cli, files, plots
 from moco.analysis import accuracy, splits
 from moco.cli import UserError
-from moco.data import loader
+
+MAX_STEM = 200  # bytes of a file name; file systems take 255, and temporary names are longer than final ones
+
+
+def add_flags(parser):
+    """Add the positional folder and the flags that all linear classifiers share to parser."""
+    add = parser.add_argument
+    add("data", nargs="?", help="folder with one folder of images per class; omit it to plot the results of --compare")
+    add("--knn", type=cli.number(int, 1), metavar="K", help="also report K-nearest-neighbor accuracies")
+    add("--compare", nargs="+", default=[], metavar="JSON", help="results.json files to include in table and figure")
+    add("--features-dir", metavar="DIR", help="cache of computed features; default: features in --save-dir")
+    splits.add_flags(parser)
+    cli.shared_flags(parser, "--save-dir", "--seed", "--workers", "--overwrite")
 
 
 class Report:
-    """An evaluation in its folder. frames: loader.FrameFolder of the labelled images. tasks: the splits.Tasks on them.
+    """The results of an evaluation, written to its folder.
 
-    cache: folder where computed features are kept. models: {model: {task: accuracy.summary}}, --beside's first.
+    Predictions and decoded models are written as they are added; finish() writes everything else, numbers before
+    figures.
+
+    folder: where to. models: {model: {task: entry}}, see accuracy.summarize.
     """
 
-    def __init__(self, args):
-        self.folder = files.make_output_dir(args.save_dir)
-        files.refuse_overwrite(self.folder / "results.json", args.overwrite)
-        self.cache = files.make_output_dir(args.features_dir or self.folder / "features")
-        self.knn, self.models, self.frames, self.tasks = args.knn, accuracy.read_results(args.beside), None, []
-        self.results = {"flags": vars(args), "std": "sample standard deviation over the seeds"}
-        if not args.data:
-            if not args.beside:
-                raise UserError("give a folder that holds a folder of images per class (or only --beside)")
-            return
-        self.frames = loader.FrameFolder(args.data)
-        self.tasks = splits.tasks(self.frames, args.data, args)
-        first = self.tasks[0]
-        self.results |= {
-            "classes": first.classes,
-            "counts": dict(zip(first.classes, np.bincount(first.labels).tolist(), strict=True)),
-            "seeds": first.seeds,
-            "chance": 1 / len(first.classes),
-            "majority": first.majority,
-        }
+    def __init__(self, save_dir, data=None, overwrite=False, compare=()):
+        """data: folder of the labeled images, if any. compare: results.json files whose models come first.
 
-    @staticmethod
-    def add_flags(parser):
-        """Add the positional folder and the flags that all readouts share to parser."""
-        add = parser.add_argument
-        add("data", nargs="?", help="folder with a folder of images per class; none: draw the results of --beside")
-        add("--knn", type=cli.number(int, 1), metavar="K", help="also name the class by the K nearest training images")
-        add("--beside", nargs="+", default=[], metavar="JSON", help="results.json files to show beside these results")
-        add("--features-dir", metavar="DIR", help="where computed features are kept; default: features in --save-dir")
-        splits.add_flags(parser)
-        cli.shared_flags(parser, "--save-dir", "--seed", "--workers", "--overwrite")
-
-    def expect(self, models):
-        """UserError if --beside has results of one of these models on a task of this evaluation."""
-        for model in models:
-            if both := self.models.get(model, {}).keys() & {task.name for task in self.tasks}:
-                raise UserError(f"--beside holds another result of {model} ({min(both)}); choose other --names")
-
-    def add(self, model, task, rows, scores):
-        """Keep the results of a model on a task: for every seed the scores (n_test, K) of its test images.
-
-        rows: (N, C) features of the task's images, for --knn.
+        UserError if the folder cannot be used, or nothing is to be reported.
         """
-        entry = accuracy.summary(task, scores)
-        if (known := accuracy.published(task, model)) is not None:
-            entry["published"] = known
+        if not data and not compare:
+            raise UserError("give a folder that has one folder of images per class, or only --compare")
+        self.folder = files.make_output_dir(save_dir, [data] if data else [])
+        files.refuse_overwrite(self.folder / "results.json", overwrite)
+        self.models = accuracy.read_results(compare)
+        self._confusions = []  # (file name, counts, task, model)
+
+    def check_no_clash(self, models, tasks):
+        """UserError if a result of these models on these tasks clashes with one of --compare, or has too long a name.
+
+        models: names. tasks: splits.Tasks.
+        """
+        for model in models:
+            for task in tasks:
+                if len(os.fsencode(f"{model}_labeledS_5_{task.slug}")) > MAX_STEM:
+                    raise UserError(f"the name {model} is too long for file names; give a shorter one with --names")
+                entry = {"per_class": task.classes, "chance": 1 / len(task.classes)}
+                accuracy.check_no_clash(self.models, model, task.name, entry, "--compare")
+
+    def add(self, model, task, scores, knn=None):
+        """Add the results of a model on a task.
+
+        scores: for each seed the scores (n_test, K) of its test images. knn: (k, such scores of the k nearest
+        neighbors). UserError for scores that are NaN.
+        """
+        if any(np.isnan(seed_scores).any() for seed_scores in scores):
+            raise UserError(f"the scores of {model} on {task.name} are not finite; lower --lr, or check the model")
+        entry = accuracy.summarize(task, scores)
+        if (published := accuracy.published_accuracy(task, model)) is not None:
+            entry["published"] = published
         if task.left_out:
             entry["left_out"] = task.left_out
             print(f"{len(task.left_out)} images cannot be read and are left out, such as {task.left_out[0]}")
-        if self.knn:
-            votes = [
-                accuracy.knn(rows[train], task.labels[train], rows[test], self.knn, len(task.classes))
-                for train, test in task.splits
-            ]
-            found = accuracy.summary(task, votes)
-            entry["knn"] = {"k": self.knn} | {key: found[key] for key in ("mean", "std", "each")}
+        if knn:
+            k, votes = knn
+            entry["knn"] = {"k": k, **{key: accuracy.summarize(task, votes)[key] for key in ("mean", "std", "each")}}
         self.models.setdefault(model, {})[task.name] = entry
         self._write_predictions(f"predictions_{model}_{task.slug}.csv", task, scores)
-        figure = self.folder / f"confusion_{model}_{task.slug}"
-        plots.confusion_matrix(accuracy.confusion(task, scores), task.classes, figure, f"{model}, {task.name}")
+        counts = accuracy.confusion_matrix(task, scores)
+        self._confusions.append((f"confusion_{model}_{task.slug}", counts, task.classes, f"{model}, {task.name}"))
 
     def _write_predictions(self, name, task, scores):
-        with files.atomic_write(self.folder / name) as part, open(part, "w", newline="", encoding="utf-8") as file:
+        text = {"encoding": "utf-8", "errors": "surrogateescape", "newline": ""}  # file names may not be UTF-8
+        with files.atomic_write(self.folder / name) as part, open(part, "w", **text) as file:
             writer = csv.writer(file)
             writer.writerow(["seed", "file", "target", "prediction"])
-            for seed, (_, test), scored in zip(task.seeds, task.splits, scores, strict=True):
-                for i, best in zip(test, scored.argmax(1), strict=True):
-                    writer.writerow([seed, task.names[i], task.classes[task.labels[i]], task.classes[best]])
+            for seed, (_, test), seed_scores in zip(task.seeds, task.splits, scores, strict=True):
+                for i, predicted in zip(test, seed_scores.argmax(1), strict=True):
+                    writer.writerow([seed, task.names[i], task.classes[task.labels[i]], task.classes[predicted]])
 
-    def add_model(self, model, task, arch, state, optimizer, accuracies, scores):
-        """Write the model decoded with the first seed, under the published name and keys.
+    def save_classifier(self, model, task, arch, state, optimizer, accuracies, scores):
+        """Write the network and linear classifier of the first seed, under the published name and keys.
 
-        state: trunk and new head. accuracies: training top-1 (%) by epoch. scores: (n_test, K) of its test images.
+        state: of the trunk and the new head. accuracies: training top-1 (%) by epoch. scores: (n_test, K) of the test
+        images.
         """
         test = task.splits[0][1]
         content = {
             "acc1_list": accuracies,
-            "val_acc1_list": [100 * accuracy.accuracy(scores, task.labels[test])],
+            "val_acc1_list": [100 * accuracy.topk_accuracy(scores, task.labels[test])],
             "model_state_dict": {f"module.{name}": value.cpu() for name, value in state.items()},
             "optimizer_state_dict": optimizer.state_dict(),
             "preds": torch.from_numpy(scores.argmax(1)),
@@ -106,13 +109,28 @@ class Report:
         }
         checkpoint.write(self.folder / f"{model}_labeledS_5_{task.slug}.tar", content)
 
-    def finish(self):
-        """Write splits, results.json and the figure of all accuracies; print the table."""
-        for task in self.tasks:
+    def finish(self, flags, tasks=()):
+        """Write splits and results.json, print the table, and draw the figures.
+
+        flags: {name: value} of the script. tasks: the splits.Tasks as they were before images were left out.
+        """
+        for task in tasks:
             for seed, (train, test) in zip(task.seeds, task.splits, strict=True):
                 sides = {"train": [task.names[i] for i in train], "test": [task.names[i] for i in test]}
                 files.write_json(files.make_output_dir(self.folder / "splits") / f"{task.slug}_{seed}.json", sides)
-        plots.accuracy_bars(self.models, self.folder / "accuracies")
-        files.write_json(self.folder / "results.json", self.results | {"models": self.models})
+        results = {"flags": flags, "std": "sample standard deviation over the seeds"}
+        if tasks:
+            first = tasks[0]
+            results |= {
+                "classes": first.classes,
+                "counts": dict(zip(first.classes, np.bincount(first.labels).tolist(), strict=True)),
+                "seeds": first.seeds,
+                "chance": 1 / len(first.classes),
+                "majority": first.majority,
+            }
+        files.write_json(self.folder / "results.json", results | {"models": self.models})
         print(accuracy.table(self.models))
+        for name, counts, classes, title in self._confusions:
+            plots.confusion_matrix(counts, classes, self.folder / name, title)
+        plots.accuracy_bars(accuracy.with_knn(self.models), self.folder / "accuracies")
         print(f"results and figures: {self.folder}")

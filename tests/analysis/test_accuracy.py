@@ -1,4 +1,4 @@
-"""Accuracies, their spread, and the results of many models, by hand-made scores."""
+"""Accuracies and the table of many models, from hand-made scores."""
 
 import json
 
@@ -15,50 +15,50 @@ def task(labels, split, classes="ab"):
     return splits.Task("iid", list(classes), np.arange(len(labels)), names, labels, [split], [0])
 
 
-def test_accuracies_by_hand():
+def test_topk_accuracies():
     scores = np.array([[9, 0, 0, 1, 2, 3, 4], [0, 1, 2, 3, 4, 5, 6], [0, 1, 2, 3, 4, 5, 6]])
     labels = np.array([0, 2, 1])
-    assert accuracy.accuracy(scores, labels) == pytest.approx(1 / 3)
-    assert accuracy.accuracy(scores, labels, 5) == pytest.approx(2 / 3)
+    assert accuracy.topk_accuracy(scores, labels) == pytest.approx(1 / 3)
+    assert accuracy.topk_accuracy(scores, labels, 5) == pytest.approx(2 / 3)
 
 
-def test_a_summary_by_hand():
+def test_a_summary():
     toy = task([0, 0, 0, 1], (np.array([0]), np.array([1, 2, 3])))
-    found = accuracy.summary(toy, [np.array([[1, 0], [0, 1], [0, 1]])])
+    found = accuracy.summarize(toy, [np.array([[1, 0], [0, 1], [0, 1]])])
     assert found["mean"] == pytest.approx(2 / 3) and found["std"] is None
     assert found["per_class"] == {"a": 0.5, "b": 1.0}
-    assert (found["majority"], found["chance"], found["test_images"]) == (0.75, 0.5, [3])
+    assert (found["majority"], found["chance"], found["test_images"]) == (2 / 3, 0.5, [3])
     assert "top5" not in found
-    assert accuracy.confusion(toy, [np.array([[1, 0], [0, 1], [0, 1]])]).tolist() == [[1, 1], [0, 1]]
+    assert accuracy.confusion_matrix(toy, [np.array([[1, 0], [0, 1], [0, 1]])]).tolist() == [[1, 1], [0, 1]]
 
 
-def test_top5_stands_under_its_name_where_there_are_more_than_five_classes():
+def test_top5_is_reported_for_more_than_five_classes():
     six = task(range(6), (np.array([0]), np.arange(1, 6)), "abcdef")
-    assert accuracy.summary(six, [np.eye(6)[1:]])["top5"]["mean"] == 1
-    assert accuracy.summary(six, [-np.eye(6)[1:]])["top5"]["mean"] == 0
+    assert accuracy.summarize(six, [np.eye(6)[1:]])["top5"]["mean"] == 1
+    assert accuracy.summarize(six, [-np.eye(6)[1:]])["top5"]["mean"] == 0
 
 
-def test_the_spread_is_the_sample_standard_deviation():
-    assert accuracy.spread([0.1, 0.2, 0.6])["std"] == pytest.approx(np.sqrt(0.14 / 2))
+def test_the_standard_deviation_is_that_of_a_sample():
+    assert accuracy.mean_and_std([0.1, 0.2, 0.6])["std"] == pytest.approx(np.sqrt(0.14 / 2))
 
 
-def test_knn_finds_the_nearest_by_angle():
+def test_knn_finds_the_nearest_by_cosine():
     train = np.array([[1, 0], [100, 1], [0, 1], [1, 100]], np.float32)
     test = np.array([[5, 0.1], [0.1, 5]], np.float32)
-    scores = accuracy.knn(train, np.array([2, 2, 0, 0]), test, 2, 3)
+    scores = accuracy.knn_scores(train, np.array([2, 2, 0, 0]), test, 2, 3)
     assert scores.argmax(1).tolist() == [2, 0]
-    assert accuracy.knn(train, np.array([2, 2, 0, 1]), test, 4, 3)[1].argmax() == 2  # two votes beat nearness
+    assert accuracy.knn_scores(train, np.array([2, 2, 0, 1]), test, 4, 3)[1].argmax() == 2  # two votes beat nearness
 
 
-def test_published_figures_are_known_only_for_their_set():
+def test_published_accuracies_exist_for_toybox_only():
     toybox = task(range(12), (np.arange(6), np.arange(6, 12)), accuracy.TOYBOX)
-    assert accuracy.published(toybox, "TC-SAY-resnext") == accuracy.published(toybox, "TC-SAY") == 0.9
-    assert accuracy.published(toybox, "random") is None
-    assert accuracy.published(task([0, 1], (np.array([0]), np.array([1]))), "TC-SAY") is None
+    assert accuracy.published_accuracy(toybox, "TC-SAY-resnext") == accuracy.published_accuracy(toybox, "TC-SAY") == 0.9
+    assert accuracy.published_accuracy(toybox, "random") is None
+    assert accuracy.published_accuracy(task([0, 1], (np.array([0]), np.array([1]))), "TC-SAY") is None
 
 
-def results(path, model, **by_task):
-    entry = {"mean": 0.5, "std": 0.1, "each": [0.4, 0.6], "majority": 0.3, "chance": 0.25}
+def results(path, model, classes="abcd", **by_task):
+    entry = {"std": 0.1, "each": [0.4, 0.6], "majority": 0.3, "chance": 0.25, "per_class": dict.fromkeys(classes, 0.5)}
     path.write_text(json.dumps({"models": {model: {name: entry | {"mean": mean} for name, mean in by_task.items()}}}))
     return path
 
@@ -75,12 +75,38 @@ def test_results_of_several_files_make_one_table(tmp_path):
     ]
 
 
-def test_results_that_clash_or_are_none_are_errors(tmp_path):
+def test_knn_accuracies_have_a_row_of_their_own(tmp_path):
+    models = accuracy.read_results([results(tmp_path / "a", "TC", iid=0.5, exemplar=0.3)])
+    models["TC"]["iid"]["knn"] = {"k": 5, "mean": 0.75, "std": None, "each": [0.75]}
+    assert [row.split() for row in accuracy.table(models).splitlines()[3:]] == [
+        ["TC", "50.0", "±", "10.0", "30.0", "±", "10.0"],
+        ["TC", "(5-NN)", "75.0", "-"],
+    ]
+
+
+def test_the_same_result_twice_is_an_error(tmp_path):
     same = [results(tmp_path / name, "TC", iid=0.5) for name in "ab"]
-    with pytest.raises(UserError, match="b holds another result of TC .iid."):
+    with pytest.raises(UserError, match="b has another result of TC .iid.; choose other --names"):
         accuracy.read_results(same)
-    (tmp_path / "c").write_text("[]")
-    with pytest.raises(UserError, match="c holds no results"):
+
+
+@pytest.mark.parametrize("classes", ["abce", "abc"])
+def test_results_of_other_classes_cannot_share_a_column(tmp_path, classes):
+    first = results(tmp_path / "a", "TC", iid=0.5)
+    other = results(tmp_path / "b", "HOG", classes, iid=0.5)
+    with pytest.raises(UserError, match="b: results of iid have different classes .*d"):
+        accuracy.read_results([first, other])
+    accuracy.read_results([first, results(tmp_path / "c", "HOG", classes, exemplar=0.5)])
+
+
+@pytest.mark.parametrize(
+    "content",
+    ["[]", "", '{"models": {}}', '{"models": {"TC": {}}}', '{"models": {"TC": {"iid": {"mean": 0.5}}}}']
+    + ['{"models": {"TC": {"iid": {"mean": NaN, "majority": 0.3, "chance": 0.5}}}}'],
+)
+def test_a_file_without_results_is_an_error(tmp_path, content):
+    (tmp_path / "c").write_text(content)
+    with pytest.raises(UserError, match="c is not a results.json of linear_decoding.py or hog_baseline.py"):
         accuracy.read_results([tmp_path / "c"])
     with pytest.raises(UserError, match="cannot read the results .*d: No such file"):
         accuracy.read_results([tmp_path / "d"])

@@ -1,4 +1,4 @@
-"""Splits: what trains is never tested, and each mistake a user can make is one clear line."""
+"""Splits: training images are never test images, and a user's mistake is one clear line."""
 
 import argparse
 import itertools
@@ -15,16 +15,16 @@ from moco.cli import UserError
 from moco.data import loader
 
 
-def flags(*words):
+def options(*words):
     parser = argparse.ArgumentParser()
     splits.add_flags(parser)
     parser.add_argument("--seed", type=int, default=0)
-    return parser.parse_args([str(word) for word in words])
+    return splits.SplitOptions.from_flags(vars(parser.parse_args([str(word) for word in words])))
 
 
 @pytest.fixture
 def toys(tmp_path):
-    """A folder of 2 classes with 4 exemplars of 5 images each; only names matter here, so files are empty."""
+    """A folder of 2 classes with 4 exemplars of 5 images each; only names matter, so the files are empty."""
     for name, exemplar, view in itertools.product(("car", "cat"), range(1, 5), range(5)):
         path = tmp_path / "toys" / name / f"{name}_{exemplar:02d}_rotate_{view:03d}.jpeg"
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -33,11 +33,11 @@ def toys(tmp_path):
 
 
 def tasks(folder, *words):
-    return splits.tasks(loader.FrameFolder(folder), folder, flags(*words))
+    return splits.make_tasks(loader.FrameFolder(folder), options(*words))
 
 
 @given(st.integers(4, 300), st.integers(0, 2**31))
-def test_an_iid_split_holds_every_image_once_and_half_of_them_train(n, seed):
+def test_an_iid_split_has_every_image_once_and_half_of_them_train(n, seed):
     train, test = splits.iid(n, seed)
     assert len(train) == n // 2
     assert sorted([*train, *test]) == list(range(n))
@@ -118,7 +118,7 @@ def test_binary_tasks_are_those_of_the_paper(tmp_path):
     assert found[0].names[3] == "road/0.jpeg" and found[0].slug == "iid_car_road"
 
 
-def test_a_users_split_is_taken_as_it_is(toys, tmp_path):
+def test_a_split_file_is_used_as_it_is(toys, tmp_path):
     train = ["car/car_01_rotate_000.jpeg", "cat/cat_01_rotate_000.jpeg"]
     split = {"train": train, "test": ["cat/cat_02_rotate_001.jpeg"]}
     (tmp_path / "split.json").write_text(json.dumps(split))
@@ -132,13 +132,19 @@ def test_a_users_split_is_taken_as_it_is(toys, tmp_path):
     [
         ("no json", "is not {'train'"),
         ('["a"]', "is not {'train'"),
-        ('{"train": ["car/none.jpeg"], "test": []}', "names car/none.jpeg, and 0 more, not among"),
-        ('{"train": ["car/car_01_rotate_000.jpeg"], "test": []}', "leaves one side empty"),
+        ('{"train": ["car/none.jpeg"], "test": []}', r"car/none.jpeg \(and 0 more\) is not among"),
+        ('{"train": ["car/car_01_rotate_000.jpeg"], "test": []}', "has no test images"),
         ('{"train": ["car/car_01_rotate_000.jpeg"], "test": ["car/car_01_rotate_000.jpeg"]}', "on both sides"),
-        ('{"train": ["car/car_01_rotate_000.jpeg"], "test": ["cat/cat_01_rotate_000.jpeg"]}', "one class to train on"),
+        (
+            '{"train": ["car/car_01_rotate_000.jpeg"], "test": ["cat/cat_01_rotate_000.jpeg"]}',
+            "fewer than two classes to train on",
+        ),
+        ('{"train": "car/car_01_rotate_000.jpeg", "test": []}', "is not {'train'"),
+        ("", "is empty"),
+        ("\n ", "is empty"),
     ],
 )
-def test_a_wrong_split_file_is_an_error(toys, tmp_path, content, message):
+def test_an_invalid_split_file_is_an_error(toys, tmp_path, content, message):
     (tmp_path / "split.json").write_text(content)
     with pytest.raises(UserError, match=message):
         tasks(toys, "--split-file", tmp_path / "split.json")
@@ -149,22 +155,24 @@ def test_a_wrong_split_file_is_an_error(toys, tmp_path, content, message):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--classes", "car"], "gives one class, car"),
+        (["--classes", "car"], "has one class, car"),
         (["--classes", "car", "dog"], "no class folder dog; it has car, cat"),
         (["--binary-tasks"], "no class folder road"),
-        (["--num-classes", 3], "--num-classes 3 does not fit .*: 2 classes"),
+        (["--num-classes", 3], "--num-classes 3 does not match .*: 2 classes"),
         (["--split", "exemplar", "--test-exemplars", 4], "--test-exemplars 4 of 4 leaves no car to train on"),
         (["--subsample", "--published-sampling", "--seed", 2], "the class car in .* has 1 image"),
+        (["--seed", -1], "--seed -1 --seeds 1: seeds are from 0 to 4294967295"),
+        (["--seed", 2**32 - 2, "--seeds", 3], "seeds are from 0 to 4294967295"),
     ],
 )
-def test_tasks_that_cannot_be_are_an_error(toys, words, message):
+def test_impossible_tasks_are_an_error(toys, words, message):
     with pytest.raises(UserError, match=message):
         tasks(toys, *words)
 
 
 def test_one_class_one_image_and_names_without_exemplars_are_errors(toys):
     (toys / "cat" / "img_0001.jpeg").touch()
-    with pytest.raises(UserError, match="cat/img_0001.jpeg names no exemplar"):
+    with pytest.raises(UserError, match="cat/img_0001.jpeg contains no exemplar"):
         tasks(toys, "--split", "exemplar")
     for path in [*(toys / "cat").iterdir()][1:]:
         path.unlink()
@@ -172,16 +180,33 @@ def test_one_class_one_image_and_names_without_exemplars_are_errors(toys):
         tasks(toys)
     for path in (toys / "cat").iterdir():
         path.unlink()
-    with pytest.raises(UserError, match="gives one class, car"):
+    with pytest.raises(UserError, match="has one class, car"):
         tasks(toys)
 
 
-def test_unreadable_images_leave_the_splits():
+def test_drop_removes_unreadable_images_from_the_splits():
     task = splits.Task("iid", ["a", "b"], np.arange(6), list("uvwxyz"), np.array([0, 0, 1, 1, 0, 1]), [], [0])
     bad = np.array([False, True, False, True, False, False])
-    found = replace(task, splits=[(np.array([0, 1, 2]), np.array([3, 4]))]).without(bad)
+    found = replace(task, splits=[(np.array([0, 1, 2]), np.array([3, 4]))]).drop(bad)
     assert [side.tolist() for side in found.splits[0]] == [[0, 2], [4]]
     assert found.left_out == ["v", "x"]
     for train, test in (([0, 1, 3], [2, 4]), ([0, 2, 4], [1, 3])):
-        with pytest.raises(UserError, match="one class to train on, or no image to test"):
-            replace(task, splits=[(np.array(train), np.array(test))]).without(bad)
+        with pytest.raises(UserError, match="fewer than two classes to train on, or no test images"):
+            replace(task, splits=[(np.array(train), np.array(test))]).drop(bad)
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+def test_a_split_file_may_have_a_bom_or_be_utf_16(toys, tmp_path, encoding):
+    (toys / "car" / "voiture_é_1.jpeg").touch()
+    split = {"train": ["car/voiture_é_1.jpeg", "cat/cat_01_rotate_000.jpeg"], "test": ["cat/cat_02_rotate_001.jpeg"]}
+    (tmp_path / "split.json").write_text(json.dumps(split, ensure_ascii=False), encoding=encoding)
+    (task,) = tasks(toys, "--split-file", tmp_path / "split.json")
+    assert [[task.names[i] for i in side] for side in task.splits[0]] == [split["train"], split["test"]]
+
+
+def test_majority_is_the_test_accuracy_of_the_largest_training_class():
+    labels = np.array([0, 0, 0, 1, 1, 1, 1, 1, 2, 2])
+    first = np.array([0, 1, 2, 3, 8]), np.array([4, 5, 6, 7, 9])  # class 0 trains most and is never tested
+    second = np.array([3, 4, 8]), np.array([0, 5, 6, 9])  # class 1: 2 of 4 test images
+    task = splits.Task("iid", ["a", "b", "c"], np.arange(10), list("qrstuvwxyz"), labels, [first, second], [0, 1])
+    assert task.majority == 0.25

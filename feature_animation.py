@@ -40,7 +40,7 @@ def main(argv=None):
     crop = clip.Crop(args.image_size, args.shift, not args.no_rotate)
     images = clip.Clip(args.data, crop, args.frames, args.fps, args.workers)
     maps = clip.ClipMaps(images, feature_map(trunk, args.feature_idx), args.batch_size, device)
-    provenance.write(path.parent, provenance.flags(args), {str(opened.path): opened.sha256} if opened.path else None)
+    provenance.write(path.parent, provenance.flags(args), opened.checkpoints)
     clip.write_film(path, images, maps, f"feature {args.feature_idx}", args.fps, limits, args.side_by_side)
 
 

@@ -38,7 +38,7 @@ def main(argv=None):
     crop = clip.Crop(args.image_size, args.shift, not args.no_rotate)
     images = clip.Clip(args.data, crop, args.frames, args.fps, args.workers)
     clip_maps = clip.ClipMaps(images, class_maps(trunk, weights[number]), args.batch_size, device)
-    provenance.write(path.parent, provenance.flags(args), {str(opened.path): opened.sha256} if opened.path else None)
+    provenance.write(path.parent, provenance.flags(args), opened.checkpoints)
     title = classes[number] if classes and plots.find_font(classes[number]) else f"class {number}"
     clip.write_film(path, images, clip_maps, title, args.fps, limits, args.side_by_side)
 

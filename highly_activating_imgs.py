@@ -111,7 +111,7 @@ def main(argv=None):
             raise UserError(f"the images used of {args.data} have one class; --most-selective compares several")
         neurons = np.argsort(-selectivity, kind="stable")[: args.most_selective].tolist()
     entries = describe_units(neurons, best, frames, selectivity, preferred_class)
-    provenance.write(path.parent, provenance.flags(args), {str(opened.path): opened.sha256} if opened.path else None)
+    provenance.write(path.parent, provenance.flags(args), opened.checkpoints)
     files.write_json(path.with_suffix(".json"), entries)
     labels = plots.drawable(frames.classes)
     plots.image_rows([image_row(entry, frames, labels, args.image_size) for entry in entries], path)

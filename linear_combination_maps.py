@@ -115,7 +115,7 @@ def main(argv=None):
         (labels[frames.classes[frames.label(i)]], labels[names[k]])
         for i, k in zip(indices.tolist(), predicted.tolist(), strict=True)
     ]
-    provenance.write(path.parent, provenance.flags(args), {str(opened.path): opened.sha256} if opened.path else None)
+    provenance.write(path.parent, provenance.flags(args), opened.checkpoints)
     plots.image_grid(shown, captions, path, f"class activation maps: {labels[names[number]]}")
     print(f"{len(shown)} images: {path.with_suffix('.pdf')} and .png")
 

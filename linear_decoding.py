@@ -141,8 +141,7 @@ def open_backbones(args):
         trunk = models.freeze(models.remove_head(model.network))
         bn_mode = args.bn_mode or ("adapt" if source == "random" else "eval")
         backbones.append(Backbone(name, trunk, model.arch, head_name, bn_mode))
-        if model.path:
-            checkpoints[str(model.path)] = model.sha256
+        checkpoints |= model.checkpoints
     return backbones, checkpoints
 
 

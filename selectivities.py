@@ -138,7 +138,7 @@ def main(argv=None):
     class_means, covariances = measure(model, layers, data, batch_size, args.pca is not None)
     if np.count_nonzero(class_means[0].counts) < 2:
         raise UserError(f"only one class of {args.data} has images that can be read; selectivity compares several")
-    provenance.write(save_dir, provenance.flags(args), {str(opened.path): opened.sha256} if opened.path else None)
+    provenance.write(save_dir, provenance.flags(args), opened.checkpoints)
     by_layer = {
         layer: save_selectivity(save_dir, layer, means, classes)
         for layer, means in zip(layers, class_means, strict=True)

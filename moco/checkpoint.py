@@ -238,6 +238,11 @@ class OpenedModel:
     classes: list | None = None
     description: str = ""
 
+    @property
+    def checkpoints(self):
+        """{path: SHA-256} of the checkpoint, for provenance.write; empty if there is none."""
+        return {str(self.path): self.sha256} if self.path else {}
+
 
 def open_model(name, arch=None, n_out=None, seed=0, head_required=False, key=None):
     """The OpenedModel of a name: 'random', 'imagenet' (also the empty name), or the path of a checkpoint.

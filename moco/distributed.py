@@ -341,7 +341,7 @@ def _report_failure(statuses, first_rank, errors):
 
 
 def _child(local_rank, train, args, node, start_method, errors):
-    """A process of _spawn(). start_method: for its loader workers; spawned ones, the default, would import torch anew."""
+    """A process of _spawn(). start_method: for its loader workers; spawned ones would each import torch again."""
     multiprocessing.set_start_method(start_method, force=True)
     torch.set_num_threads(max(1, cores() // node.processes))
 

@@ -12,7 +12,7 @@ high while the queue still holds its initial random keys, then low, then rising.
 
 import moco_utils
 from moco import cli, distributed
-from moco.data import loader
+from moco.data import loader, recordings
 
 
 def parse_args(argv=None):
@@ -23,7 +23,7 @@ def parse_args(argv=None):
 
 def train(args, context):
     """The training, in one of its processes."""
-    frames = loader.FrameFolder(args.data)
+    frames = loader.FrameFolder(args.data, recordings.selection(args))
     moco_utils.train(args, context, "moco_img", frames, source=len(frames), pairs=args.batch_size)
 
 

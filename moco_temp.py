@@ -14,7 +14,7 @@ from functools import partial
 
 import moco_utils
 from moco import cli, distributed
-from moco.data import loader
+from moco.data import loader, recordings
 from moco_utils import EpochPairs, TemporalPairs
 
 
@@ -33,7 +33,7 @@ def parse_args(argv=None):
 
 def train(args, context):
     """The training, in one of its processes."""
-    frames = loader.FrameFolder(args.data)
+    frames = loader.FrameFolder(args.data, recordings.selection(args))
     pairs = TemporalPairs(frames, args.batch_size, args.seed, args.pos_window, args.published_sampling)
     moco_utils.train(args, context, "moco_temp", frames, source=partial(EpochPairs, pairs), pairs=pairs.per_batch)
 

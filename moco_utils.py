@@ -9,7 +9,7 @@ from torch.nn import functional
 from moco import cli, distributed, models
 from moco.builder import MoCo
 from moco.cli import UserError
-from moco.data import augment, loader
+from moco.data import augment, loader, recordings
 from moco.training import engine
 from moco.training.metrics import topk_accuracy
 from moco.training.run import CheckpointFormat, Run, RunOptions
@@ -22,7 +22,7 @@ def parser(doc):
     """A parser with the flags of both scripts, but for --batch-size's meaning; doc: the script's docstring."""
     parser = cli.parser(doc)
     add = parser.add_argument
-    add("data", help="folder of frames, one folder per class")
+    add("data", nargs="+", metavar="FOLDER", help="folder of frames, one folder per class; several are joined")
     add(
         "-a",
         "--arch",
@@ -59,6 +59,7 @@ def parser(doc):
     cli.shared_flags(parser, "--lr", "--image-size", "--augment-on", "--workers")
     cli.shared_flags(parser, "--save-dir", "--seed", "--device", "--overwrite")
     engine.add_flags(parser)
+    recordings.add_flags(parser)
     Run.add_flags(parser)
     distributed.add_flags(parser)
     parser.set_defaults(lr=0.03, print_freq=1000)
@@ -181,6 +182,8 @@ def train(args, context, name, frames, source, pairs):
     checkpoints = CheckpointFormat(f"{name}_checkpoint_", ".pth.tar", 4, "state_dict", "optimizer", first_epoch=1)
     metadata = {"arch": args.arch, "classes": list(frames.classes), "images": len(frames)}
     run = Run(options, context, model, optimizer, checkpoints, metadata, dtype)
+    if frames.selected:
+        run.print(frames.selected)
     run.print(
         f"{len(frames)} frames, {len(batches)} steps of {pairs} pairs per epoch; {args.arch} in {dtype} on "
         f"{context.world_size} x {context.device}, --bn-splits {bn_splits}"

@@ -13,7 +13,7 @@ import torch
 
 from moco import checkpoint, cli, distributed, models
 from moco.cli import UserError
-from moco.data import augment, loader
+from moco.data import augment, loader, recordings
 from moco.training import engine
 from moco.training.run import CheckpointFormat, Run, RunOptions
 
@@ -23,7 +23,7 @@ HYPERPARAMETERS = {"released": {"epochs": 16, "batch_size": 256}, "paper": {"epo
 def parse_args(argv=None):
     parser = cli.parser(__doc__)
     add = parser.add_argument
-    add("data", help="folder of frames, one folder per class")
+    add("data", nargs="+", metavar="FOLDER", help="folder of frames, one folder per class; several are joined")
     add(
         "--model",
         type=models.arch_name,
@@ -49,6 +49,7 @@ def parse_args(argv=None):
     cli.shared_flags(parser, "--lr", "--image-size", "--augment-on", "--workers")
     cli.shared_flags(parser, "--save-dir", "--seed", "--device", "--overwrite")
     engine.add_flags(parser)
+    recordings.add_flags(parser)
     Run.add_flags(parser)
     distributed.add_flags(parser)
     parser.set_defaults(print_freq=10000, batch_size=None)
@@ -68,12 +69,14 @@ def network(arch, n_out, start_weights=None):
 
 def train(args, context):
     """The training, in one of its processes."""
-    frames = loader.FrameFolder(args.data)
+    frames = loader.FrameFolder(args.data, recordings.selection(args))
     n_out = len(frames.classes)
     if args.n_out not in (None, n_out):
-        raise UserError(f"--n_out {args.n_out} does not fit {args.data}: it has {n_out} classes")
+        raise UserError(f"--n_out {args.n_out} does not fit {frames.folder}: it has {n_out} classes")
     if n_out < 2:
-        raise UserError(f"{args.data} has a single class, {frames.classes[0]}; temporal classification needs several")
+        raise UserError(
+            f"{frames.folder} has a single class, {frames.classes[0]}; temporal classification needs several"
+        )
     recipe = augment.Recipe(args.recipe if args.augmentation else "none", args.image_size, args.augment_on)
     sampler = loader.EpochSampler(len(frames), args.batch_size, args.seed, context)
     batches = loader.FrameLoader(frames, recipe, sampler, context.device, args.workers)
@@ -88,6 +91,8 @@ def train(args, context):
     metadata = {"arch": args.model, "n_out": n_out, "classes": list(frames.classes), "images": len(frames)}
     checkpoints = CheckpointFormat(f"{args.model}_epoch_")
     run = Run(RunOptions.from_args(args), context, model, optimizer, checkpoints, metadata, dtype)
+    if frames.selected:
+        run.print(frames.selected)
     run.print(
         f"{len(frames)} frames in {n_out} classes; {args.model} in {dtype} on {context.world_size} x {context.device}"
     )

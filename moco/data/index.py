@@ -38,6 +38,10 @@ class Index:
             by_class[top] = by_class.get(top, 0) + size
         self._classes = {name: size for name, size in by_class.items() if size}
 
+    def __len__(self):
+        """The number of images."""
+        return len(self.ends)
+
     @property
     def classes(self):
         """The names of the classes, printable."""

@@ -9,7 +9,7 @@ import torch
 from tqdm import tqdm
 
 from moco.cli import UserError
-from moco.data import augment, augment_device, index, manifest
+from moco.data import augment, augment_device, index, manifest, recordings
 from moco.data.workers import WorkerBatches, share
 from moco.distributed import ProcessContext
 
@@ -20,42 +20,84 @@ SHUFFLE, AUGMENT = 0, 1  # streams of random numbers: the order of an epoch, and
 
 
 class FrameFolder:
-    """The images of a folder in the order of torchvision's ImageFolder, without a list of their paths.
+    """The images of one or several folders in the order of torchvision's ImageFolder, without a list of their paths.
 
-    folder: a frame folder with a manifest, for which nothing is stored per image; a tree with one folder per class; or
-    a flat folder of images, which form one class named after the folder. Hidden entries and class folders without
-    images are ignored.
-    classes: the names of the classes. counts: the number of images in each class.
-    Raises UserError for a folder that is missing, cannot be read or contains no image.
+    folders: a folder, or several, whose classes follow one another and are named FOLDER/CLASS. Each is a frame folder
+    with a manifest, for which nothing is stored per image; a tree with one folder per class; or a flat folder of
+    images, which form one class named after the folder. Hidden entries and class folders without images are ignored.
+    selection: the recordings.Selection of the images to use, over all folders, which need manifests for it.
+    classes: the names of the classes. counts: the number of images in each class. selected: what was selected, in
+    words; None without a selection.
+    Raises UserError for a folder that is missing, cannot be read or contains no image, for several folders with images
+    of different size, and for a selection that nothing meets.
     """
 
-    def __init__(self, folder):
-        self.folder = Path(folder)
-        if not self.folder.is_dir():
-            raise UserError(f"there is no folder {folder}; give the folder that contains the class folders")
-        self._files = manifest.load(folder)
-        if self._files is None:
-            self._files = index.load(self.folder)
-        self.classes = self._files.classes
-        self.counts = self._files.class_sizes()
+    def __init__(self, folders, selection=None):
+        self.folders = [Path(folder) for folder in ([folders] if isinstance(folders, str | Path) else folders)]
+        self.folder = self.folders[0] if len(self.folders) == 1 else ", ".join(map(str, self.folders))
+        self.selected = None
+        self._parts = [_open_images(folder) for folder in self.folders]
+        if selection:
+            self._parts, self.selected = _select(self.folders, self._parts, selection)
+        self._part_starts = list(accumulate(map(len, self._parts), initial=0))
+        self.classes = [name for part, names in enumerate(self._parts) for name in self._named(part, names.classes)]
+        self.counts = [count for part in self._parts for count in part.class_sizes()]
         self._starts = list(accumulate(self.counts, initial=0))
         if len(self) == 0:
-            raise UserError(f"{folder} holds no images; give a folder of class folders, as read_saycam.py makes it")
+            raise UserError(f"{self.folder} has no images; give a folder of class folders, as read_saycam.py makes it")
+        if len(self.folders) > 1:
+            self._check_sizes()
+
+    def _named(self, part, names):
+        """Names in one of the folders as they are called here: with several folders, below the folder's name."""
+        if len(self.folders) == 1:
+            return names
+        folder = self.folders[part]
+        is_unique = [each.name for each in self.folders].count(folder.name) == 1
+        return [f"{folder.name if is_unique else folder.as_posix()}/{name}" for name in names]
+
+    def _check_sizes(self):
+        """UserError if the first images of the folders differ in size."""
+        shapes = []
+        for part, start in enumerate(self._part_starts[:-1]):
+            if len(self._parts[part]):
+                try:
+                    shapes.append((augment.decode(self.read(start)).shape, self.folders[part]))
+                except (augment.BadImage, OSError):  # the loader names it
+                    continue
+        for shape, folder in shapes[1:]:
+            if shape != shapes[0][0]:
+                (height, width, _), (first_height, first_width, _) = shape, shapes[0][0]
+                raise UserError(
+                    f"the images of {folder} are {width}x{height} pixels, those of {shapes[0][1]} "
+                    f"{first_width}x{first_height}; extract both with the same --size"
+                )
 
     def __len__(self):
         return self._starts[-1]
 
+    def _locate(self, i):
+        """(the number of the folder of image i, its index there)."""
+        part = bisect_right(self._part_starts, int(i)) - 1
+        return part, int(i) - self._part_starts[part]
+
     def name(self, i):
-        r"""The file name of image i relative to the folder, with forward slashes.
+        r"""The file name of image i relative to its folder, with forward slashes; with several, below their names.
 
         Bytes that are not valid UTF-8 are escaped (\udcff for the byte 0xff), so that every name can be printed and
         written to a text file.
         """
-        return index.printable(Path(self._files.path(int(i))).as_posix())
+        part, i = self._locate(i)
+        return self._named(part, [index.printable(Path(self._parts[part].path(i)).as_posix())])[0]
 
     def path(self, i):
         """The path of image i."""
-        return self.folder / self._files.path(int(i))
+        part, i = self._locate(i)
+        return self.folders[part] / self._parts[part].path(i)
+
+    def read(self, i):
+        """The bytes of the file of image i; OSError if it cannot be read."""
+        return self.path(i).read_bytes()
 
     def label(self, i):
         """The label of image i: an index into classes."""
@@ -67,8 +109,10 @@ class FrameFolder:
 
     def neighbors(self, i, window):
         """Indices of the other images within window steps of image i in the same video, or class without a manifest."""
-        if isinstance(self._files, manifest.Manifest):
-            return self._files.neighbors(int(i), window)
+        part, local = self._locate(i)
+        if isinstance(self._parts[part], manifest.Manifest):
+            start = self._part_starts[part]
+            return [start + j for j in self._parts[part].neighbors(local, window)]
         label = self.label(i)
         near = range(max(i - window, self._starts[label]), min(i + window + 1, self._starts[label + 1]))
         return [j for j in near if j != i]
@@ -77,6 +121,29 @@ class FrameFolder:
         """Indices of the other images in the class of image i: those after it, then those before it."""
         label = self.label(i)
         return chain(range(i + 1, self._starts[label + 1]), range(self._starts[label], i))
+
+
+def _open_images(folder):
+    """The Manifest of a frame folder, or the Index of any other folder of images."""
+    if not folder.is_dir():
+        raise UserError(f"there is no folder {folder}; give the folder that contains the class folders")
+    images = manifest.load(folder)
+    return index.load(folder) if images is None else images
+
+
+def _select(folders, parts, selection):
+    """The Manifests of folders with the images of the selected recordings only; and what was selected, in words."""
+    if unplanned := [folder for folder, part in zip(folders, parts, strict=True) if isinstance(part, index.Index)]:
+        raise UserError(f"{unplanned[0]} has no manifest.json, by which recordings are selected; extract it again")
+    owners = [(part, number) for part, images in enumerate(parts) for number in range(len(images.videos))]
+    known = [parts[part].recording(number) for part, number in owners]
+    seconds = selection.choose(known)
+    shares = [{} for _ in parts]
+    for i, taken in seconds.items():
+        part, number = owners[i]
+        shares[part][number] = taken / known[i][2]
+    kept = [images.select(share) for images, share in zip(parts, shares, strict=True)]
+    return kept, recordings.describe(known, seconds)
 
 
 class EpochSampler:
@@ -300,7 +367,7 @@ class BatchDataset(torch.utils.data.Dataset):
         for candidate in chain([index], self.frames.same_class(index) if self.train else []):
             if candidate not in self.bad:
                 try:
-                    return candidate, augment.decode(self.frames.path(candidate).read_bytes())
+                    return candidate, augment.decode(self.frames.read(candidate))
                 except augment.BadImage as error:
                     self.bad[candidate] = str(error)
                 except OSError as error:

@@ -8,6 +8,7 @@ from pathlib import Path, PurePosixPath
 
 from moco import files
 from moco.cli import UserError
+from moco.data import recordings
 
 NAME = "manifest.json"
 VERSION = 1
@@ -170,11 +171,11 @@ class Manifest:
 
     def __init__(self, plan, folder="."):
         self.folder, self.settings, self._plan = Path(folder), plan["settings"], plan
-        self._videos = plan["videos"]
-        self._video_starts = [video["first_slot"] for video in self._videos]
+        self.videos = plan["videos"]
+        self._video_starts = [video["first_slot"] for video in self.videos]
         slots = plan["slots"]
         _rising([0, *self._video_starts, slots])
-        runs = [tuple(run) for video in self._videos for run in video["missing"]]
+        runs = [tuple(run) for video in self.videos for run in video["missing"]]
         _rising([0, *(edge for first, end in runs for edge in (first, end)), slots])
         self._run_starts = [first for first, _ in runs]
         self._run_ends = [end for _, end in runs]
@@ -195,6 +196,21 @@ class Manifest:
         """The number of images there are."""
         return self._images
 
+    def recording(self, number):
+        """(name, recordings.Recording, seconds) of a video, by its number in videos."""
+        video = self.videos[number]
+        return video["name"], recordings.from_entry(video), video["frames"] / video["rate"]
+
+    def select(self, shares):
+        """The Manifest of some videos only: {number of a video: share of it, from its beginning}."""
+        videos = []
+        for number, video in enumerate(self.videos):
+            first, end = video["first_slot"], video["first_slot"] + video["slots"]
+            kept = first + round(shares.get(number, 0) * video["slots"])
+            runs = [[start, min(stop, kept)] for start, stop in video["missing"] if start < kept]
+            videos.append({**video, "missing": [*runs, [kept, end]] if kept < end else runs})
+        return Manifest({**self._plan, "videos": videos}, self.folder)
+
     def class_sizes(self):
         """The number of images of each class, in the order of classes."""
         return [end - first for first, end in pairwise([*self._class_images, self._images])]
@@ -209,11 +225,11 @@ class Manifest:
 
     def path(self, i):
         """The file of image i, relative to the folder, with forward slashes."""
-        return slot_path(self._plan, self._videos[self.video(i)], self._slot(i))
+        return slot_path(self._plan, self.videos[self.video(i)], self._slot(i))
 
     def neighbors(self, i, window):
         """Indices of the other images of image i's video that are at most window slots away from it."""
-        slot, video = self._slot(i), self._videos[self.video(i)]
+        slot, video = self._slot(i), self.videos[self.video(i)]
         first = max(slot - window, video["first_slot"])
         end = min(slot + window + 1, video["first_slot"] + video["slots"])
         return [j for j in range(self._before(first), self._before(end)) if j != i]

@@ -60,6 +60,12 @@ def from_name(name):
     )
 
 
+def from_entry(video):
+    """The Recording of a video's entry in a manifest: what is stored there, or else what its name says."""
+    stored = {key: video[key] for key in ("child", "date", "age_months", "age_days", "part", "columns") if key in video}
+    return Recording(**stored) if stored else from_name(video["name"])
+
+
 def read_table(path):
     """{file: Recording} of a CSV file with a column 'file' and any of child, date, age_months, age_days and part.
 

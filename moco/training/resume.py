@@ -13,7 +13,10 @@ IGNORED_ON_RESUME = {
     *("multiprocessing_distributed", "processes_per_node", "compile", "deterministic"),
 }
 # Flags that say which images an epoch has, in which order: with others, the rest of an epoch would not be its rest.
-FIXED_WITHIN_EPOCH = {"batch_size", "seed", "frac_retained", "train_list", "pos_window", "published_sampling"}
+FIXED_WITHIN_EPOCH = {
+    *("batch_size", "seed", "frac_retained", "train_list", "pos_window", "published_sampling"),
+    *("children", "ages", "select", "exclude", "list", "hours"),
+}
 
 
 def restore(run):

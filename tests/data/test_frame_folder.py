@@ -1,0 +1,190 @@
+"""Several folders as one, and the images of selected recordings: the same images as a plain list would give."""
+
+import json
+import time
+
+import cv2
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torchvision.datasets import ImageFolder
+
+import moco_temp
+import temporal_classification
+from moco import checkpoint
+from moco.cli import UserError
+from moco.data import loader, manifest, recordings
+from moco.data.recordings import Selection
+from tests.data.test_manifest import SETTINGS
+from tests.support.training import SMALL, everything, same
+from tests.test_moco_img import SMALL as SMALL_MOCO
+
+NAMES = ["A_20130814_0507_02.mp4", "S_20130417_0600_01.mp4", "S_20130421_0604_01.mp4", "S_20131101_1200_01.mp4"]
+
+
+def make_plan(slots, missing=(), names=NAMES):
+    """A filled plan of videos with so many images at 5 per second each, in classes of 10 images."""
+    videos = [
+        {"name": name, "folder": 0, "slots": n, "frames": 6 * n, "rate": 30, "step": 6}
+        for name, n in zip(names, slots, strict=False)
+    ]
+    plan = manifest.make({**SETTINGS, "fps": 5.0, "seg-len": 2.0, "class-by": "time"}, ["videos"], videos, [])
+    for video in plan["videos"]:
+        inside = range(video["first_slot"], video["first_slot"] + video["slots"])
+        video["missing"] = [[slot, slot + 1] for slot in sorted(missing) if slot in inside]
+    return {**plan, "complete": True}
+
+
+def make_folder(folder, slots, missing=(), size=40, names=NAMES):
+    """A frame folder of such a plan, with images."""
+    plan = make_plan(slots, missing, names)
+    images = manifest.Manifest(plan, folder)
+    random = np.random.default_rng(0)
+    for i in range(len(images)):
+        path = folder / images.path(i)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        cv2.imwrite(str(path), random.integers(0, 255, (size, size, 3), np.uint8))
+    manifest.write(folder, plan)
+    return folder
+
+
+@settings(deadline=None)
+@given(
+    slots=st.lists(st.integers(0, 30), min_size=4, max_size=4),
+    missing=st.sets(st.integers(0, 120)),
+    shares=st.dictionaries(st.integers(0, 3), st.floats(0, 1)),
+    window=st.integers(0, 9),
+)
+def test_a_selected_manifest_is_the_plain_list_of_its_images(slots, missing, shares, window):
+    plan = make_plan(slots, missing)
+    everything_, selected = manifest.Manifest(plan), manifest.Manifest(plan).select(shares)
+    kept = []
+    for i in range(len(everything_)):
+        number = everything_.video(i)
+        position = everything_._slot(i) - plan["videos"][number]["first_slot"]
+        if position < round(shares.get(number, 0) * plan["videos"][number]["slots"]):
+            kept.append(i)
+    paths = [everything_.path(i) for i in kept]
+    assert [selected.path(i) for i in range(len(selected))] == paths
+    assert selected.classes == sorted({path.split("/")[0] for path in paths})
+    for i, path in enumerate(paths):
+        near = [paths.index(everything_.path(j)) for j in everything_.neighbors(kept[i], window) if j in kept]
+        assert list(selected.neighbors(i, window)) == near
+        assert selected.classes[selected.label(i)] == path.split("/")[0]
+
+
+def test_a_selection_of_ages_has_the_frames_of_the_recordings_of_these_ages(tmp_path):
+    """Videos of 7, 15, 8 and 12 images, in classes of 10: an episode that the selection cuts keeps what is left."""
+    make_folder(tmp_path / "frames", [7, 15, 8, 12], missing={9, 41})
+    frames = loader.FrameFolder(tmp_path / "frames", Selection(ages=(6, 12)))
+    slots = [slot for slot in range(7, 30) if slot != 9]
+    assert [frames.name(i) for i in range(len(frames))] == [
+        f"class_{slot // 10:04d}/img_{slot % 10:04d}.jpeg" for slot in slots
+    ]
+    assert frames.classes == ["class_0000", "class_0001", "class_0002"] and frames.counts == [2, 10, 10]
+    assert frames.selected == "2 of 4 recordings, 0.00 hours, child S, ages 6.0 to 6.1 months"
+    late = loader.FrameFolder(tmp_path / "frames", Selection(ages=(12, 99)))
+    assert late.classes == ["class_0003", "class_0004"] and late.counts == [10, 1]
+
+
+def test_several_folders_follow_one_another(tmp_path):
+    for name, slots in {"S": [7, 5], "A": [11], "Y": [3]}.items():
+        make_folder(tmp_path / name, slots)
+    make_folder(tmp_path / "tree", [12])
+    (tmp_path / "tree" / "manifest.json").unlink()
+    folders = [tmp_path / name for name in ("S", "A", "tree", "Y")]
+    frames = loader.FrameFolder(folders)
+    plain = [ImageFolder(folder) for folder in folders]
+    paths = [path for each in plain for path, _ in each.samples]
+    assert [str(frames.path(i)) for i in range(len(frames))] == paths
+    assert frames.classes == [
+        *("S/class_0000", "S/class_0001", "A/class_0000", "A/class_0001", "tree/class_0000", "tree/class_0001"),
+        "Y/class_0000",
+    ]
+    assert frames.counts == [10, 2, 10, 1, 10, 2, 3]
+    assert [frames.label(i) for i in range(len(frames))] == frames.labels().tolist()
+    assert frames.name(12) == "A/class_0000/img_0000.jpeg"
+    assert frames.neighbors(11, 1) == [10] and frames.neighbors(12, 2) == [13, 14]  # never in another folder
+    assert frames.neighbors(32, 1) == [31] and frames.neighbors(33, 1) == [34]  # of its class, without a manifest
+    assert loader.FrameFolder([tmp_path / "S"]).classes == ["class_0000", "class_0001"]
+
+
+def test_folders_of_one_name_are_told_apart(tmp_path):
+    for name in ("S/frames", "A/frames"):
+        make_folder(tmp_path / name, [3])
+    names = loader.FrameFolder([tmp_path / "S" / "frames", tmp_path / "A" / "frames"]).classes
+    assert names == [f"{tmp_path.as_posix()}/{name}/class_0000" for name in ("S/frames", "A/frames")]
+
+
+def test_hours_are_drawn_over_all_folders(tmp_path):
+    make_folder(tmp_path / "S", [50, 30], names=NAMES[1:])
+    make_folder(tmp_path / "A", [20], names=NAMES)
+    frames = loader.FrameFolder([tmp_path / "S", tmp_path / "A"], Selection(hours=12 / 3600, seed=3))
+    assert len(frames) == 60  # 12 seconds at 5 per second
+    assert {name.split("/")[0] for name in frames.classes} == {"S", "A"}
+    only_a = loader.FrameFolder([tmp_path / "S", tmp_path / "A"], Selection(children=("A",)))
+    assert only_a.classes == ["A/class_0000", "A/class_0001"] and len(only_a) == 20
+
+
+def test_mistakes_are_one_line(tmp_path):
+    make_folder(tmp_path / "S", [7])
+    make_folder(tmp_path / "small", [7], size=20)
+    with pytest.raises(UserError, match="small are 20x20 pixels, those of .*S 40x40"):
+        loader.FrameFolder([tmp_path / "S", tmp_path / "small"])
+    with pytest.raises(UserError, match="no recording is of child Q; there are A"):
+        loader.FrameFolder(tmp_path / "S", Selection(children=("Q",)))
+    (tmp_path / "S" / "manifest.json").unlink()
+    with pytest.raises(UserError, match="S has no manifest.json"):
+        loader.FrameFolder(tmp_path / "S", Selection(children=("S",)))
+
+
+def test_what_a_table_says_wins_over_the_name():
+    video = {"name": NAMES[0], "child": "B", "age_months": 9.0}
+    assert recordings.from_entry(video) == recordings.Recording("B", age_months=9.0)
+    assert recordings.from_entry({"name": NAMES[0]}).child == "A"
+
+
+def test_a_manifest_of_eight_million_frames_opens_with_a_selection_at_once():
+    """No promise of seconds on a busy machine; but nothing is made for each image, which would take minutes."""
+    names = [f"S_2013{month:02d}{day:02d}_{month:02d}{day:02d}_{k:02d}.mp4"
+             for month in range(1, 13) for day in range(1, 29) for k in range(6)]  # fmt: skip
+    plan = make_plan([4000] * len(names), names=names)
+    start = time.process_time()
+    selected = manifest.Manifest(plan)
+    known = [selected.recording(number) for number in range(len(names))]
+    chosen = Selection(ages=(3, 6)).choose(known)
+    selected = selected.select({i: seconds / known[i][2] for i, seconds in chosen.items()})
+    print(f"{time.process_time() - start:.3f} s for {len(names)} recordings of {plan['slots']} frames")
+    assert len(selected) == 3 * 28 * 6 * 4000 and plan["slots"] > 8_000_000
+
+
+@pytest.mark.usefixtures("handlers", "one_thread")
+def test_a_training_on_ages_sees_these_and_resumes_bitwise(tmp_path, capsys):
+    make_folder(tmp_path / "frames", [7, 15, 8, 12])
+
+    def train(save_dir, *flags):
+        temporal_classification.main(
+            [str(tmp_path / "frames"), "--save-dir", str(tmp_path / save_dir), *SMALL, "--ages", "6-12", *flags]
+        )
+
+    train("uninterrupted")
+    assert "2 of 4 recordings" in capsys.readouterr().out
+    content = checkpoint.read(tmp_path / "uninterrupted" / "last.tar")
+    assert content["images"] == 23 and content["n_out"] == 3
+    train("interrupted", "--epochs", "1")
+    train("interrupted", "--resume")
+    assert same(everything(tmp_path / "uninterrupted"), everything(tmp_path / "interrupted"))
+    with pytest.raises(UserError, match="children was None and is "):
+        train("interrupted", "--resume", "--children", "S")
+    assert json.loads((tmp_path / "interrupted" / "args.json").read_text())["ages"] == [6, 12]
+
+
+@pytest.mark.usefixtures("handlers", "one_thread")
+def test_moco_over_time_takes_several_folders(tmp_path):
+    for name, slots in {"S": [12, 12], "A": [12]}.items():
+        make_folder(tmp_path / name, slots, size=64)
+    folders = [str(tmp_path / "S"), str(tmp_path / "A")]
+    moco_temp.main([*folders, "--save-dir", str(tmp_path / "run"), *SMALL_MOCO, "--epochs", "1"])
+    content = checkpoint.read(tmp_path / "run" / "last.tar")
+    assert content["images"] == 36 and content["classes"][:2] == ["S/class_0000", "S/class_0001"]

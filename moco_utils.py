@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch.nn import functional
 
-from moco import cli, distributed, models
+from moco import checkpoint, cli, distributed, models
 from moco.builder import MoCo
 from moco.cli import UserError
 from moco.data import augment, loader, recordings
@@ -47,6 +47,7 @@ def parser(doc):
     add("--moco-m", type=cli.number(float, 0, 1), default=0.999, help="momentum of the key encoder")
     add("--moco-t", type=cli.number(float, 1e-6), default=0.07, help="softmax temperature")
     add("--mlp", action="store_true", help="two-layer head, as in MoCo v2")
+    add("--model-path", metavar="FILE", help="checkpoint whose backbone both encoders start from, and MoCo's head")
     add("--aug-plus", action="store_true", help="augmentation of MoCo v2: weaker hue jitter, and blur")
     add(
         "--bn-splits",
@@ -146,6 +147,20 @@ def objective(model, images, _):
     return loss, {"acc1": topk_accuracy(logits, targets), "acc5": topk_accuracy(logits, targets, k=5)}
 
 
+def load_start_weights(model, path):
+    """Copy the whole query encoder of a MoCo checkpoint, if it has the same head, into both encoders of model.
+
+    Of other checkpoints model has the backbone already. The queue stays random.
+    """
+    start = checkpoint.read(path).get("state_dict", {})
+    prefix = "module.encoder_q."
+    start = {name.removeprefix(prefix): value for name, value in start.items() if name.startswith(prefix)}
+    own = model.encoder_q.state_dict()
+    if {name: value.shape for name, value in start.items()} == {name: value.shape for name, value in own.items()}:
+        model.encoder_q.load_state_dict(start)
+    model.encoder_k.load_state_dict(model.encoder_q.state_dict())
+
+
 def train(args, context, name, frames, source, pairs):
     """The training, in one of its processes.
 
@@ -163,7 +178,7 @@ def train(args, context, name, frames, source, pairs):
 
     torch.manual_seed(args.seed)
     model = MoCo(
-        lambda num_classes: models.build(args.arch, num_classes),
+        lambda num_classes: checkpoint.build_from(args.model_path, args.arch, num_classes),
         dim=args.moco_dim,
         K=args.moco_k,
         m=args.moco_m,
@@ -171,6 +186,8 @@ def train(args, context, name, frames, source, pairs):
         mlp=args.mlp,
         bn_splits=bn_splits,
     )
+    if args.model_path:
+        load_start_weights(model, args.model_path)
     models.check_image_size(model.encoder_q, args.image_size)
     dtype = engine.resolve_dtype(args.precision, context.device, args.arch, args.compile)
     model = engine.prepare(model, context, dtype, args.compile, args.deterministic)

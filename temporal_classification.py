@@ -59,14 +59,6 @@ def parse_args(argv=None):
     return args
 
 
-def network(arch, n_out, start_weights=None):
-    """An architecture with n_out outputs and random weights, or with the backbone of a checkpoint and a random head."""
-    model = models.build(arch, n_out)
-    if start_weights:
-        checkpoint.fill(model, checkpoint.weights(start_weights, arch), drop_head=True)
-    return model
-
-
 def train(args, context):
     """The training, in one of its processes."""
     frames = loader.FrameFolder(args.data, recordings.selection(args))
@@ -82,7 +74,7 @@ def train(args, context):
     batches = loader.FrameLoader(frames, recipe, sampler, context.device, args.workers)
 
     torch.manual_seed(args.seed)
-    model = network(args.model, n_out, args.model_path)
+    model = checkpoint.build_from(args.model_path, args.model, n_out)
     models.check_image_size(model, args.image_size)
     dtype = engine.resolve_dtype(args.precision, context.device, args.model, args.compile)
     model = engine.prepare(model, context, dtype, args.compile, args.deterministic)

@@ -221,6 +221,12 @@ def load(path, arch=None, n_out=None, key=None):
     return fill(model, loaded, drop_head=loaded.n_out is None), loaded
 
 
+def build_from(path, arch, n_out):
+    """models.build(arch, n_out) with a random head, on the backbone of the checkpoint at path (None: random, too)."""
+    model = models.build(arch, n_out)
+    return fill(model, weights(path, arch), drop_head=True) if path else model
+
+
 @dataclass
 class OpenedModel:
     """A model that the user names, and where it comes from.

@@ -17,8 +17,9 @@ set -euo pipefail
 project=${PROJECT_DIR:-${SLURM_SUBMIT_DIR:-$(dirname "$0")/..}}
 source "$project/scripts/step.sh"
 
-DATA=${DATA:-frames_S}
+DATA=${DATA:-frames_S} # one folder, or several as frames_S:frames_A
 SAVE=${SAVE:-moco_img-S}
 MODEL=${MODEL:-resnext50_32x4d}
 
-train moco_img.py "$DATA" --arch "$MODEL" --lr 0.015 --mlp --moco-t 0.2 --aug-plus --cos --save-dir "$SAVE" "$@"
+IFS=: read -ra folders <<<"$DATA"
+train moco_img.py "${folders[@]}" --arch "$MODEL" --lr 0.015 --mlp --moco-t 0.2 --aug-plus --cos --save-dir "$SAVE" "$@"

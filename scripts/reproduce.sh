@@ -85,17 +85,18 @@ chain_begin "$OUT" "$mode"
 # Frames and networks of each child, and of all three.
 models=${BASELINES:-random:imagenet} names=$models trained=() best=''
 for child in S A Y SAY; do
-    videos=${!child:-}
-    if [ "$child" = SAY ]; then
-        videos=${S:+${A:+${Y:+$S:$A:$Y}}}
-    fi
-    [ -n "$videos" ] || continue
     last=$OUT/TC-$child/${MODEL}_epoch_$((tc_epochs - 1)).tar
-    step "frames-$child" "" "$OUT/frames-$child/manifest.json" DATA="$videos" SAVE="$OUT/frames-$child" \
-        read_saycam --seg-len "$SEG_LEN"
-    step "TC-$child" "frames-$child" "$last" DATA="$OUT/frames-$child" SAVE="$OUT/TC-$child" MODEL="$MODEL" \
-        temporal_classification "${tc_flags[@]}"
-    models+=:$last names+=:TC-$child trained+=("TC-$child") best=$child
+    if [ "$child" = SAY ]; then
+        if [ -z "${S:-}" ] || [ -z "${A:-}" ] || [ -z "${Y:-}" ]; then continue; fi
+        frames=$OUT/frames-S:$OUT/frames-A:$OUT/frames-Y needed="frames-S frames-A frames-Y"
+    else
+        [ -n "${!child:-}" ] || continue
+        frames=$OUT/frames-$child needed=frames-$child
+        step "frames-$child" "" "$frames/manifest.json" DATA="${!child}" SAVE="$frames" read_saycam --seg-len "$SEG_LEN"
+    fi
+    step "TC-$child" "$needed" "$last" DATA="$frames" SAVE="$OUT/TC-$child" MODEL="$MODEL" temporal_classification \
+        "${tc_flags[@]}"
+    models+=:$last names+=:TC-$child trained+=("TC-$child") best=$child best_frames=${frames##*:}
 done
 if [ -n "${S:-}" ]; then
     for learner in moco_img moco_temp; do
@@ -161,9 +162,9 @@ if [ -n "$best" ] && [ -n "${LABELED_S:-}" ]; then
         MODEL_PATH="$tc" SAVE="$OUT/selectivities" selectivities --pca --layer "${layers[@]}" "${analysis_flags[@]}"
     step top_images "TC-$best" "$OUT/top_images/highly_activating_imgs_most_selective_6.pdf" DATA="$LABELED_S" \
         MODEL_PATH="$tc" SAVE="$OUT/top_images" highly_activating_imgs --most-selective 6 --all "${analysis_flags[@]}"
-    step film "TC-$best" "$OUT/films/intphys_feature_animation_1.mp4" DATA="$OUT/frames-$best" MODEL_PATH="$tc" \
+    step film "TC-$best" "$OUT/films/intphys_feature_animation_1.mp4" DATA="$best_frames" MODEL_PATH="$tc" \
         SAVE="$OUT/films" feature_animation --frames 200 "${analysis_flags[@]}"
-    step class_film decoding-labeled_S "$OUT/films/computers_feature_animation_1.mp4" DATA="$OUT/frames-$best" \
+    step class_film decoding-labeled_S "$OUT/films/computers_feature_animation_1.mp4" DATA="$best_frames" \
         MODEL_PATH="$decoded" SAVE="$OUT/films" feature_animation_class "${analysis_flags[@]}"
 fi
 

@@ -17,8 +17,9 @@ set -euo pipefail
 project=${PROJECT_DIR:-${SLURM_SUBMIT_DIR:-$(dirname "$0")/..}}
 source "$project/scripts/step.sh"
 
-DATA=${DATA:-frames_S}
+DATA=${DATA:-frames_S} # one folder, or several as frames_S:frames_A
 SAVE=${SAVE:-TC-S}
 MODEL=${MODEL:-resnext50_32x4d}
 
-train temporal_classification.py "$DATA" --model "$MODEL" --save-dir "$SAVE" "$@"
+IFS=: read -ra folders <<<"$DATA"
+train temporal_classification.py "${folders[@]}" --model "$MODEL" --save-dir "$SAVE" "$@"

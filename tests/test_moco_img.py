@@ -171,3 +171,18 @@ def test_a_checkpoint_decodes_as_it_is(frames, tmp_path, whole):
     assert (decoded.arch, decoded.n_out) == ("shufflenet_v2_x0_5", 3)
     trunk = checkpoint.read(whole / LAST)["state_dict"]
     assert torch.equal(decoded.state["conv1.0.weight"], trunk["module.encoder_q.conv1.0.weight"])
+
+
+def test_a_run_starts_from_the_encoder_of_another(frames, tmp_path, whole):
+    """Query and key encoder both, with the head of MoCo; of other checkpoints, and other heads, the backbone."""
+    last = checkpoint.read(whole / LAST)["state_dict"]
+    backbone = {name: value for name, value in checkpoint.weights(whole / LAST).state.items() if value.dim() > 1}
+    frozen = ("--lr", 0, "--epochs", 1)
+    for name, flags in {"same": [], "other": ["--moco-dim", 4]}.items():
+        train(frames, tmp_path / name, "--model-path", whole / LAST, *frozen, *flags)
+        state = checkpoint.read(tmp_path / name / "moco_img_checkpoint_0000.pth.tar")["state_dict"]
+        for encoder in ("encoder_q", "encoder_k"):
+            for key, value in backbone.items():
+                assert torch.equal(state[f"module.{encoder}.{key}"], value), (name, encoder, key)
+        same_head = torch.equal(state["module.encoder_k.fc.0.weight"], last["module.encoder_q.fc.0.weight"])
+        assert same_head == (name == "same")

@@ -11,7 +11,7 @@ import torchvision
 from torch import nn
 
 import temporal_classification
-from moco import checkpoint
+from moco import checkpoint, models
 from moco.cli import UserError
 from moco.training import engine
 from moco.training.run import EXIT_RESUBMIT, Run
@@ -213,9 +213,9 @@ def test_wrong_input_is_one_line(frames, tmp_path):
 
 
 def test_start_weights_come_without_their_head(frames, tmp_path):
-    model = temporal_classification.network("shufflenet_v2_x0_5", 7)
+    model = models.build("shufflenet_v2_x0_5", 7)
     torch.save({"model_state_dict": model.state_dict(), "arch": "shufflenet_v2_x0_5"}, tmp_path / "start.tar")
-    started = temporal_classification.network("shufflenet_v2_x0_5", 3, tmp_path / "start.tar")
+    started = checkpoint.build_from(tmp_path / "start.tar", "shufflenet_v2_x0_5", 3)
     assert torch.equal(started.conv5[0].weight, model.conv5[0].weight) and started.fc.out_features == 3
 
 

@@ -55,11 +55,7 @@ def extract_features(trunk, frames, images, size, workers, device, cache):
     if path.exists():
         return np.load(path, mmap_mode="r")
     rows = None
-    with (
-        files.atomic_write(path) as part,
-        cli.Progress(len(images), "features", "images") as progress,
-        distributed.no_tf32(),
-    ):
+    with files.atomic_write(path) as part, cli.Progress(len(images), "features", "images") as progress, distributed.no_tf32():
         for found, indices in _forward(trunk.eval(), frames, images, size, workers, distributed.all_like(device)):
             check_finite(found, [frames.path(i) for i in indices])
             if rows is None:

@@ -2,7 +2,6 @@
 
 import os
 import signal
-import socket
 import sys
 import time
 import traceback
@@ -16,7 +15,7 @@ import torch
 from torch import distributed as dist
 from torch import multiprocessing, nn
 
-from moco import gpus, launchers
+from moco import gpus, rendezvous
 from moco.cli import UserError, cores, number, program
 
 STOP_SIGNALS = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGUSR1", "SIGUSR2") if hasattr(signal, name))
@@ -118,13 +117,13 @@ def launch(train, args):
     environment variables that contradict each other.
     """
     _check_flags(args)
-    if task := launchers.current_task(os.environ):
+    if task := rendezvous.current_task(os.environ):
         return _join_task(train, args, task)
     nodes = max(args.world_size, 1)
     device = select_device(args.device, args.gpu or 0)
     processes = _processes_per_node(args, device)
     if nodes * processes > 1:
-        url = args.dist_url or f"tcp://127.0.0.1:{_free_port()}"
+        url = args.dist_url or rendezvous.local_url()
         return _spawn(train, args, _Node(max(args.rank, 0), nodes, processes, url))
     if device.type == "cuda":
         torch.cuda.set_device(device)
@@ -143,18 +142,7 @@ def _check_flags(args):
     if nodes > 1 and not args.dist_url:
         raise UserError("several nodes need --dist-url tcp://HOST:PORT, the same on all of them")
     if args.dist_url:
-        _check_url(args.dist_url)
-
-
-def _check_url(url):
-    """Raise UserError unless processes can meet at url."""
-    try:
-        parts = urlsplit(url)
-        valid = (parts.hostname and parts.port) if parts.scheme == "tcp" else parts.scheme == "file" and parts.path
-    except ValueError:  # for example a port that is no number
-        valid = False
-    if not valid:
-        raise UserError(f"--dist-url {url} is not an address; give tcp://HOST:PORT, or file:///PATH on a shared disk")
+        rendezvous.check_url(args.dist_url)
 
 
 def _processes_per_node(args, device):
@@ -181,7 +169,7 @@ def _join_task(train, args, task):
     for name in [*names, "dist_url"] if task.launcher == "torchrun" else names:
         if getattr(args, name) not in (None, -1):
             raise UserError(f"--{name.replace('_', '-')} has no effect under {task.launcher}: leave it out")
-    url = "env://" if task.launcher == "torchrun" else args.dist_url or launchers.slurm_url(os.environ)
+    url = "env://" if task.launcher == "torchrun" else args.dist_url or rendezvous.slurm_url(os.environ)
     if task.launcher == "srun" and task.local_world_size == 1:
         processes = _processes_per_node(args, select_device(args.device))
         if processes > 1:
@@ -198,11 +186,6 @@ def _divide_workers(args, processes):
     if vars(args).get("workers") != cores():
         return args
     return Namespace(**{**vars(args), "workers": max(1, cores() // processes)})
-
-
-def _free_port():
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        return server.getsockname()[1]
 
 
 def _join(train, args, rank, world_size, local_rank, url, report=None):
@@ -231,26 +214,12 @@ def _connect(args, rank, world_size, local_rank, url):
     try:
         dist.init_process_group(backend, init_method=url, rank=rank, world_size=world_size)
     except (RuntimeError, ValueError, OSError) as error:
+        host = urlsplit(url).hostname or os.environ.get("MASTER_ADDR", "localhost")
         reason = str(error).split("\n")[0]
         raise UserError(
-            f"rank {rank} cannot join the other processes at {url}: {reason}{_loopback_hint(url)}"
+            f"rank {rank} cannot join the processes at {host}: {reason}{rendezvous.loopback_hint(host)}"
         ) from error
     return ProcessContext(rank, world_size, device)
-
-
-def _loopback_hint(url):
-    """What to do if gloo may have failed because it listens where no other node can reach it."""
-
-    def is_loopback(host):
-        try:
-            return socket.gethostbyname(host).startswith("127.")
-        except OSError:
-            return False
-
-    other_nodes = not is_loopback(urlsplit(url).hostname or os.environ.get("MASTER_ADDR", "127.0.0.1"))
-    if other_nodes and is_loopback(socket.gethostname()) and "GLOO_SOCKET_IFNAME" not in os.environ:
-        return "; this host's name is a loopback address: set GLOO_SOCKET_IFNAME to the network interface to use"
-    return ""
 
 
 def _print_error(error):
@@ -294,7 +263,7 @@ class _Node:
 def _spawn(train, args, node):
     """Start the processes of this node, pass stop signals on to them, wait for them and return the exit status."""
     errors = multiprocessing.get_context("spawn").SimpleQueue()
-    arguments = (train, _divide_workers(args, node.processes), node, "spawn", errors)
+    arguments = (train, _divide_workers(args, node.processes), node, multiprocessing.get_start_method(), errors)
     children = multiprocessing.spawn(_child, arguments, nprocs=node.processes, join=False)
 
     def forward(number, frame):
@@ -314,8 +283,10 @@ def _wait(processes):
     Once one has failed, and after Ctrl-C, those still alive GRACE_SECONDS later are killed: they wait for the others.
     """
     try:
-        while None in (codes := [process.exitcode for process in processes]) and not any(codes):
-            connection.wait([process.sentinel for process in processes if process.exitcode is None])
+        while running := [process.sentinel for process in processes if process.exitcode is None]:
+            if any(process.exitcode for process in processes):
+                break
+            connection.wait(running)
     finally:
         end = time.monotonic() + GRACE_SECONDS
         for process in processes:
@@ -341,7 +312,10 @@ def _report_failure(statuses, first_rank, errors):
 
 
 def _child(local_rank, train, args, node, start_method, errors):
-    """A process of _spawn(). start_method: for its loader workers; spawned ones would each import torch again."""
+    """A process of _spawn().
+
+    start_method: of its loader workers. They would be spawned by default, and each would import torch.
+    """
     multiprocessing.set_start_method(start_method, force=True)
     torch.set_num_threads(max(1, cores() // node.processes))
 

@@ -1,8 +1,11 @@
-"""What torchrun and SLURM's srun tell a process about its rank, through environment variables."""
+"""How the processes of a job find each other: ranks from torchrun and SLURM's srun, and addresses to meet at."""
 
+import os
 import re
+import socket
 import subprocess
 from dataclasses import dataclass
+from urllib.parse import urlsplit
 
 from moco.cli import UserError
 
@@ -73,3 +76,39 @@ def slurm_url(environment):
 
 def _scontrol(entity, name):
     return subprocess.run(["scontrol", "show", entity, name], capture_output=True, text=True, check=True).stdout
+
+
+def local_url():
+    """An address for the processes of one node: a free port."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        return f"tcp://127.0.0.1:{server.getsockname()[1]}"
+
+
+def check_url(url):
+    """Raise UserError unless processes can meet at url."""
+    try:
+        parts = urlsplit(url)
+        valid = (parts.hostname and parts.port) if parts.scheme == "tcp" else parts.scheme == "file" and parts.path
+    except ValueError:  # for example a port that is no number
+        valid = False
+    if not valid:
+        raise UserError(f"--dist-url {url} is not an address; give tcp://HOST:PORT, or file:///PATH on a shared disk")
+    if parts.scheme == "tcp":
+        try:
+            socket.getaddrinfo(parts.hostname, parts.port)
+        except OSError as error:  # torch would retry for minutes
+            raise UserError(f"--dist-url {url}: unknown host {parts.hostname}") from error
+
+
+def loopback_hint(main_host):
+    """What to do if gloo may have failed because it listens where other nodes, like main_host, cannot reach it."""
+
+    def is_loopback(host):
+        try:
+            return socket.gethostbyname(host).startswith("127.")
+        except OSError:
+            return False
+
+    if "GLOO_SOCKET_IFNAME" not in os.environ and is_loopback(socket.gethostname()) and not is_loopback(main_host):
+        return "; this host's name is a loopback address: set GLOO_SOCKET_IFNAME to the network interface to use"
+    return ""

@@ -174,7 +174,7 @@ def _misfit(path, tensors, arch, stored_arch):
     expected = stored_arch if models.is_arch(stored_arch) else arch
     fit = layouts.nearest(tensors, expected, stored_arch)
     found = fit.arch if expected else f"any architecture; nearest: {fit.arch}"
-    return f"{path} does not fit {found}: {len(fit.state)} of {fit.total} tensors fit; {_first(fit.faults)}"
+    return f"{path} does not fit {found}: {fit.fitting} of {fit.total} tensors fit; {_first(fit.faults)}"
 
 
 def _first(faults, n=3):

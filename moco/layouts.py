@@ -83,15 +83,17 @@ class _ParametersOnMeta(TorchFunctionMode):
 class Fit:
     """How the tensors under a prefix fit an architecture.
 
-    state: the tensors of trunk and classifier by the architecture's names. faults: what does not fit. used: the names
-    of these tensors in the file. total: tensors that the trunk has. n_out: outputs of the classifier, None without one.
+    state: the tensors of trunk and classifier by the architecture's names. used: the names of these tensors in the
+    file. faults: what does not fit. fitting, total: tensors of the trunk that fit, and all of them. n_out: outputs of
+    the classifier, None without one.
     """
 
     arch: str
     prefix: str
     state: dict
-    faults: list
     used: set
+    faults: list
+    fitting: int
     total: int
     n_out: int | None
 
@@ -118,11 +120,11 @@ def find(tensors, arch=None, stored_arch=None):
 
 
 def nearest(tensors, arch=None, stored_arch=None):
-    """The Fit with the most fitting tensors of all architectures, or of arch."""
+    """The Fit with the largest share of fitting tensors, of all architectures or of arch."""
     prefixes = _prefixes(tensors)
     archs = [arch] if arch else [*models.FAMILY, *vit.fitting_archs(tensors, stored_arch), *models.names()]
     fits = [fit for name in dict.fromkeys(archs) for fit in _fits(name, tensors, prefixes, exact=False)]
-    return max(fits, key=lambda fit: (len(fit.state), -fit.total))
+    return max(fits, key=lambda fit: fit.fitting / fit.total)
 
 
 def choose(fits):
@@ -207,16 +209,14 @@ def _compare(expected, tensors, prefix, file_names):
             state[name] = under[file_name]
         else:
             faults.append(f"{prefix}{file_name} is {tuple(under[file_name].shape)}, not {tuple(shape)}")
+    fitting = len(state)
     head = file_names[f"{expected.head}.weight"].removesuffix(".weight")
     trunk_parts = {file_names[name].split(".")[0] for name in expected.shapes}
-    for file_name in under:
-        part = file_name.split(".")[0]
-        if prefix + file_name in used or file_name.startswith(f"{head}."):
-            continue
-        if part in trunk_parts:
-            faults.append(f"{prefix}{file_name} is not part of {expected.arch}")
-        elif vit.parse(expected.arch) and part in vit.UNSUPPORTED:
-            faults.insert(0, f"it has {vit.UNSUPPORTED[part]} ({prefix}{file_name}), which are not supported")
+    others = [name for name in under if prefix + name not in used and not name.startswith(f"{head}.")]
+    faults += [f"{prefix}{name} is not part of {expected.arch}" for name in others if name.split(".")[0] in trunk_parts]
+    if vit.parse(expected.arch):
+        unsupported = {vit.UNSUPPORTED.get(name.split(".")[0]) for name in others} - {None}
+        faults = [f"it has {what}, which are not supported" for what in sorted(unsupported)] + faults
     classifier = _classifier(expected, under, head)
     is_projector = any(part in PROJECTORS for part in prefix.split("."))
     n_out = None
@@ -225,7 +225,7 @@ def _compare(expected, tensors, prefix, file_names):
         state |= {name: under[file_name] for name, file_name in classifier.items()}
         n_out = len(state[f"{expected.head}.weight"])
         state.setdefault(f"{expected.head}.bias", torch.zeros(n_out))
-    return Fit(expected.arch, prefix, state, faults, used, len(expected.shapes), n_out)
+    return Fit(expected.arch, prefix, state, used, faults, fitting, len(expected.shapes), n_out)
 
 
 def fits_shape(name, shape, expected):

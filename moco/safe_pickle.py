@@ -1,4 +1,4 @@
-"""What a checkpoint may hold besides tensors and plain Python types: NumPy arrays and scalars, namespaces, paths.
+"""What a checkpoint may contain besides tensors and plain types: NumPy arrays, namespaces, paths, configurations.
 
 torch.load(weights_only=True) builds no other classes than those it is given. It is given classes of this module in
 place of NumPy's, because NumPy trusts the state of a pickled dtype: flags in it can turn numbers into pointers.
@@ -58,12 +58,32 @@ def _empty_bytes():
     return b""
 
 
+class _Config:
+    """Stands for the parts of an OmegaConf configuration, which Lightning stores and nobody reads here."""
+
+    def __init__(self, *arguments):
+        pass
+
+
+def _config_dict(*arguments):
+    """A defaultdict without its default."""
+    return {}
+
+
+_CONFIG_PARTS = [
+    *(f"omegaconf.{name}" for name in ("dictconfig.DictConfig", "listconfig.ListConfig", "nodes.AnyNode")),
+    *("omegaconf.base.ContainerMetadata", "omegaconf.base.Metadata", "typing.Any"),
+    *(f"builtins.{name}" for name in ("dict", "list", "int", "float", "str", "bool")),
+]
+
 GLOBALS = [
     (_empty_bytes, "builtins.bytes"),
     *((_Array, f"numpy.{core}.multiarray._reconstruct") for core in ("core", "_core")),  # NumPy 1's and 2's names
     *((_scalar, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")),
     (_Dtype, "numpy.dtype"),
     (_Ndarray, "numpy.ndarray"),
+    *((_Config, name) for name in _CONFIG_PARTS),
+    (_config_dict, "collections.defaultdict"),
     Namespace,
     *((PurePosixPath, f"{module}.PosixPath") for module in ("pathlib", "pathlib._local")),  # Python 3.13's name
     *((PureWindowsPath, f"{module}.WindowsPath") for module in ("pathlib", "pathlib._local")),

@@ -3,8 +3,12 @@
 import io
 import pickle
 import struct
+import sys
 from argparse import Namespace
+from collections import defaultdict
 from pathlib import Path, PurePosixPath, PureWindowsPath
+from types import ModuleType
+from typing import Any
 
 import numpy as np
 import pytest
@@ -73,6 +77,27 @@ def test_namespaces_and_paths_are_data(tmp_path, legacy):
     assert str(loaded.out) == str(args.out) and isinstance(loaded.out, PurePosixPath | PureWindowsPath)
 
 
+def test_configurations_of_omegaconf_are_skipped(tmp_path, monkeypatch):
+    """With the structure that Lightning stores for Hydra's users; OmegaConf itself is not installed."""
+
+    monkeypatch.setitem(sys.modules, "omegaconf", ModuleType("omegaconf"))
+
+    def fake(name):
+        module, _, attribute = f"omegaconf.{name}".rpartition(".")
+        monkeypatch.setitem(sys.modules, module, made := sys.modules.get(module, ModuleType(module)))
+        kind = type(attribute, (), {"__module__": module})
+        setattr(made, attribute, kind)
+        return kind()
+
+    config, values = fake("dictconfig.DictConfig"), fake("listconfig.ListConfig")
+    values.__dict__.update(_metadata=fake("base.ContainerMetadata"), _content=[1, "x", None])
+    config.__dict__.update(_metadata=fake("base.Metadata"), _content={"lr": fake("nodes.AnyNode"), "values": values})
+    config._metadata.__dict__.update(ref_type=Any, key_type=dict, resolver_cache=defaultdict(dict, {"a": {}}))
+    for legacy in (False, True):
+        content = {"hyper_parameters": config, "hparams_type": type(config), "state_dict": {"a": torch.ones(1)}}
+        assert checkpoint.read(saved(tmp_path / "a.ckpt", content, legacy))["state_dict"]["a"] == 1
+
+
 class Calls:
     """Pickled as a call of function."""
 
@@ -107,6 +132,8 @@ REFUSED = {
     "a memory map": (Calls(np.memmap, "x", "u1", "w+"), "would run code .*memmap"),
     "a class with other methods": (Calls(pickle.Unpickler, io.BytesIO), "would run code"),
     "a module": (torch.nn.Linear(2, 2), "would run code .*Linear"),
+    "a class of a configuration's module": (Calls(__import__("collections").namedtuple, "A", "b"), "would run code"),
+    "a type with a state": (Calls(type, "A", (), {}), "would run code .*type"),
     "an array of objects": (np.array([{}, []], dtype=object), "dtype O8"),
     "a scalar object": (np.array({}, dtype=object), "dtype O8"),
     "an array of records": (np.zeros(2, [("a", "f4"), ("b", "O")]), "dtype V12"),

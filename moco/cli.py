@@ -23,22 +23,24 @@ def run(main):
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
         sys.exit(main())
-    except UserError as error:
-        message = str(error)
     except KeyboardInterrupt:
         print(f"\n{program()}: interrupted", file=sys.stderr)
         sys.exit(130)
-    except (MemoryError, OSError, RuntimeError) as error:
-        message = memory_advice(error)
+    except Exception as error:
+        message = user_message(error)
         if message is None:
             raise
     print(f"{program()}: error: {message}", file=sys.stderr)
     sys.exit(2)
 
 
-def memory_advice(error):
-    """One line on an error that means too little memory: what happened, and what to lower. None for other errors."""
+def user_message(error):
+    """One line on an error that the user can correct, which too little memory is as well. None for other errors."""
     text = str(error)
+    if isinstance(error, UserError):
+        return text
+    if not isinstance(error, MemoryError | OSError | RuntimeError):
+        return None
     if "shared memory" in text:
         advice = "/dev/shm is too small: use fewer --workers or enlarge it (docker run --shm-size=8g)"
     elif "DataLoader worker" in text:

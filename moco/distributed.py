@@ -98,11 +98,6 @@ def no_tf32():
         torch.set_float32_matmul_precision(precision)
 
 
-def all_like(device):
-    """All GPUs for a GPU, else device: n GPUs extract features, where gradients are not needed, n times as fast."""
-    return [torch.device("cuda", n) for n in range(torch.cuda.device_count())] if device.type == "cuda" else [device]
-
-
 # --- processes
 
 

@@ -105,7 +105,7 @@ def test_a_whole_recipe_is_that_of_torchvision_on_worker_and_device(name):
     assert difference(ours, theirs) < 2
     images = torch.from_numpy(np.stack(FRAMES)).permute(0, 3, 1, 2).float()
     before = images.clone()
-    device = augment_device.color(images, torch.from_numpy(factors), recipe.gray_first)
+    device = augment_device.color(images, augment_device.color_params(factors), recipe.gray_first)
     assert difference(device.permute(0, 2, 3, 1), theirs) < 2
     assert device.is_contiguous(memory_format=torch.channels_last) and torch.equal(images, before)
 
@@ -117,7 +117,7 @@ def test_each_image_of_a_batch_is_jittered_in_its_own_order(order):
     row = np.array([1.7, 0.4, 1.8, 0.3, *order, 0, 0], np.float32)
     other = np.array([1.7, 0.4, 1.8, 0.3, *order[::-1], 0, 0], np.float32)
     batch = torch.from_numpy(np.stack([frame] * 2)).permute(0, 3, 1, 2).float()
-    device = augment_device.color(batch, torch.from_numpy(np.stack([other, row])))[1].permute(1, 2, 0)
+    device = augment_device.color(batch, augment_device.color_params(np.stack([other, row])))[1].permute(1, 2, 0)
     theirs = plainly(PHOTOS[5], row, False)
     assert difference([device, augment.color(frame, row)], [theirs, theirs]) < 2
     assert difference([augment.color(frame, row)], [augment.color(frame, other)]) > 4

@@ -24,12 +24,12 @@ def parse_args(argv=None):
     parser = cli.parser(__doc__)
     add = parser.add_argument
     add("data", help="folder with train/ and val/, each with one folder of images per class")
-    add("--model-path", metavar="FILE", help="checkpoint whose backbone training starts from (default: random weights)")
+    add("--model-path", metavar="FILE", help="checkpoint whose backbone training starts from; default: random weights")
     add(
         "--model",
         type=models.arch_name,
         metavar="ARCH",
-        help="architecture, if not stored in the checkpoint (default: resnext50_32x4d)",
+        help="architecture, if not stored in the checkpoint; default: resnext50_32x4d",
     )
     add(
         "--n_out", type=cli.number(int, 1), help="number of outputs of the start checkpoint; read from it, checked here"

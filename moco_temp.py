@@ -27,7 +27,7 @@ def parse_args(argv=None):
         action="store_true",
         help="as the published code: pair a frame with the one before it or with itself, also across videos",
     )
-    cli.shared_flags(parser, "--batch-size", help="frames per step, two per pair, over all processes")
+    cli.shared_flags(parser, "--batch-size", help="total number of frames in a batch, two per pair, over all processes")
     return parser.parse_args(argv)
 
 

@@ -54,8 +54,8 @@ def parser(doc):
         type=cli.number(int, 1),
         metavar="N",
         help="in a single process, the parts of a batch that batch norm normalizes separately. Statistics of the whole "
-        "batch (1), shared by query and key, would give the key away; several processes avoid that by shuffling keys "
-        "(default: 8, or as many as get two images each)",
+        "batch (1), shared by query and key, would give the key away; several processes avoid that by shuffling keys. "
+        "Default: 8, or as many as get two images each",
     )
     cli.shared_flags(parser, "--lr", "--image-size", "--augment-on", "--workers")
     cli.shared_flags(parser, "--save-dir", "--seed", "--device", "--overwrite")

@@ -39,12 +39,12 @@ def parse_args(argv=None):
     )
     add("--no-augmentation", dest="augmentation", action="store_false", help="train on the frames as they are")
     add("--augmentation", dest="augmentation", action="store_false", help=cli.HIDDEN)  # the published spelling
-    add("--epochs", type=cli.number(int, 1), help="number of epochs (default: 16, or 6 with --recipe paper)")
-    add("--n_out", type=cli.number(int, 1), help="number of outputs (default: the number of classes in data)")
+    add("--epochs", type=cli.number(int, 1), help="number of epochs; default: 16, or 6 with --recipe paper")
+    add("--n_out", type=cli.number(int, 1), help="number of outputs; default: the number of classes")
     add("--wd", "--weight-decay", dest="wd", type=cli.number(float, 0), default=0.0, help="weight decay")
     add("--model-path", metavar="FILE", help="checkpoint whose backbone training starts from")
     cli.shared_flags(
-        parser, "--batch-size", help="images per step, over all processes (default: 256, or 732 with --recipe paper)"
+        parser, "--batch-size", help="total batch size over all processes; default: 256, or 732 with --recipe paper"
     )
     cli.shared_flags(parser, "--lr", "--image-size", "--augment-on", "--workers")
     cli.shared_flags(parser, "--save-dir", "--seed", "--device", "--overwrite")

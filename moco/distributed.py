@@ -54,11 +54,11 @@ def add_flags(parser):
         "--processes-per-node",
         type=number(int, 1),
         metavar="N",
-        help="start N processes on this node (default: one per GPU, or 1 on a CPU)",
+        help="processes to start on this node; default: one per GPU, or 1 on a CPU",
     )
     add("--world-size", type=int, default=-1, metavar="NODES", help="number of nodes; -1 is one")
     add("--rank", type=int, default=-1, metavar="NODE", help="rank of this node, from 0; needed with several nodes")
-    add("--dist-url", metavar="URL", help="address of rank 0, tcp://HOST:PORT (default: a free local port)")
+    add("--dist-url", metavar="URL", help="address of rank 0, tcp://HOST:PORT; default: a free local port")
     add("--dist-backend", choices=["nccl", "gloo"], help="default: nccl on GPUs, gloo on a CPU")
     add("--gpu", type=number(int, 0), metavar="N", help="use GPU N only")
 

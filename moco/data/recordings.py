@@ -104,7 +104,7 @@ def _from_row(cells):
 
 def add_flags(parser):
     """Add the flags that choose recordings to parser; selection() reads them."""
-    group = parser.add_argument_group("which recordings (default: all)")
+    group = parser.add_argument_group("which recordings are used")
     add = group.add_argument
     add("--children", nargs="+", metavar="CHILD", help="recordings of these children")
     add("--ages", type=age_range, metavar="FROM-TO", help="age in months: 6-12 is from 6 up to but not 12; -12; 12-")

@@ -173,8 +173,8 @@ def _misfit(path, tensors, arch, stored_arch):
     """The message for a file in which no network fits."""
     expected = stored_arch if models.is_arch(stored_arch) else arch
     fit = layouts.nearest(tensors, expected, stored_arch)
-    found = fit.arch if expected else f"any architecture; nearest: {fit.arch}"
-    return f"{path} does not fit {found}: {fit.fitting} of {fit.total} tensors fit; {_first(fit.faults)}"
+    arch = fit.arch if expected else f"any architecture; nearest: {fit.arch}"
+    return f"{path} does not fit {arch}: {fit.fitting} of {fit.total} tensors fit; {_first(fit.faults)}"
 
 
 def _first(faults, n=3):
@@ -189,7 +189,7 @@ def fill(model, weights, drop_head=False):
     the file does not have stay as they are. CheckpointError that lists what is missing, unexpected or of another shape.
     """
     head = models.head_name(model) + "."
-    state = model.state_dict()  # with the metadata from which MNASNet tells its version
+    state = model.state_dict()  # with its metadata, which MNASNet needs
     expected = {name for name in state if not (drop_head and name.startswith(head))}
     given = {name for name in weights.state if not (drop_head and name.startswith(head))}
     missing = [name for name in sorted(expected - given) if not name.endswith(".num_batches_tracked")]
@@ -200,7 +200,8 @@ def fill(model, weights, drop_head=False):
         if not layouts.fits_shape(name, shape, state[name].shape):
             faults.append(f"{name} is {tuple(shape)}, not {tuple(state[name].shape)}")
     if faults:
-        raise CheckpointError(f"{weights.path} does not fit {weights.arch}: {_first(faults)}")
+        network = type(model).__name__
+        raise CheckpointError(f"{weights.path} ({weights.arch}) does not fit this {network}: {_first(faults)}")
     if vit.POSITIONS in expected:
         vit.resize_positions(model, weights.state[vit.POSITIONS].shape)
     state.update({name: weights.state[name] for name in expected & given})

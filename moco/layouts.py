@@ -54,7 +54,7 @@ class ArchSpec:
 
 @cache
 def spec(arch):
-    """The ArchSpec of an architecture, found without memory for weights."""
+    """The ArchSpec of an architecture; allocates no memory for weights."""
     with _ParametersOnMeta():
         model = models.build(arch, 1)
     name = models.head_name(model)
@@ -75,7 +75,7 @@ class _ParametersOnMeta(TorchFunctionMode):
             return function(*args, **kwargs | {"device": "meta"})
         tensor = args[0] if args else kwargs.get("tensor")
         if isinstance(tensor, torch.Tensor) and tensor.is_meta and re.search(r"[^_]_$", function.__name__):
-            return tensor  # an operation in place, such as nn.init.kaiming_normal_
+            return tensor  # an in-place operation such as nn.init.kaiming_normal_
         return function(*args, **kwargs)
 
 
@@ -143,7 +143,7 @@ def _same(a, b):
 
 
 def with_key(fits, key):
-    """The Fits whose prefix is key, or has key among its parts or at its beginning."""
+    """The Fits with key as their prefix or as a part of it."""
     return [fit for fit in fits if fit.key == key or f".{key}." in f".{fit.prefix}"]
 
 

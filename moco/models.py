@@ -116,8 +116,8 @@ def remove_head(model):
 def spatial_trunk(model):
     """The part of model that ends in the last spatial maps: images (N, 3, H, W) to maps (N, C, H/32, W/32).
 
-    The head sees the mean of these maps over space, on which class activation maps rest. UserError for an architecture
-    whose head sees something else.
+    The head's input is the mean of these maps over space, which class activation maps rely on. UserError for an
+    architecture whose head has another input.
     """
     if isinstance(model, torchvision_models.ResNet):
         stages = ("conv1", "bn1", "relu", "maxpool", "layer1", "layer2", "layer3", "layer4")
@@ -230,11 +230,11 @@ class LayerMeans(nn.Module):
         numbers = [layer for layer, name in names.items() if name is None]
         self.numbered = _NumberedLayers(model, numbers) if numbers else None
         nodes = {layer: name for layer, name in names.items() if name is not None}
-        self.named = _NamedNodes(model, nodes) if nodes else None
+        self.nodes = _NamedNodes(model, nodes) if nodes else None
 
     def forward(self, x):
         means = {}
-        for part in (self.numbered, self.named):
+        for part in (self.numbered, self.nodes):
             if part is not None:
                 means |= part(x)
         return [means[layer] for layer in self.layers]
@@ -316,7 +316,7 @@ class _NamedNodes(nn.Module):
 
 
 class _NodeMeans(fx.Interpreter):
-    """Runs a feature extractor, and replaces every output by its mean before an operation in place changes it."""
+    """Runs a feature extractor, and takes the mean of an output before an in-place operation modifies it."""
 
     def __init__(self, extractor, has_class_token):
         super().__init__(extractor)

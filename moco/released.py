@@ -44,13 +44,13 @@ def locate(name, folder="."):
     """(source, architecture) of a published name, for checkpoint.open_model.
 
     source: 'random', 'imagenet', or the path of the file NAME.tar, .pth, .pth.tar or .safetensors in folder.
-    architecture: None for 'random' and 'imagenet'. UserError that says where to get a missing file.
+    architecture: None for 'random' and 'imagenet'. UserError with the source of a missing file.
     """
     if name in ("random", "imagenet"):
         return name, None
     folders = [Path(folder)] + ([Path("../self_supervised_models")] if name in _MOCO else [])  # as published
     stems = [name, _SHORT[name]] if name in _SHORT else [name]
-    paths = [place / f"{stem}{ending}" for place in folders for stem in stems for ending in ENDINGS]
+    paths = [parent / f"{stem}{ending}" for parent in folders for stem in stems for ending in ENDINGS]
     for path in paths:
         if path.is_file():
             return path, _arch(name)

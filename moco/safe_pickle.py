@@ -1,7 +1,7 @@
 """What a checkpoint may contain besides tensors and plain types: NumPy arrays, namespaces, paths, configurations.
 
-torch.load(weights_only=True) builds no other classes than those it is given. It is given classes of this module in
-place of NumPy's, because NumPy trusts the state of a pickled dtype: flags in it can turn numbers into pointers.
+torch.load(weights_only=True) creates instances of allowed classes only. These are classes of this module instead of
+NumPy's, because NumPy trusts the state of a pickled dtype, in which flags can turn numbers into pointers.
 """
 
 import re
@@ -59,7 +59,7 @@ def _empty_bytes():
 
 
 class _Config:
-    """Stands for the parts of an OmegaConf configuration, which Lightning stores and nobody reads here."""
+    """Stands for the parts of an OmegaConf configuration, which Lightning stores; not used."""
 
     def __init__(self, *arguments):
         pass
@@ -98,7 +98,7 @@ def refused_code(message):
 
 
 def plain(value):
-    """value with NumPy's arrays in place of the stand-ins for them; UnsafeError for a stand-in without a value."""
+    """value with NumPy arrays instead of their stand-ins; UnsafeError for a stand-in without a value."""
     if isinstance(value, dict):
         for key in value:
             value[key] = plain(value[key])

@@ -62,10 +62,10 @@ def parse(arch):
 
     Sizes without a letter are WIDTHxDEPTHxHEADS: vit_256x6x4_8.
     """
-    if named := re.fullmatch(rf"vit_({'|'.join(SIZES)})_([1-9]\d*)", arch):
-        return (*SIZES[named[1]], int(named[2]))
-    if spelled := re.fullmatch(r"vit_([1-9]\d*)x([1-9]\d*)x([1-9]\d*)_([1-9]\d*)", arch):
-        width, depth, heads, patch = map(int, spelled.groups())
+    if match := re.fullmatch(rf"vit_({'|'.join(SIZES)})_([1-9]\d*)", arch):
+        return (*SIZES[match[1]], int(match[2]))
+    if match := re.fullmatch(r"vit_([1-9]\d*)x([1-9]\d*)x([1-9]\d*)_([1-9]\d*)", arch):
+        width, depth, heads, patch = map(int, match.groups())
         return (width, depth, heads, patch) if width % heads == 0 else None
     return None
 
@@ -157,17 +157,17 @@ def fold_layer_scale(tensors):
 
 
 def fitting_archs(tensors, stored_arch=None):
-    """Names of the vision transformers whose width, patch size and depth are those of some tensors (name -> tensor).
+    """Names of the vision transformers that have the width, patch size and depth of some tensors (name -> tensor).
 
     stored_arch: the architecture that the file names. MoCo v3's vit_small has 12 heads, all others have 6.
     """
     archs = []
-    for name_, tensor in tensors.items():
-        match = re.fullmatch(r"(.*?)(?:patch_embed\.proj|conv_proj)\.weight", name_)
+    for key, tensor in tensors.items():
+        match = re.fullmatch(r"(.*?)(?:patch_embed\.proj|conv_proj)\.weight", key)
         if not match or tensor.ndim != 4 or tensor.shape[2] != tensor.shape[3]:
             continue
         block = re.compile(re.escape(match[1]) + r"(?:blocks\.|encoder\.layers\.encoder_layer_)(\d+)\.")
-        depth = 1 + max((int(found[1]) for other in tensors if (found := block.match(other))), default=-1)
+        depth = 1 + max((int(number[1]) for other in tensors if (number := block.match(other))), default=-1)
         width, patch = len(tensor), tensor.shape[2]
         heads = HEADS.get(width, width // 64)
         if width == 384 and (stored_arch == "vit_small" or "base_encoder." in match[1]):

@@ -205,9 +205,9 @@ def test_split_batch_norm_normalizes_parts_separately():
     split.load_state_dict(plain.state_dict())
     images = torch.randn(8, 6, 5, 5)  # parts of 3, 3 and 2
     statistics = []
-    for part, whole in zip(images.tensor_split(3), split(images).tensor_split(3), strict=True):
+    for part, normalized in zip(images.tensor_split(3), split(images).tensor_split(3), strict=True):
         one = nn.BatchNorm2d(6)
-        torch.testing.assert_close(one(part), whole)
+        torch.testing.assert_close(one(part), normalized)
         statistics.append((one.running_mean, one.running_var))
     for running, parts in zip((split.running_mean, split.running_var), zip(*statistics, strict=True), strict=True):
         torch.testing.assert_close(running, torch.stack(parts).mean(0))

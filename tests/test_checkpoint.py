@@ -91,8 +91,8 @@ def test_what_does_not_fit_a_model_is_listed(tmp_path):
     with pytest.raises(CheckpointError) as error:
         checkpoint.fill(models.build("resnet18", 3), weights)
     assert str(error.value) == (
-        f"{tmp_path / 'a.tar'} does not fit resnet18: layer1.0.conv1.weight is missing; extra is unexpected; "
-        "conv1.weight is (64, 3, 3, 3), not (64, 3, 7, 7)"
+        f"{tmp_path / 'a.tar'} (resnet18) does not fit this ResNet: layer1.0.conv1.weight is missing; "
+        "extra is unexpected; conv1.weight is (64, 3, 3, 3), not (64, 3, 7, 7)"
     )
 
 
@@ -196,13 +196,13 @@ def test_code_is_refused_whatever_the_environment_says(tmp_path, monkeypatch, pr
 
 def test_damaged_files_are_one_error_that_names_the_file(tmp_path):
     """Empty, cut at many lengths, flipped in a zip, HTML, a folder, no file."""
-    whole = saved(tmp_path / "whole.tar", {"state_dict": {"fc.weight": torch.randn(100, 100)}}).read_bytes()
+    intact = saved(tmp_path / "whole.tar", {"state_dict": {"fc.weight": torch.randn(100, 100)}}).read_bytes()
     draws = random.Random(0)
     cuts = [(LEGACY.read_bytes(), draws.randrange(1500)) for _ in range(20)] + [
-        (whole, draws.randrange(40000)) for _ in range(10)
+        (intact, draws.randrange(40000)) for _ in range(10)
     ]
     damaged = [b"", b"<html>404</html>", *(data[:end] for data, end in cuts)]
-    flipped = bytearray(whole)
+    flipped = bytearray(intact)
     flipped[20000] ^= 4  # in the tensor
     for data in [*damaged, bytes(flipped)]:
         path = tmp_path / "damaged.tar"
@@ -236,7 +236,6 @@ def test_a_file_without_weights(tmp_path, content):
     ids=["empty", "a pickle", "huge header", "no JSON", "cut", "shape beyond the data", "offsets beyond the file"],
 )
 def test_damaged_and_malicious_safetensors_are_refused(tmp_path, data):
-    pytest.importorskip("safetensors")
     path = tmp_path / "a.safetensors"
     path.write_bytes(data)
     with pytest.raises(CheckpointError, match="a.safetensors is damaged or not a safetensors file"):

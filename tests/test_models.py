@@ -237,7 +237,7 @@ def hooked(model, name, x):
 )
 @torch.no_grad()
 def test_layers_by_name_are_means_over_space(arch, layers):
-    """Also where a rectifier or a sum then changes the layer's output in place."""
+    """Also if an in-place rectifier or sum follows."""
     torch.manual_seed(0)
     model, x = models.build(arch, 3).eval(), torch.randn(2, 3, 64, 64)
     for name, means in zip(layers, models.LayerMeans(model, layers)(x), strict=True):
@@ -272,8 +272,8 @@ def test_layer_1_of_any_network_is_what_its_head_sees(arch):
 @torch.no_grad()
 def test_numbers_and_names_mix_and_keep_their_order():
     model, x = models.build("resnet18", 3).eval(), torch.randn(2, 3, 64, 64)
-    last, named, second = models.LayerMeans(model, [1, "layer4.1.relu", 2])(x)
-    assert torch.equal(named, second)  # the first rectifier of the last block
+    last, rectified, second = models.LayerMeans(model, [1, "layer4.1.relu", 2])(x)
+    assert torch.equal(rectified, second)  # the first rectifier of the last block
     torch.testing.assert_close(model.fc(last), model(x))
 
 

@@ -6,7 +6,7 @@ In: a folder of frames in order, or a video, and a model. Out: intphys_feature_a
 published code animated videos of intuitive physics.
 """
 
-from moco import checkpoint, cli, distributed, models, provenance
+from moco import checkpoint, cli, distributed, models, provenance, vit
 from moco.analysis import clip
 from moco.cli import UserError
 
@@ -14,6 +14,9 @@ from moco.cli import UserError
 def parse_args(argv=None):
     parser = cli.parser(__doc__)
     parser.add_argument("--feature-idx", type=int, default=1, metavar="UNIT", help="the feature, from 0")
+    parser.add_argument(
+        "--attention", action="store_true", help="show the attention of a vision transformer's class token instead"
+    )
     clip.add_flags(parser, frames=900, batch_size=900)
     return parser.parse_args(argv)
 
@@ -23,25 +26,44 @@ def feature_map(trunk, feature):
     return lambda images: trunk(images)[:, feature]
 
 
+def attention_map(network):
+    """A function from images (N, 3, H, W) to the attention (N, h, w) of the class token, the mean over heads.
+
+    What does not fill a patch at the right and at the bottom of an image is left out.
+    """
+
+    def function(images):
+        height, width = (side // network.patch_size * network.patch_size for side in images.shape[2:])
+        return vit.attention_maps(network, images[:, :, :height, :width]).mean(1)
+
+    return function
+
+
 def main(argv=None):
     args = parse_args(argv)
     limits = clip.color_range(args.range)
-    opened = checkpoint.open_model(args.model_path, args.model, args.n_out, args.seed)
+    opened = checkpoint.open_model(args.model_path, args.model, args.n_out, args.seed, key=args.checkpoint_key)
     print(f"model: {opened.description}")
     device = distributed.select_device(args.device)
-    trunk = models.freeze(models.spatial_trunk(opened.network)).to(device)
-    models.check_image_size(trunk, args.image_size)
-    n = models.head(opened.network).in_features
-    if not 0 <= args.feature_idx < n:
-        raise UserError(f"--feature-idx {args.feature_idx}: the model has {n} features, 0 to {n - 1}")
-    name = args.name or f"intphys_feature_animation_{args.feature_idx}.mp4"
+    network = models.freeze(opened.network).to(device)
+    models.check_image_size(network, args.image_size)
+    if args.attention:
+        vit.check(network)
+        function, shown, stride = attention_map(network), "attention", network.patch_size
+    else:
+        n = models.head(network).in_features
+        if not 0 <= args.feature_idx < n:
+            raise UserError(f"--feature-idx {args.feature_idx}: the model has {n} features, 0 to {n - 1}")
+        function = feature_map(models.spatial_trunk(network), args.feature_idx)
+        shown, stride = f"feature {args.feature_idx}", clip.STRIDE
+    name = args.name or f"intphys_feature_animation_{'attention' if args.attention else args.feature_idx}.mp4"
     path = clip.film_path(args.save_dir, name, args.data, args.overwrite)
 
     crop = clip.Crop(args.image_size, args.shift, not args.no_rotate)
     images = clip.Clip(args.data, crop, args.frames, args.fps, args.workers)
-    maps = clip.ClipMaps(images, feature_map(trunk, args.feature_idx), args.batch_size, device)
+    maps = clip.ClipMaps(images, function, args.batch_size, device, stride)
     provenance.write(path.parent, provenance.flags(args), opened.checkpoints)
-    clip.write_film(path, images, maps, f"feature {args.feature_idx}", args.fps, limits, args.side_by_side)
+    clip.write_film(path, images, maps, shown, args.fps, limits, args.side_by_side)
 
 
 if __name__ == "__main__":

@@ -25,7 +25,7 @@ def class_maps(trunk, weights):
 def main(argv=None):
     args = parse_args(argv)
     limits = clip.color_range(args.range)
-    opened = checkpoint.open_model(args.model_path, args.model, args.n_out, args.seed, head_required=True)
+    opened = checkpoint.open_model(args.model_path, args.model, args.n_out, args.seed, True, args.checkpoint_key)
     print(f"model: {opened.description}")
     device = distributed.select_device(args.device)
     trunk = models.freeze(models.spatial_trunk(opened.network)).to(device)

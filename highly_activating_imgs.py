@@ -23,7 +23,13 @@ def parse_args(argv=None):
     which = parser.add_mutually_exclusive_group()
     which.add_argument("--neuron_idx", type=int, nargs="+", default=[276], metavar="UNIT", help="units, from 0")
     which.add_argument("--most-selective", type=cli.number(int, 1), metavar="N", help="the N most selective units")
-    add("--layer", type=cli.number(int, 1), default=1, metavar="L", help="layer of the units, counted from the end")
+    add(
+        "--layer",
+        type=models.layer,
+        default=1,
+        metavar="L",
+        help="layer of the units, by number from the end or by the name of a node, such as layer3.2.relu",
+    )
     add("--top", type=cli.number(int, 1), default=10, metavar="N", help="images per unit")
     add("--all", action="store_true", help="use all images, not a random sample of --batch-size")
     cli.shared_flags(parser, "--batch-size", default=1024, help="size of the random sample the images are chosen from")
@@ -37,10 +43,10 @@ def sample(total, size, seed):
     return np.sort(np.random.default_rng(seed).permutation(total)[:size])
 
 
-def check_units(model, layer, neurons, most_selective):
+def check_units(model, layer, image_size, neurons, most_selective):
     """UserError if a layer of model does not have the units of --neuron_idx, or enough for --most-selective."""
     with torch.no_grad():
-        n = models.LayerMeans(model.eval(), [layer])(torch.zeros(1, 3, 64, 64))[0].shape[1]
+        n = models.LayerMeans(model.eval(), [layer])(torch.zeros(1, 3, image_size, image_size))[0].shape[1]
     if most_selective and most_selective > n:
         raise UserError(f"--most-selective {most_selective}: the layer has {n} units")
     if not most_selective and (faulty := [unit for unit in neurons if not 0 <= unit < n]):
@@ -91,11 +97,11 @@ def main(argv=None):
     numbers = "_".join(map(str, args.neuron_idx)) if len(args.neuron_idx) <= 16 else f"{len(args.neuron_idx)}_units"
     name = f"most_selective_{args.most_selective}" if args.most_selective else f"neuron_{numbers}"
     frames = loader.FrameFolder(args.data)
-    opened = checkpoint.open_model(args.model_path, args.model, args.n_out, args.seed)
+    opened = checkpoint.open_model(args.model_path, args.model, args.n_out, args.seed, key=args.checkpoint_key)
     print(f"model: {opened.description}")
     model = opened.network
     models.check_image_size(model, args.image_size)
-    check_units(model, args.layer, args.neuron_idx, args.most_selective)
+    check_units(model, args.layer, args.image_size, args.neuron_idx, args.most_selective)
     path = files.make_output_dir(args.save_dir, [args.data]) / f"highly_activating_imgs_{name}"
     for ending in (".json", ".pdf", ".png"):
         files.refuse_overwrite(path.with_suffix(ending), args.overwrite)

@@ -31,6 +31,7 @@ def parse_args(argv=None):
         metavar="ARCH",
         help="architecture, if not stored in the checkpoint; default: resnext50_32x4d",
     )
+    add("--checkpoint-key", metavar="KEY", help="which network of a checkpoint with several: teacher, encoder_k, ...")
     add(
         "--n_out", type=cli.number(int, 1), help="number of outputs of the start checkpoint; read from it, checked here"
     )
@@ -79,7 +80,7 @@ def listed(frames, path):
 
 def start_network(args, n_out):
     """(arch, network) with n_out outputs and a random head, on the backbone that the flags name."""
-    weights = checkpoint.weights(args.model_path, args.model) if args.model_path else None
+    weights = checkpoint.weights(args.model_path, args.model, args.checkpoint_key) if args.model_path else None
     if weights and args.n_out not in (None, weights.n_out):
         raise UserError(f"the head of {args.model_path} has {weights.n_out} outputs, not {args.n_out}")
     arch = weights.arch if weights else args.model or "resnext50_32x4d"
@@ -95,7 +96,7 @@ def start_network(args, n_out):
 
 def evaluate(args, context, batches):
     """Print top-1 and top-5 accuracy of the checkpoint at --model-path."""
-    opened = checkpoint.open_model(args.model_path, args.model, args.n_out, head_required=True)
+    opened = checkpoint.open_model(args.model_path, args.model, args.n_out, head_required=True, key=args.checkpoint_key)
     n_out, classes = models.head(opened.network).out_features, batches.frames.classes
     if n_out != len(classes):
         raise UserError(

@@ -1,16 +1,18 @@
 """Show where in an image a network sees a class: class activation maps as masks over the images (Figure 6).
 
     python linear_combination_maps.py toybox --model-path TC-S_labeledS_5_iid.tar --class-idx car --class-only
+    python linear_combination_maps.py toybox --model-path dino_s_vitb14.pth --attention --save-dir maps
 
 In: a folder with one folder of images per class, and a model with a linear head, such as linear_decoding.py writes.
 Out, in --save-dir: linear_combination_maps_class_IDX.pdf and .png, a random sample of images with true and predicted
-class.
+class. With --attention, for a vision transformer of any training: linear_combination_maps_attention.pdf and .png, what
+the class token attends to in the last block.
 """
 
 import numpy as np
 import torch
 
-from moco import checkpoint, cli, distributed, files, models, plots, provenance
+from moco import checkpoint, cli, distributed, files, models, plots, provenance, vit
 from moco.analysis import features, film, maps
 from moco.cli import UserError
 from moco.data import loader
@@ -26,6 +28,8 @@ def parse_args(argv=None):
     which.add_argument("--class-only", action="store_true", help="show images of this class only")
     which.add_argument("--others", action="store_true", help="show images of the other classes only")
     add("--overlay", action="store_true", help="show the maps as colors over the images, not as masks")
+    add("--attention", action="store_true", help="show the attention of a vision transformer's class token instead")
+    add("--heads", action="store_true", help="with --attention: one column per head, not their mean")
     cli.shared_flags(parser, "--batch-size", default=36, help="number of images, chosen at random")
     cli.shared_flags(parser, "--image-size", "--workers")
     cli.shared_flags(parser, "--save-dir", "--seed", "--device", "--overwrite")
@@ -79,10 +83,47 @@ def overlay_heatmaps(heatmaps, images):
     ]
 
 
+@torch.inference_mode()
+def forward_attention(model, data, indices):
+    """The images (N, 3, H, W) and the attention (N, heads, H, W) of the class token on them, and indices (N,)."""
+    parts = []
+    with distributed.no_tf32():
+        for images, _, part in data.batches(indices):
+            attention = vit.attention_maps(model, images)
+            heads = [maps.upsample(head, images.shape[-1]) for head in attention.unbind(1)]
+            parts.append((images, torch.stack(heads, 1), part))
+    if not parts:
+        raise UserError(f"none of the chosen images in {data.frames.folder} can be read")
+    return [torch.cat(column).cpu() for column in zip(*parts, strict=True)]
+
+
+def show_attention(args, opened, frames):
+    """Draw what the class token attends to in random images: a row per image, with the mean of the heads or each."""
+    path = files.make_output_dir(args.save_dir, [args.data]) / "linear_combination_maps_attention"
+    path = path.with_name(path.name + "_heads" * args.heads)
+    for ending in (".pdf", ".png"):
+        files.refuse_overwrite(path.with_suffix(ending), args.overwrite)
+    data = features.EvalData(frames, args.image_size, distributed.select_device(args.device), args.workers)
+    chosen = choose(frames, None, "all", args.batch_size, args.seed)
+    images, attention, indices = forward_attention(models.freeze(opened.network).to(data.device), data, chosen)
+    heads = attention.unbind(1) if args.heads else [attention.mean(1)]
+    columns = [(255 * maps.denormalize(images)).round().byte().numpy()]
+    columns += [overlay_heatmaps(head.numpy(), images) for head in heads]
+    names = plots.drawable([frames.classes[frames.label(i)] for i in indices])
+    provenance.write(path.parent, provenance.flags(args), opened.checkpoints)
+    plots.image_rows(list(zip(names, zip(*columns, strict=True), strict=True)), path)
+    print(f"{len(images)} images, {attention.shape[1]} heads: {path.with_suffix('.pdf')} and .png")
+
+
 def main(argv=None):
     args = parse_args(argv)
     frames = loader.FrameFolder(args.data)
-    opened = checkpoint.open_model(args.model_path, args.model, args.n_out, args.seed, head_required=True)
+    if args.attention:
+        opened = checkpoint.open_model(args.model_path, args.model, args.n_out, args.seed, key=args.checkpoint_key)
+        print(f"model: {opened.description}")
+        models.check_image_size(opened.network, args.image_size)
+        return show_attention(args, opened, frames)
+    opened = checkpoint.open_model(args.model_path, args.model, args.n_out, args.seed, True, args.checkpoint_key)
     print(f"model: {opened.description}")
     model = opened.network
     models.check_image_size(model, args.image_size)

@@ -9,25 +9,16 @@ name and the decoded model NAME_labeledS_5_SPLIT.tar; every split, as --split-fi
 
 import copy
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
 from torch import nn
 from torch.nn import functional
 
-from moco import checkpoint, cli, distributed, files, models, provenance
+from moco import checkpoint, cli, distributed, files, models, provenance, released
 from moco.analysis import accuracy, features, report, splits
 from moco.cli import UserError
 from moco.data import augment, loader
-
-PUBLISHED = {
-    "random": ("random", None),
-    "imagenet": ("imagenet", None),
-    **{name: (f"{name}.tar", "resnext50_32x4d") for name in ("TC-S", "TC-A", "TC-Y", "TC-SAY")},
-    "moco_img_0011": ("../self_supervised_models/moco_img_0011.pth.tar", "mobilenet_v2"),
-    "moco_temp_0011": ("../self_supervised_models/moco_temp_0011.pth.tar", "mobilenet_v2"),
-}  # name -> file in the working folder, architecture
 
 
 def parse_args(argv=None):
@@ -38,10 +29,13 @@ def parse_args(argv=None):
         "--model-name",
         nargs="+",
         default=[],
-        choices=PUBLISHED,
+        choices=released.NAMES,
         metavar="NAME",
-        help=f"published models, read from the working folder: {', '.join(PUBLISHED)}",
+        help="published models, read from --models-dir: random, imagenet, TC-SAY, TC-S-mobilenet, dino_say_vitb14, ... "
+        "(moco/released.py lists all)",
     )
+    add("--models-dir", default=".", metavar="DIR", help="folder of the files of --model-name")
+    add("--checkpoint-key", metavar="KEY", help="which network of a checkpoint with several: teacher, encoder_k, ...")
     add("--model-path", nargs="+", default=[], metavar="PATH", help="checkpoints, 'random' or 'imagenet'")
     add("--names", nargs="+", metavar="NAME", help="names of the models in all results; default: their file names")
     add(
@@ -123,10 +117,9 @@ class Backbone:
 
 def open_backbones(args):
     """The Backbones that the flags name, and {path: SHA-256} of their checkpoints; prints what each of them is."""
-    sources = [PUBLISHED[name] for name in args.model_name] + [(path, None) for path in args.model_path]
-    names = args.names or args.model_name + [
-        Path(path).name.removesuffix(".tar").removesuffix(".pth") for path in args.model_path
-    ]
+    sources = [released.locate(name, args.models_dir) for name in args.model_name]
+    sources += [(path, None) for path in args.model_path]
+    names = args.names or args.model_name + [released.stem(path) for path in args.model_path]
     if not sources:
         raise UserError("name at least one model with --model-name or --model-path")
     if len(names) != len(sources) or len(set(names)) != len(names) or any(not name or "/" in name for name in names):
@@ -134,7 +127,7 @@ def open_backbones(args):
         raise UserError(f"{len(sources)} models, named {given}; give each a different name, without /, with --names")
     backbones, checkpoints = [], {}
     for name, (source, arch) in zip(names, sources, strict=True):
-        model = checkpoint.open_model(source, args.model or arch, args.num_outs, args.seed)
+        model = checkpoint.open_model(source, args.model or arch, args.num_outs, args.seed, key=args.checkpoint_key)
         print(f"{name}: {model.description}")
         models.check_image_size(model.network, args.image_size)
         head_name = models.head_name(model.network)

@@ -23,11 +23,12 @@ def parse_args(argv=None):
     checkpoint.add_flags(parser)
     add(
         "--layer",
-        type=cli.number(int, 1),
+        type=models.layer,
         nargs="+",
         default=[1],
         metavar="L",
-        help="layers, counted from the end; 1 is the last; published: 1, 2, 6, 10, 14, 18",
+        help="layers, by number from the end, 1 being the last (published: 1, 2, 6, 10, 14, 18), or by the name of a "
+        "node, such as layer3.2.relu",
     )
     add(
         "--pca",
@@ -130,7 +131,7 @@ def main(argv=None):
     classes = data.frames.classes
     if len(classes) < 2:
         raise UserError(f"{args.data} has one class, {classes[0]}; selectivity compares several")
-    opened = checkpoint.open_model(args.model_path, args.model, args.n_out, args.seed)
+    opened = checkpoint.open_model(args.model_path, args.model, args.n_out, args.seed, key=args.checkpoint_key)
     print(f"model: {opened.description}")
     model = opened.network
     models.check_image_size(model, args.image_size)

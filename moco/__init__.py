@@ -10,7 +10,11 @@ directly in this folder may be imported from anywhere, those of a package by scr
     distributed             processes and devices
     models                  architectures
     builder                 MoCo, as in its paper
+    vit                     vision transformers of any size
     checkpoint              reading and writing networks
+    layouts                 the network in a file of another library
+    safe_pickle             data out of a pickle, without running it
+    released                published networks by name
     plots                   every figure
 
     data/                   for videos, training and analysis

@@ -240,6 +240,11 @@ class LayerMeans(nn.Module):
         return [means[layer] for layer in self.layers]
 
 
+def layer(text):
+    """The number or the name of a layer, as LayerMeans takes it (an argparse type)."""
+    return int(text) if text.isdecimal() else text
+
+
 def _node_name(model, layer):
     """The name of a layer as a node of the network's graph; None for a number that _NumberedLayers knows."""
     if isinstance(layer, str):

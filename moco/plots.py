@@ -247,9 +247,12 @@ def image_rows(rows, path):
 def selectivity_by_layer(values, path):
     """The distribution of selectivity in each layer, with its mean (Figure 7a), to path + '.pdf' and '.png'.
 
-    values: {layer: (units,)}, layers counted from the end of the network; plotted from its input on.
+    values: {layer: (units,)}. Layers that are numbers, counted from the end of the network, are plotted from its input
+    on; with names among them, in their order.
     """
-    layers = sorted(values, reverse=True)
+    layers = list(values)
+    if all(isinstance(layer, int) for layer in layers):
+        layers.sort(reverse=True)
     with _figure(path, 1.6 + 0.9 * max(len(layers), 2), 3) as figure:
         axes = figure.subplots()
         for position, layer in enumerate(layers):

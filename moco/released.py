@@ -57,6 +57,13 @@ def locate(name, folder="."):
     raise UserError(f"{name}: there is no {paths[0]} (or {', '.join(ENDINGS[1:])}); {_instructions(name, folder)}")
 
 
+def stem(path):
+    """The file name of a checkpoint without its ending, which names it in results."""
+    name = Path(path).name
+    endings = sorted((ending for ending in ENDINGS if name.endswith(ending)), key=len)
+    return name.removesuffix(endings[-1]) if endings else name
+
+
 def _arch(name):
     if name in _MOCO:
         return MOBILENET

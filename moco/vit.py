@@ -95,15 +95,20 @@ def is_square_grid(shape, like):
     return len(shape) == 3 and shape[::2] == like[::2] and shape[1] > 1 and isqrt(shape[1] - 1) ** 2 == shape[1] - 1
 
 
+def check(model):
+    """UserError if model has no class token whose attention could be shown."""
+    if not isinstance(model, VisionTransformer):
+        raise UserError(
+            f"{type(model).__name__} has no class token; choose a vision transformer, or leave out --attention"
+        )
+
+
 def attention_maps(model, images):
     """How the class token attends to the patches in the last block: (N, heads, h, w), of images (N, 3, H, W).
 
     The values of a head and the class token's attention to itself sum to 1. UserError for another kind of network.
     """
-    if not isinstance(model, VisionTransformer):
-        raise UserError(
-            f"{type(model).__name__} has no class token; choose a vision transformer, or leave out --attention"
-        )
+    check(model)
     *blocks, last = model.encoder.layers
     tokens = model.tokens(images)
     for block in blocks:

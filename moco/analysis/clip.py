@@ -148,10 +148,14 @@ def _resize_to_cover(image, shape):
     return augment.resize(image, width, height)[top : top + shape[0], left : left + shape[1]]
 
 
-def upsample(small, height, width):
-    """A map (h, w) at the resolution of its image, (height, width): STRIDE pixels per location, bicubic."""
-    large = cv2.resize(small, None, fx=STRIDE, fy=STRIDE, interpolation=cv2.INTER_CUBIC)
-    return large[:height, :width]
+def upsample(small, height, width, stride=STRIDE):
+    """A map (h, w) at the resolution of its image, (height, width): stride pixels per location, bicubic.
+
+    Where the map ends before the image, its edge is repeated.
+    """
+    large = cv2.resize(small, None, fx=stride, fy=stride, interpolation=cv2.INTER_CUBIC)[:height, :width]
+    missing = height - large.shape[0], width - large.shape[1]
+    return cv2.copyMakeBorder(large, 0, missing[0], 0, missing[1], cv2.BORDER_REPLICATE) if any(missing) else large
 
 
 class ClipMaps:
@@ -161,8 +165,12 @@ class ClipMaps:
     (3,) uint8, minimum and maximum of each color.
     """
 
-    def __init__(self, clip, network, batch_size, device):
-        """network: images (N, 3, H, W) to maps (N, h, w). UserError if no frame can be read or a map is not finite."""
+    def __init__(self, clip, network, batch_size, device, stride=STRIDE):
+        """network: images (N, 3, H, W) to maps (N, h, w) with stride pixels per location.
+
+        UserError if no frame can be read or a map is not finite.
+        """
+        self.stride = stride
         parts = []
         self.low, self.high = np.inf, -np.inf
         self.darkest, self.brightest = np.full(3, 255, np.uint8), np.zeros(3, np.uint8)
@@ -174,7 +182,7 @@ class ClipMaps:
                     maps = network(images).float().cpu().numpy()
                 if not np.isfinite(maps).all():
                     raise UserError(f"the maps of {clip.data} are not finite; check the model's weights")
-                large = np.stack([upsample(small, *batch.shape[1:3]) for small in maps])
+                large = np.stack([upsample(small, *batch.shape[1:3], stride) for small in maps])
                 self.low, self.high = min(self.low, large.min()), max(self.high, large.max())
                 rows = batch.reshape(-1, batch.shape[2] * 3)  # reducing long rows first is ten times faster
                 self.darkest = np.minimum(self.darkest, rows.min(0).reshape(-1, 3).min(0))
@@ -206,7 +214,7 @@ def film_frames(clip, clip_maps, title, low, high, side_by_side=False):
             height, width = image.shape[:2]
             if layout is None:
                 layout = film.Layout(height, width, title, low, high, 2 if side_by_side else 1)
-            indices = film.color_indices(upsample(small, height, width), low, high)
+            indices = film.color_indices(upsample(small, height, width, clip_maps.stride), low, high)
             overlay = film.overlay(image, indices, brightness)
             yield layout(image, overlay) if side_by_side else layout(overlay)
             progress.update()

@@ -111,7 +111,7 @@ def show_attention(args, opened, frames):
     columns += [overlay_heatmaps(head.numpy(), images) for head in heads]
     names = plots.drawable([frames.classes[frames.label(i)] for i in indices])
     provenance.write(path.parent, provenance.flags(args), opened.checkpoints)
-    plots.image_rows(list(zip(names, zip(*columns, strict=True), strict=True)), path)
+    plots.image_rows([([name], row) for name, row in zip(names, zip(*columns, strict=True), strict=True)], path)
     print(f"{len(images)} images, {attention.shape[1]} heads: {path.with_suffix('.pdf')} and .png")
 
 

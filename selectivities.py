@@ -101,6 +101,8 @@ def save_selectivity(folder, layer, class_means, classes):
     values, preferred_class = units.selectivity(means)
     silent = np.count_nonzero(np.nan_to_num(means).max(0) == 0)
     print(f"layer {layer}: {len(values)} units, mean selectivity {values.mean():.3f}, {silent} silent")
+    if np.nanmin(means) < 0:
+        print(f"note: layer {layer} has negative mean activations, for which selectivity is not between 0 and 1")
     with files.atomic_write(folder / f"selectivity_{layer}.npy") as part:
         np.save(part, values.astype(np.float32))
     with files.atomic_write(folder / f"selectivity_{layer}.npz") as part:

@@ -1,0 +1,87 @@
+"""Attention of vision transformers in the scripts, from a file as DINO writes it."""
+
+import json
+
+import av
+import numpy as np
+import pytest
+import torch
+
+import feature_animation
+import linear_combination_maps
+import selectivities
+from moco import checkpoint, models, plots, vit
+from moco.cli import UserError
+from tests.support.inputs import make_frames
+
+ARCH = "vit_128x3x2_16"
+SMALL = ["--image-size", "64", "--workers", "0", "--device", "cpu"]
+
+
+@pytest.fixture
+def dino(tmp_path):
+    """The file of a small vision transformer under DINO's names, teacher and student."""
+    torch.manual_seed(0)
+    state = models.build(ARCH, 3).state_dict()
+    names = vit.other_names(state)[0]
+    state = {f"module.backbone.{names[name]}": value for name, value in state.items() if "head" not in name}
+    torch.save({"teacher": state, "student": {name: 2 * value for name, value in state.items()}}, tmp_path / "dino.pth")
+    return tmp_path / "dino.pth"
+
+
+@pytest.mark.parametrize("flags, columns", [([], 1), (["--heads"], 2)])
+def test_attention_is_that_of_the_teachers_class_token(tmp_path, dino, monkeypatch, flags, columns):
+    frames = make_frames(tmp_path / "frames", size=64)
+    drawn = []
+    monkeypatch.setattr(plots, "image_rows", lambda rows, path: drawn.extend(rows))
+    shown = []
+    original = linear_combination_maps.overlay_heatmaps
+    monkeypatch.setattr(
+        linear_combination_maps,
+        "overlay_heatmaps",
+        lambda heatmaps, images: shown.append((heatmaps, images)) or original(heatmaps, images),
+    )
+    out = ["--save-dir", str(tmp_path / "out"), "--batch-size", "5"]
+    linear_combination_maps.main([str(frames), "--model-path", str(dino), "--attention", *SMALL, *out, *flags])
+    assert len(drawn) == 5 and all(len(images) == 1 + columns for _, images in drawn)
+    teacher = checkpoint.open_model(dino, key="teacher").network.eval()
+    with torch.no_grad():
+        attention = vit.attention_maps(teacher, shown[0][1])
+    expected = [attention.mean(1)] if columns == 1 else attention.unbind(1)
+    for (heatmaps, _), values in zip(shown, expected, strict=True):
+        coarse = heatmaps.reshape(5, 4, 16, 4, 16).mean((2, 4))
+        assert np.corrcoef(coarse.ravel(), values.ravel())[0, 1] > 0.95
+    assert json.loads((tmp_path / "out" / "args.json").read_text())["checkpoints"]
+
+
+def test_a_film_shows_attention(tmp_path, dino):
+    frames = make_frames(tmp_path / "frames", size=64)
+    out = ["--save-dir", str(tmp_path), "--frames", "7"]
+    feature_animation.main([str(frames), "--model-path", str(dino), "--attention", *SMALL, *out])
+    with av.open(str(tmp_path / "intphys_feature_animation_attention.mp4")) as film:
+        assert len(list(film.decode(video=0))) == 7
+
+
+def test_attention_of_a_network_without_a_class_token_is_one_line(tmp_path, network):
+    frames = make_frames(tmp_path / "frames")
+    for script in (linear_combination_maps, feature_animation):
+        flags = [str(frames), "--model-path", str(network), "--attention", *SMALL, "--save-dir", str(tmp_path / "out")]
+        with pytest.raises(UserError, match="ResNet has no class token; choose a vision transformer"):
+            script.main(flags)
+
+
+def test_units_of_blocks_by_number_and_by_name(tmp_path, dino, capsys):
+    frames = make_frames(tmp_path / "frames", size=64)
+    out = ["--save-dir", str(tmp_path / "out"), "--layer", "1", "3", "encoder.layers.encoder_layer_0"]
+    selectivities.main([str(frames), "--model-path", str(dino), *SMALL, *out])
+    by_number, by_name = (
+        np.load(tmp_path / "out" / f"selectivity_{layer}.npy") for layer in ("3", "encoder.layers.encoder_layer_0")
+    )
+    assert by_number.shape == by_name.shape == (128,)
+    assert "has negative mean activations" in capsys.readouterr().out
+
+
+def test_two_networks_are_told_apart_by_the_key(tmp_path, dino):
+    opened = [checkpoint.open_model(dino, key=key) for key in (None, "teacher", "student")]
+    weights = [each.network.conv_proj.weight for each in opened]
+    assert torch.equal(weights[0], weights[1]) and torch.equal(2 * weights[1], weights[2])

@@ -74,6 +74,9 @@ class MoCo(nn.Module):
         and its key would share batch statistics, which alone would identify the key (He et al., 2020, section 3.3).
         """
         rank, world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+        device = images.device.type
+        if world > 1 and torch.is_autocast_enabled(device):  # as the first convolution would do: half the bytes to send
+            images = images.to(torch.get_autocast_dtype(device))
         images = concat_all_gather(images, world)
         order = torch.randperm(len(images), device=images.device)
         if world > 1:

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 import torchvision
+from torch import distributed as dist
 from torch import nn
 from torch.nn import functional
 
@@ -233,3 +234,25 @@ def test_keys_are_shuffled_over_the_parts_of_split_batch_norm():
     torch.testing.assert_close(logits[:, 0], (queries * keys).sum(1) / 0.2)
     torch.testing.assert_close(model.queue[:, :8], keys.T)
     assert model.state_dict().keys() == golden_moco(0).state_dict().keys()
+
+
+def test_images_are_gathered_in_the_precision_of_the_forward_pass(monkeypatch):
+    """In bf16, half the bytes; the keys are those of float32 images, which the first convolution rounds alike."""
+    gathered = []
+
+    def all_gather(parts, tensor):
+        gathered.append(tensor.dtype)
+        for part in parts:
+            part.copy_(tensor)
+
+    for name, value in {"is_initialized": True, "get_rank": 0, "get_world_size": 2}.items():
+        monkeypatch.setattr(dist, name, lambda value=value: value)
+    monkeypatch.setattr(dist, "broadcast", lambda *_: None)
+    monkeypatch.setattr(dist, "all_gather", all_gather)
+    model = MoCo(lambda num_classes: models.build("shufflenet_v2_x0_5", num_classes), dim=8, K=8).eval()
+    images = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        own, _ = model._keys(images)
+        expected = functional.normalize(model.encoder_k(torch.cat([images, images])).float(), dim=1)
+    assert gathered == [torch.bfloat16, torch.float32]
+    assert torch.equal(own, expected[:2])

@@ -52,7 +52,7 @@ def commands(pattern=""):
 
 PYTHON = commands("^(python|torchrun) ")
 SBATCH = commands("sbatch ")
-CHAINS = commands(r"(pipeline|reproduce)\.sh")
+CHAINS = commands(r"(pipeline|reproduce|curriculum)\.sh")
 DEMOS = commands(r"^bash scripts/demo\.sh")
 TESTS = ["bash scripts/test.sh"]  # which runs this file
 
@@ -72,12 +72,14 @@ def make_videos(folder, names=("1.mp4", "2.mp4")):
 def inputs(tmp_path_factory):
     """A folder with all inputs that the page names, those included that other commands of the page write."""
     folder = tmp_path_factory.mktemp("inputs")
-    for name in ("videos_S", "videos_A", "videos_Y", "saycam/S", "saycam/A", "saycam/Y", "my_videos"):
-        make_videos(folder / name)
+    for name in ("videos_S", "saycam/S", "saycam/A", "saycam/Y", "my_videos"):
+        make_videos(folder / name, ("S_20130417_0600_01.mp4", "S_20131101_1200_01.mp4"))
     toys = [f"{category}_{exemplar:02}" for category in ("airplane", "truck") for exemplar in range(1, 5)]
     make_videos(folder / "toybox_videos", [f"{toy}_pivothead_rxplus.mp4" for toy in toys])
     write_video(folder / "room.mp4", 60)
     read_saycam.main([str(folder / "videos_S"), "--save-dir", str(folder / "frames_S"), "--seg-len=1", "--workers=0"])
+    for name in ("frames_A", "frames_Y"):
+        shutil.copytree(folder / "frames_S", folder / name)
     make_frames(folder / "labeled_S", CATEGORIES, 20, 64)
     for part in ("train", "val"):
         make_frames(folder / "imagenet" / part)

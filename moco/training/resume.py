@@ -3,6 +3,8 @@
 import json
 from pathlib import Path
 
+import torch
+
 from moco import checkpoint, distributed, files
 from moco.cli import UserError
 
@@ -111,6 +113,11 @@ def _load_states(run, path, content):
         run.optimizer.load_state_dict(content[run.format.optimizer_key])
     except ValueError as error:
         raise checkpoint.CheckpointError(f"the optimizer in {path} does not fit this model: {error}") from error
+    for parameter, values in run.optimizer.state.items():
+        for key, value in values.items():
+            if value.shape == parameter.shape and value.stride() != parameter.stride():
+                # A fused step on a GPU needs the memory format of the parameter; published files are contiguous.
+                values[key] = torch.empty_like(parameter.detach(), dtype=value.dtype).copy_(value)
 
 
 def _set_hyperparameters(optimizer, groups):

@@ -15,6 +15,7 @@ import moco_img
 from moco import checkpoint, models
 from moco.cli import UserError
 from moco.training import resume
+from moco.training.run import Run
 from tests.conftest import make_frames, single_thread
 from tests.support import ROOT
 from tests.support.training import everything, same, train
@@ -66,6 +67,21 @@ def test_a_file_without_flags_takes_the_flags_given(frames, finished, tmp_path):
     train(frames, tmp_path / "run", "--resume", tmp_path / "TC.tar", "--epochs", 1, "--lr", 0.25)
     group = checkpoint.read(tmp_path / "run" / "last.tar")["optimizer_state_dict"]["param_groups"][0]
     assert group["lr"] == json.loads((tmp_path / "run" / "args.json").read_text())["lr"] == 0.25
+
+
+def test_the_state_of_the_optimizer_takes_the_memory_format_of_the_weights(frames, finished, tmp_path, monkeypatch):
+    """Fused optimizers refuse others on a GPU, and published files are contiguous."""
+    content = checkpoint.read(finished / "last.tar")
+    for state in content["optimizer_state_dict"]["state"].values():
+        state.update({key: value.contiguous() for key, value in state.items()})
+    checkpoint.write(tmp_path / "contiguous.tar", content)
+    runs = []
+    monkeypatch.setattr(Run, "epochs", lambda run: runs.append(run) or [])
+    train(frames, tmp_path / "run", "--resume", tmp_path / "contiguous.tar")
+    state = runs[0].optimizer.state
+    assert any(not weight.is_contiguous() for weight in state)
+    for weight, values in state.items():
+        assert values["exp_avg"].stride() == values["exp_avg_sq"].stride() == weight.stride()
 
 
 @pytest.mark.parametrize("flag, value", [("--batch-size", 4), ("--seed", 5)])

@@ -89,9 +89,9 @@ def forward_attention(model, data, indices):
     parts = []
     with distributed.no_tf32():
         for images, _, part in data.batches(indices):
-            attention = vit.attention_maps(model, images)
+            attention = vit.attention_maps(model, images).cpu()
             heads = [maps.upsample(head, images.shape[-1]) for head in attention.unbind(1)]
-            parts.append((images, torch.stack(heads, 1), part))
+            parts.append((images.cpu(), torch.stack(heads, 1), part))
     if not parts:
         raise UserError(f"none of the chosen images in {data.frames.folder} can be read")
     return [torch.cat(column).cpu() for column in zip(*parts, strict=True)]

@@ -28,8 +28,8 @@ def is_given(environment, device_file=Path("/dev/nvidia0")):
     visible = environment.get("CUDA_VISIBLE_DEVICES")
     if visible is not None:
         return visible.strip() not in ("", "-1", "NoDevFiles")  # SLURM sets the last one in jobs without GPUs
-    slurm = [environment.get(name, "") for name in ("SLURM_JOB_GPUS", "SLURM_STEP_GPUS", "SLURM_GPUS_ON_NODE")]
-    return device_file.exists() or any(value not in ("", "0") for value in slurm)
+    indices = environment.get("SLURM_JOB_GPUS", "") + environment.get("SLURM_STEP_GPUS", "")  # such as 0 or 2,3
+    return device_file.exists() or indices != "" or environment.get("SLURM_GPUS_ON_NODE", "0") not in ("", "0")
 
 
 def why_unusable(version_file=Path("/proc/driver/nvidia/version")):

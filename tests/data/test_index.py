@@ -31,10 +31,10 @@ def touch(folder, *names):
         (folder / name).touch()
 
 
-def settle(folder):
-    """Make the folders look as if nothing had happened in them for an hour."""
-    for place, _, _ in os.walk(folder):
-        os.utime(place, (time.time() - 3600,) * 2)
+def settle(monkeypatch):
+    """Count folders as unchanged for long: nothing can set back the time at which they were changed."""
+    monkeypatch.setattr(index, "SETTLED", -(10**10))
+    time.sleep(0.05)  # a later change gets a later time
 
 
 def paths(frames):
@@ -69,13 +69,13 @@ def test_hidden_entries_empty_folders_and_other_files_count_for_nothing(tmp_path
     assert ours.classes == ["b", "d"] and paths(ours) == paths(expected) and ours.counts == [1, 2]
 
 
-def test_names_of_any_bytes_are_found(tmp_path):
+def test_names_of_any_bytes_are_found(tmp_path, monkeypatch):
     names = [b"a\n.jpg", "é 1.jpg".encode(), b"\xff\xfe.jpg"]
     for folder in (b"x", b"\xfd"):
         (tmp_path / os.fsdecode(folder)).mkdir()
         for name in names:
             Path(os.fsdecode(os.fsencode(tmp_path) + b"/" + folder + b"/" + name)).touch()
-    settle(tmp_path)
+    settle(monkeypatch)
     for _ in range(2):  # from the scan, then from its index
         assert all(path.exists() for path in paths(loader.FrameFolder(tmp_path)))
 
@@ -109,7 +109,7 @@ def test_a_second_start_does_not_scan(tmp_path, monkeypatch):
     folder = tmp_path / "frames"
     touch(folder, "a/1.jpg", "a/in/2.jpg", "b/3.jpg")
     (folder / "c").mkdir()
-    settle(folder)
+    settle(monkeypatch)
     first = loader.FrameFolder(folder)
     monkeypatch.setattr(index, "_scan", None)
     second = loader.FrameFolder(folder)
@@ -131,11 +131,11 @@ CHANGES = {
 
 
 @pytest.mark.parametrize("change", CHANGES)
-def test_a_folder_that_changed_is_scanned_again(tmp_path, change):
+def test_a_folder_that_changed_is_scanned_again(tmp_path, change, monkeypatch):
     folder = tmp_path / "frames"
     touch(folder, "a/1.jpg", "a/in/2.jpg", "b/3.jpg")
     (folder / "c").mkdir()
-    settle(folder)
+    settle(monkeypatch)
     loader.FrameFolder(folder)
     CHANGES[change](folder)
     frames = loader.FrameFolder(folder)
@@ -151,14 +151,14 @@ def test_a_folder_still_being_filled_is_not_indexed(tmp_path):
 def test_where_nobody_may_write_the_index_goes_to_the_users_cache(tmp_path, cache, monkeypatch):
     folder = tmp_path / "frames"
     touch(folder, "a/1.jpg")
-    settle(folder)
+    settle(monkeypatch)
     (tmp_path / ".frames.index.npz").mkdir()  # stands in the way, as a read-only disk would
     loader.FrameFolder(folder)
     assert len(list((cache / "baby-vision").iterdir())) == 1
     monkeypatch.setattr(index, "_scan", None)
     assert len(loader.FrameFolder(folder)) == 1
     monkeypatch.undo()
-    monkeypatch.setattr(index, "_places", lambda folder: [Path("/dev/null/a"), Path("/dev/null/b")])
+    monkeypatch.setattr(index, "_index_paths", lambda folder: [Path("/dev/null/a"), Path("/dev/null/b")])
     assert len(loader.FrameFolder(folder)) == 1
 
 

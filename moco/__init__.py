@@ -8,6 +8,8 @@ directly in this folder may be imported from anywhere, those of a package by scr
     provenance              args.json: flags, versions, commit and checkpoints of a run
     pool                    worker processes that may crash
     distributed             processes and devices
+    rendezvous              ranks and addresses from torchrun and SLURM
+    gpus                    GPUs, and why torch cannot use them
     models                  architectures
     builder                 MoCo, as in its paper
     vit                     vision transformers of any size
@@ -20,7 +22,9 @@ directly in this folder may be imported from anywhere, those of a package by scr
     data/                   for videos, training and analysis
         manifest            the plan of a frame folder
         index               any other folder of images
+        recordings          child, date and age of a recording; which of them to use
         loader              folder -> batches
+        workers             processes that read batches
         augment             augmentation on the CPU
         augment_device      color jitter and blur on the device
 
@@ -32,7 +36,8 @@ directly in this folder may be imported from anywhere, those of a package by scr
     training/
         engine              one epoch
         metrics             running sums over all processes
-        run                 position, saving, logging, resume
+        run                 position, saving, logging
+        resume              what may differ on resume, what is restored
         cpu                 faster training on a CPU
 
     analysis/

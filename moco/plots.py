@@ -21,7 +21,6 @@ STYLE = {
     "pdf.fonttype": 42,  # text stays text in the PDF
     "text.parse_math": False,  # class names may contain $, _ and ^
     "image.composite_image": False,  # joining n images into one takes time n^2
-    "figure.constrained_layout.use": True,
 }
 MAX_INCHES = 190  # a PDF reader shows pages of up to 200 inches
 MAX_PIXELS = 6000  # per side of a PNG
@@ -31,11 +30,11 @@ DEFAULT_FONT = "DejaVu Sans"  # comes with matplotlib
 
 
 @contextmanager
-def _figure(path, width, height, names=()):
+def _figure(path, width, height, names=(), layout="constrained"):
     """A Figure of width x height inches, written to path as .pdf and .png at the end, atomically.
 
     It has a largest size: a page of MAX_INCHES, a PNG of MAX_PIXELS. names: texts from the user, for which fonts are
-    looked up.
+    looked up. layout: Matplotlib's layout engine.
     """
     import matplotlib  # it takes half a second, which --help does not need
     from matplotlib.figure import Figure
@@ -45,7 +44,7 @@ def _figure(path, width, height, names=()):
     width, height = scale * width, scale * height
     families = {font[0] for name in names if (font := find_font(name))} - {DEFAULT_FONT}
     with matplotlib.rc_context({**STYLE, "font.family": [DEFAULT_FONT, *sorted(families)]}):
-        figure = Figure(figsize=(width, height))
+        figure = Figure(figsize=(width, height), layout=layout)
         yield figure
         for ending, dpi, metadata in (
             (".pdf", 150, {"CreationDate": None}),
@@ -58,8 +57,7 @@ def _figure(path, width, height, names=()):
 @contextmanager
 def _page(path, width, height, names):
     """The axes of a figure, as in _figure, whose coordinates are inches from the top left corner."""
-    with _figure(path, width, height, names) as figure:
-        figure.set_layout_engine("none")
+    with _figure(path, width, height, names, layout="none") as figure:
         axes = figure.add_axes((0, 0, 1, 1), xlim=(0, width), ylim=(height, 0))
         axes.axis("off")
         yield axes
@@ -103,7 +101,7 @@ def drawable(names):
         label = name if len(name) <= LABEL_LENGTH else f"{name[: LABEL_LENGTH - 12]}...{name[-9:]}"
         if not find_font(label):
             label = str(position)
-            replaced.append(f"{label}: {name}")
+            replaced.append(f"{label}: {name!r}")
         labels.append(label)
     if replaced:
         print(f"no installed font has the characters of some names; figures show numbers: {', '.join(replaced)}")
@@ -158,7 +156,8 @@ def accuracy_bars(models, path):
     labels, task_labels = drawable(list(models)), drawable(list(tasks))
     styles = list(zip(range(len(models)), itertools.cycle(itertools.product(("", "///", "..."), COLORS))))
     bar_width = 0.84 / len(models)
-    width = 2.2 + len(tasks) * (0.5 + 0.38 * len(models))
+    legend = max(1.4, 0.4 + 0.07 * max(map(len, labels)))
+    width = 0.8 + legend + len(tasks) * (0.5 + 0.38 * len(models))
     height = max(3.4, 0.18 * (len(models) + 4))
     with _figure(path, width, height, labels + task_labels) as figure:
         axes = figure.subplots()
@@ -276,7 +275,8 @@ def variance_explained(curves, path):
 
     folders = drawable(list(curves))
     lines = sum(len(by_layer) for by_layer in curves.values())
-    with _figure(path, 6.4, max(3.2, 0.17 * lines), folders) as figure:
+    legend = max(1.6, 0.9 + 0.07 * max(map(len, folders)))
+    with _figure(path, 4.8 + legend, max(3.2, 0.2 + 0.17 * lines), folders) as figure:
         axes = figure.subplots()
         labels = []
         for folder, by_layer, style in zip(folders, curves.values(), itertools.cycle(("-", "--", ":", "-."))):

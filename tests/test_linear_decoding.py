@@ -1,7 +1,8 @@
-"""Linear decoding: cached features decode like images, the trunk stays as it is, results say what was done."""
+"""Linear decoding: cached features decode like images, the trunk is not trained, results record what was done."""
 
 import csv
 import json
+import os
 
 import numpy as np
 import pytest
@@ -9,19 +10,19 @@ import torch
 from torch import nn
 
 import linear_decoding
-from moco import checkpoint, models
-from moco.analysis import features
+from moco import checkpoint, models, plots, provenance
+from moco.analysis import features, splits
 from moco.cli import UserError
 from moco.data import augment, loader
-from tests.conftest import save_network
 from tests.support import golden
+from tests.support.inputs import save_network
 
 ARCH = "shufflenet_v2_x0_5"
 CPU = torch.device("cpu")
 
 
 def decode(data, save_dir, *words):
-    """Run the script on data with a small network and few epochs; what results.json then holds."""
+    """Run the script on data with a small network and few epochs; the content of results.json."""
     small = ["--image-size", 32, "--workers", 0, "--device", "cpu", "--epochs", 3, "--save-dir", save_dir]
     linear_decoding.main([str(word) for word in (data, *small, *words)])
     return json.loads((save_dir / "results.json").read_text())
@@ -32,16 +33,18 @@ def network(tmp_path):
     """A checkpoint of a small network with 5 outputs."""
     torch.manual_seed(3)
     model = models.build(ARCH, 5)
-    models.adapt_batch_norm(model, [torch.randn(32, 3, 32, 32)])  # else all its features are nearly the same
+    models.adapt_batch_norm(model, [torch.randn(32, 3, 32, 32)])  # its features are nearly constant otherwise
     save_network(tmp_path / "net.tar", model, arch=ARCH, n_out=5)
     return tmp_path / "net.tar"
 
 
-def test_results_say_what_was_decoded(frames, network, tmp_path):
+def test_results_record_what_was_decoded(frames, network, tmp_path):
     words = ["--model-path", network, "random", "--model", ARCH, "--names", "TC", "noise", "--seeds", 2, "--knn", 3]
     found = decode(frames, tmp_path / "out", *words)
     assert found["classes"] == ["class_0000", "class_0001", "class_0002"]
-    assert (found["chance"], found["majority"], found["seeds"]) == (1 / 3, 1 / 3, [0, 1])
+    assert (found["chance"], found["seeds"]) == (1 / 3, [0, 1])
+    (task,) = splits.make_tasks(loader.FrameFolder(frames), splits.SplitOptions(seeds=2))
+    assert found["majority"] == found["models"]["TC"]["iid"]["majority"] == task.majority
     assert list(found["models"]) == ["TC", "noise"]
     for entry in (found["models"]["TC"]["iid"], found["models"]["TC"]["iid"]["knn"]):
         assert len(entry["each"]) == 2 and entry["mean"] == pytest.approx(np.mean(entry["each"]))
@@ -65,7 +68,7 @@ def test_the_same_command_gives_the_same_and_a_written_split_reads_back(frames, 
     assert own["models"]["net"]["own"]["each"] == first["models"]["net"]["iid"]["each"]
 
 
-def test_the_decoded_model_loads_as_published_and_says_the_same(frames, network, tmp_path):
+def test_the_decoded_model_loads_as_published_and_predicts_the_same(frames, network, tmp_path):
     found = decode(frames, tmp_path / "out", "--model-path", network, "--seeds", 2, "--lr", 0.01)
     path = tmp_path / "out" / "net_labeledS_5_iid.tar"
     content = checkpoint.read(path)
@@ -75,7 +78,7 @@ def test_the_decoded_model_loads_as_published_and_says_the_same(frames, network,
     model = nn.DataParallel(models.build(ARCH, 3))
     model.load_state_dict(content["model_state_dict"])
     images = loader.FrameFolder(frames)
-    names = [images.path(i).relative_to(frames).as_posix() for i in range(len(images))]
+    names = [images.name(i) for i in range(len(images))]
     order = np.array([names.index(name) for name in content["images"]])
     batches = loader.in_order(images, augment.Recipe("none", 32), CPU, 0, order, 64)
     pictures, targets, _ = next(batches.epoch(0))
@@ -98,7 +101,7 @@ def test_a_seed_gives_the_same_alone_and_among_others(frames, network, tmp_path)
 
 
 @pytest.mark.parametrize("mode", ["eval", "adapt", "train"])
-def test_the_trunk_learns_nothing_but_the_statistics_its_mode_lets_it(frames, network, tmp_path, mode):
+def test_only_batch_norm_statistics_change_and_only_in_their_modes(frames, network, tmp_path, mode):
     before = checkpoint.weights(network).state
     decode(frames, tmp_path / "out", "--model-path", network, "--bn-mode", mode)
     after = checkpoint.weights(tmp_path / "out" / "net_labeledS_5_iid.tar").state
@@ -109,15 +112,15 @@ def test_the_trunk_learns_nothing_but_the_statistics_its_mode_lets_it(frames, ne
         assert {int(after[name] - before[name]) for name in moved if name.endswith("tracked")} == {3}
 
 
-def test_random_weights_are_adapted_unless_told_otherwise(frames, tmp_path):
+def test_random_weights_are_adapted_by_default(frames, tmp_path):
     for words, adapted in (([], True), (["--bn-mode", "eval"], False)):
         decode(frames, tmp_path / "out", "--model-name", "random", "--model", ARCH, "--overwrite", *words)
         state = checkpoint.weights(tmp_path / "out" / "random_labeledS_5_iid.tar").state
         assert bool(state["conv1.1.running_mean"].any()) == adapted
 
 
-class Steady(nn.Module):
-    """A trunk that stays in evaluation mode whatever it is told."""
+class AlwaysEval(nn.Module):
+    """A trunk that stays in evaluation mode."""
 
     def __init__(self, trunk):
         super().__init__()
@@ -131,32 +134,33 @@ class Steady(nn.Module):
 
 
 def test_cached_and_uncached_decoding_are_equal(tmp_path):
-    frames, size = loader.FrameFolder(golden.IMAGES), 64
+    frames = loader.FrameFolder(golden.IMAGES)
+    data = features.EvalData(frames, 64, CPU)
     torch.manual_seed(0)
     trunk = models.freeze(models.remove_head(models.build(ARCH, 5)))
     images = np.arange(len(frames))
-    features.adapt(trunk, frames, images, size, 0, CPU, 0, tmp_path)
-    rows = features.extract_features(trunk, frames, images, size, 0, CPU, tmp_path)
+    features.adapt_batch_norm(trunk, data, images, 0, tmp_path)
+    rows = features.extract_features(trunk, data, images, tmp_path)
     labels = torch.from_numpy(frames.labels())
     for seed in range(5):
         train = np.random.default_rng(seed).permutation(images)[:24]
-        batches = loader.FrameLoader(frames, augment.Recipe("none", size), loader.EpochSampler(train, 24, seed), CPU)
+        batches = loader.FrameLoader(frames, augment.Recipe("none", 64), loader.EpochSampler(train, 24, seed), CPU)
         ways = [
             linear_decoding.cached_epochs(torch.from_numpy(rows[train]), labels[train], 24, 15),
-            linear_decoding.drifting_epochs(Steady(trunk), batches, labels, 15),
+            linear_decoding.drifting_epochs(AlwaysEval(trunk), batches, labels, 15),
         ]
         scores, histories = [], []
         for epochs in ways:
             torch.manual_seed(seed)
             layer = nn.Linear(rows.shape[1], 4)
-            histories.append(linear_decoding.readout(layer, epochs, 5e-4, 100)[1])
+            histories.append(linear_decoding.fit(layer, epochs, 5e-4, 100)[1])
             scores.append(layer(torch.from_numpy(np.array(rows))).detach())
         torch.testing.assert_close(*scores, atol=1e-3, rtol=1e-3)
         assert histories[0] == pytest.approx(histories[1], abs=0.5)
         assert histories[0][-1] > histories[0][0]
 
 
-def test_unreadable_images_are_left_out_and_named(frames, network, tmp_path, capsys):
+def test_unreadable_images_are_left_out_and_reported(frames, network, tmp_path, capsys):
     (frames / "class_0001" / "img_0003.jpeg").write_bytes(b"no image")
     for mode in ("eval", "train"):
         found = decode(frames, tmp_path / mode, "--model-path", network, "--bn-mode", mode)["models"]["net"]["iid"]
@@ -165,16 +169,16 @@ def test_unreadable_images_are_left_out_and_named(frames, network, tmp_path, cap
         assert "class_0001/img_0003.jpeg" in capsys.readouterr().out
 
 
-def test_results_beside_join_the_table_and_the_figure(frames, network, tmp_path, capsys, monkeypatch):
+def test_compared_results_are_in_the_table_and_the_figure(frames, network, tmp_path, capsys, monkeypatch):
     decode(frames, tmp_path / "a", "--model-path", network, "--names", "one")
     with monkeypatch.context() as patch, pytest.raises(UserError, match="another result of one .iid.; choose other"):
-        patch.setattr(features, "extract_features", None)  # whoever begins to work fails
-        words = ["--model-path", network, "--names", "one", "--beside", tmp_path / "a" / "results.json"]
+        patch.setattr(features, "extract_features", None)  # computing anything is an error
+        words = ["--model-path", network, "--names", "one", "--compare", tmp_path / "a" / "results.json"]
         decode(frames, tmp_path / "b", *words)
     capsys.readouterr()
-    found = decode(frames, tmp_path / "b", "--model-path", network, "--beside", tmp_path / "a" / "results.json")
+    found = decode(frames, tmp_path / "b", "--model-path", network, "--compare", tmp_path / "a" / "results.json")
     assert list(found["models"]) == ["one", "net"]
-    linear_decoding.main(["--beside", str(tmp_path / "b" / "results.json"), "--save-dir", str(tmp_path / "c")])
+    linear_decoding.main(["--compare", str(tmp_path / "b" / "results.json"), "--save-dir", str(tmp_path / "c")])
     rows = [line.split()[0] for line in capsys.readouterr().out.splitlines()[-6:-1]]
     assert rows == ["top-1", "chance", "majority", "one", "net"]
     assert (tmp_path / "c" / "accuracies.pdf").stat().st_size > 1000
@@ -182,28 +186,33 @@ def test_results_beside_join_the_table_and_the_figure(frames, network, tmp_path,
 
 def test_mistakes_are_one_line_before_any_work(frames, network, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(features, "extract_features", None)  # whoever begins to work fails
+    monkeypatch.setattr(features, "extract_features", None)  # computing anything is an error
     out = tmp_path / "out"
     for words, message in [
         ([frames], "name at least one model"),
-        ([], "give a folder that holds a folder of images per class"),
+        ([], "give a folder that has one folder of images per class"),
         ([frames, "--model-path", "none.tar"], "no checkpoint none.tar"),
-        ([frames, "--model-name", "TC-S"], "no checkpoint TC-S.tar"),
+        ([frames, "--model-name", "TC-S"], "there is no TC-S.tar .*; download TC-S-resnext"),
         ([frames, "--model-path", network, "--num-outs", 7], "the head of .* has 5 outputs, not 7"),
         ([frames, "--model-path", network, "--model", "resnet18"], "does not fit resnet18"),
         ([frames, "--model-path", network, network], "give each a name of its own, without /, with --names"),
         ([frames, "--model-path", network, "--names", "a", "b"], "1 models, named a, b"),
         ([frames, "--model-path", network, "--names", "a/b"], "1 models, named a/b"),
-        ([frames, "--model-path", network, "--split", "exemplar"], "names no exemplar"),
+        ([frames, "--model-path", network, "--names", ""], "give each a different name"),
+        ([frames, "--model-path", network, "--names", "n" * 240], "is too long for file names; give a shorter one"),
+        ([frames, "--model-path", network, "--split", "exemplar"], "contains no exemplar"),
+        ([frames, "--model-path", network, "--save-dir", frames / "out"], "out is inside the data folder"),
+        ([frames, "--model-name", "random", "--model", "alexnet", "--image-size", 32], "alexnet|AlexNet"),
+        ([frames, "--model-path", network, "--seed", 2**32 - 1, "--seeds", 2], "seeds are from 0 to 4294967295"),
         ([tmp_path / "nowhere", "--model-path", network], "nowhere"),
-        ([frames / "class_0000", "--model-path", network], "gives one class"),
+        ([frames / "class_0000", "--model-path", network], "has one class"),
     ]:
         with pytest.raises(UserError, match=message):
-            linear_decoding.main([str(word) for word in (*words, "--save-dir", out)])
+            linear_decoding.main([str(word) for word in ("--save-dir", out, *words)])
         assert not (out / "results.json").exists()
 
 
-def test_nothing_is_replaced_unasked(frames, network, tmp_path):
+def test_results_are_not_overwritten_by_default(frames, network, tmp_path):
     decode(frames, tmp_path / "out", "--model-path", network)
     with pytest.raises(UserError, match="results.json exists; give --overwrite"):
         decode(frames, tmp_path / "out", "--model-path", network)
@@ -214,5 +223,85 @@ def test_weights_that_are_not_finite_are_an_error(frames, network, tmp_path):
     content = checkpoint.read(network)
     content["model_state_dict"]["module.conv1.0.weight"][0] = float("nan")
     checkpoint.write(network, content)
-    with pytest.raises(UserError, match="img_0000.jpeg are not finite"):
+    with pytest.raises(UserError, match="net.tar are not finite"):
         decode(frames, tmp_path / "out", "--model-path", network)
+    assert not (tmp_path / "out" / "results.json").exists()
+
+
+def test_a_classifier_that_diverges_is_an_error(frames, network, tmp_path):
+    with pytest.raises(UserError, match="the scores of net on iid are not finite; lower --lr"):
+        decode(frames, tmp_path / "out", "--model-path", network, "--lr", 1e30)
+    assert not (tmp_path / "out" / "results.json").exists()
+
+
+def test_every_run_records_flags_commit_and_checkpoints(frames, network, tmp_path, capsys):
+    decode(frames, tmp_path / "out", "--model-path", network, "random", "--model", ARCH, "--epochs", 1)
+    record = json.loads((tmp_path / "out" / "args.json").read_text())
+    assert record["checkpoints"] == {str(network): provenance.sha256(network)}
+    assert record["epochs"] == 1 and record["data"] == str(frames) and record["commit"] == provenance.commit()
+    first, second = capsys.readouterr().out.splitlines()[:2]
+    assert first.startswith(f"net: {ARCH} from {network} (SHA-256 {provenance.sha256(network)[:12]}")
+    assert second == f"random: {ARCH} with random weights"
+
+
+def test_an_adapted_seed_gives_the_same_alone_and_among_others(frames, network, tmp_path):
+    """Its statistics are those of its own training images, not of those that other seeds train on."""
+    words = ["--model-path", network, "--bn-mode", "adapt", "--lr", 0.01, "--knn", 3]
+    both = decode(frames, tmp_path / "both", *words, "--seed", 5, "--seeds", 2)["models"]["net"]["iid"]
+    alone = [decode(frames, tmp_path / str(seed), *words, "--seed", seed)["models"]["net"]["iid"] for seed in (5, 6)]
+    assert both["each"] == [each["mean"] for each in alone]
+    assert both["knn"]["each"] == [each["knn"]["mean"] for each in alone]
+
+
+def test_the_published_mode_computes_in_float32(frames, network, tmp_path, monkeypatch):
+    seen, fit = [], linear_decoding.fit
+
+    def watched(*args):
+        seen.append(torch.backends.cudnn.allow_tf32)
+        return fit(*args)
+
+    monkeypatch.setattr(linear_decoding, "fit", watched)
+    decode(frames, tmp_path / "out", "--model-path", network, "--bn-mode", "train")
+    assert seen == [False]
+
+
+def test_knn_is_in_the_table_and_the_figure(frames, network, tmp_path, capsys, monkeypatch):
+    drawn = {}
+    monkeypatch.setattr(plots, "accuracy_bars", lambda models, path: drawn.update(models))
+    found = decode(frames, tmp_path / "out", "--model-path", network, "--knn", 3)["models"]
+    knn = found["net"]["iid"]["knn"]
+    assert f"net (3-NN)  {100 * knn['mean']:.1f}" in capsys.readouterr().out.splitlines()
+    assert drawn["net (3-NN)"]["iid"]["mean"] == knn["mean"] and list(found) == ["net"]
+
+
+def test_numbers_are_on_disk_before_the_first_figure(frames, network, tmp_path, monkeypatch):
+    def fail(*_):
+        raise MemoryError
+
+    for name in ("confusion_matrix", "accuracy_bars"):
+        monkeypatch.setattr(plots, name, fail)
+    with pytest.raises(MemoryError):
+        decode(frames, tmp_path / "out", "--model-path", network)
+    assert json.loads((tmp_path / "out" / "results.json").read_text())["models"]["net"]["iid"]["mean"] >= 0
+    names = {path.name for path in (tmp_path / "out").rglob("*") if path.is_file() and path.parent.name != "features"}
+    written = {"args.json", "results.json", "predictions_net_iid.csv", "net_labeledS_5_iid.tar", "iid_0.json"}
+    assert names == written
+
+
+def test_results_of_other_classes_are_not_compared(frames, network, tmp_path, monkeypatch):
+    decode(frames, tmp_path / "a", "--model-path", network, "--classes", "class_0000", "class_0001")
+    monkeypatch.setattr(features, "extract_features", None)  # computing anything is an error
+    words = ["--model-path", network, "--names", "two", "--compare", tmp_path / "a" / "results.json"]
+    with pytest.raises(UserError, match="--compare: results of iid have different classes .class_0002"):
+        decode(frames, tmp_path / "b", *words)
+
+
+def test_file_names_that_are_not_utf8_are_in_the_predictions(frames, network, tmp_path):
+    for label in range(3):
+        for path in (frames / f"class_000{label}").iterdir():
+            try:
+                path.rename(os.fsdecode(os.fsencode(path).replace(b"img", b"\xff")))
+            except OSError:
+                pytest.skip("this file system takes UTF-8 names only")
+    decode(frames, tmp_path / "out", "--model-path", network)
+    assert rb"/\udcff_0003.jpeg" in (tmp_path / "out" / "predictions_net_iid.csv").read_bytes()

@@ -1,21 +1,29 @@
-"""Figures: a PDF and a PNG each, whole or not at all, that show what they are given."""
+"""Figures: a PDF and a PNG each, written atomically, of limited size, with every name legible."""
+
+import re
+import string
+import warnings
 
 import cv2
 import numpy as np
 import pytest
+from matplotlib.backends.backend_agg import RendererAgg
+from matplotlib.figure import Figure
+from matplotlib.ft2font import FT2Font
+from matplotlib.image import AxesImage
 
 from moco import plots
 from moco.cli import UserError
 
 
 def picture(path):
-    """The PNG at path as (H, W, 3) RGB, after a look at the PDF beside it."""
+    """The PNG at path as (H, W, 3) RGB; the PDF must exist, too."""
     assert path.with_suffix(".pdf").read_bytes().startswith(b"%PDF")
     return cv2.imread(str(path.with_suffix(".png")))[..., ::-1]
 
 
 def share(page, color):
-    """The share of a page's pixels that have a color like #0072B2."""
+    """The share of a page's pixels with a color like #0072B2."""
     wanted = [int(color[i : i + 2], 16) for i in (1, 3, 5)]
     return (np.abs(page.astype(int) - wanted).max(-1) <= 3).mean()
 
@@ -24,7 +32,7 @@ def entry(mean, std=0.02):
     return {"mean": mean, "std": std, "majority": 0.3, "chance": 0.25}
 
 
-def test_the_training_curve_shows_what_is_known(tmp_path):
+def test_the_training_curve_shows_the_known_values(tmp_path):
     records = [{"epoch": i, "loss": 2 - i / 10, "acc1": 5.0 * i} for i in range(8)]
     plots.training_curve(records, tmp_path / "all")
     plots.training_curve([{**record, "val_acc1": 50.0} for record in records], tmp_path / "test")
@@ -75,7 +83,122 @@ def test_a_figure_that_cannot_be_written_is_an_error_that_leaves_nothing(tmp_pat
     def full(*_, **__):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(plots.Figure, "savefig", full)
+    monkeypatch.setattr(Figure, "savefig", full)
     with pytest.raises(UserError, match="curve.pdf: No space left"):
         plots.training_curve([{"epoch": 0, "loss": 1.0, "acc1": 1.0}], tmp_path / "curve")
     assert not list(tmp_path.iterdir())
+
+
+def inches(path):
+    """The size (width, height) of the page of a PDF, in inches."""
+    box = re.search(rb"/MediaBox \[ *0 0 ([\d.]+) ([\d.]+) *\]", path.with_suffix(".pdf").read_bytes())
+    return float(box[1]) / 72, float(box[2]) / 72
+
+
+def test_a_confusion_matrix_of_700_classes_fits_on_a_page(tmp_path):
+    names = [f"n{i:08d}" for i in range(700)]
+    plots.confusion_matrix(np.eye(700, dtype=int), names, tmp_path / "confusion", "ImageNet")
+    assert max(inches(tmp_path / "confusion")) < 18
+    assert max(picture(tmp_path / "confusion").shape) < 18 * 150
+
+
+def test_many_images_take_time_in_proportion(tmp_path, monkeypatch):
+    """Each image is drawn once for each file; Matplotlib would merge images n^2 times, and lay out n axes."""
+    drawn, draw = [], AxesImage.make_image
+    monkeypatch.setattr(AxesImage, "make_image", lambda self, *args: drawn.append(self) or draw(self, *args))
+    images = np.zeros((300, 2, 2, 3), np.uint8)
+    plots.image_grid(images, [("a", "b")] * 300, tmp_path / "grid", "many")
+    assert len(drawn) == 600
+    width, height = inches(tmp_path / "grid")
+    assert width == 12 and height < plots.MAX_INCHES
+    assert max(picture(tmp_path / "grid").shape) <= plots.MAX_PIXELS
+
+
+@pytest.mark.parametrize(("n_rows", "n_columns"), [(64, 2), (1, 250)])
+def test_rows_of_images_have_a_largest_size(tmp_path, n_rows, n_columns):
+    image = np.full((2, 2, 3), (255, 0, 0), np.uint8)
+    plots.image_rows([(["unit 3"], [image] * n_columns)] * n_rows, tmp_path / "rows")
+    assert max(inches(tmp_path / "rows")) <= plots.MAX_INCHES + 0.01
+    page = picture(tmp_path / "rows")
+    assert max(page.shape) <= plots.MAX_PIXELS and share(page, "#ff0000") > 0.5
+
+
+def test_rows_show_their_images_from_the_left(tmp_path):
+    red, blue = np.full((9, 9, 3), (255, 0, 0), np.uint8), np.full((9, 9, 3), (0, 0, 255), np.uint8)
+    plots.image_rows([(["unit 1", "car"], [red, red]), (["unit 2"], [blue])], tmp_path / "rows")
+    page = picture(tmp_path / "rows")
+    assert share(page, "#ff0000") == pytest.approx(2 * share(page, "#0000ff"), rel=0.05)
+    ys, xs = np.nonzero((page == (0, 0, 255)).all(-1))
+    assert ys.min() > page.shape[0] // 2 and xs.max() < 0.75 * page.shape[1]
+
+
+def texts(monkeypatch, draw):
+    """The strings that draw() puts into a figure, and the warnings of Matplotlib are errors."""
+    drawn, render = set(), RendererAgg.draw_text
+    math = []
+
+    def record(self, gc, x, y, string, prop, angle, ismath=False, mtext=None):
+        drawn.add(string)
+        math.append(ismath)
+        return render(self, gc, x, y, string, prop, angle, ismath, mtext)
+
+    monkeypatch.setattr(RendererAgg, "draw_text", record)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        draw()
+    assert not any(math)
+    return drawn
+
+
+ODD = ["_car", "$5_a^2$", "a$b", "x^2", "50 %", "\\alpha"]
+
+
+def test_names_are_drawn_as_they_are(tmp_path, monkeypatch):
+    """Matplotlib takes text between dollars for mathematics, and leaves labels that start with _ out of legends."""
+    models = {name: {name: entry(0.5)} for name in ODD}
+    assert set(ODD) <= texts(monkeypatch, lambda: plots.accuracy_bars(models, tmp_path / "bars"))
+    counts = np.eye(len(ODD), dtype=int)
+    assert {*ODD, "$x$"} <= texts(monkeypatch, lambda: plots.confusion_matrix(counts, ODD, tmp_path / "matrix", "$x$"))
+    captions, images = [(name, "x_1") for name in ODD], np.zeros((len(ODD), 4, 4, 3))
+    drawn = texts(monkeypatch, lambda: plots.image_grid(images, captions, tmp_path / "grid", "$t$"))
+    assert {*ODD, "→ x_1", "$t$"} <= drawn
+    drawn = texts(monkeypatch, lambda: plots.image_rows([([name], images) for name in ODD], tmp_path / "rows"))
+    assert set(ODD) <= drawn
+    curves = {name: {1: np.linspace(0.1, 1, 200)} for name in ODD}
+    drawn = texts(monkeypatch, lambda: plots.variance_explained(curves, tmp_path / "variance"))
+    assert {f"{name}, layer 1" for name in ODD} | {"1", "10", "100"} <= drawn
+
+
+def test_a_font_is_found_for_other_scripts(tmp_path, monkeypatch):
+    """A character that DejaVu Sans lacks, and another of Matplotlib's fonts has."""
+    assert plots.find_font("car")[0] == plots.DEFAULT_FONT
+    family, file = plots.find_font("a ⎵ b")
+    assert family != plots.DEFAULT_FONT and ord("⎵") in FT2Font(file).get_charmap()
+    assert plots.drawable(["car", "a ⎵ b"]) == ["car", "a ⎵ b"]
+    draw = lambda: plots.confusion_matrix(np.eye(2), ["car", "a ⎵ b"], tmp_path / "matrix", "")  # noqa: E731
+    assert "a ⎵ b" in texts(monkeypatch, draw)  # a missing character would be a warning
+
+
+def test_names_that_no_font_can_draw_are_numbers(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(plots, "_characters", lambda file: frozenset(map(ord, string.printable)))
+    names = ["cat", "猫", "犬", "img_\udcff"]
+    assert plots.drawable(names) == ["cat", "1", "2", "3"]
+    assert "1: '猫', 2: '犬', 3: 'img_\\udcff'" in capsys.readouterr().out
+    draw = lambda: plots.confusion_matrix(np.eye(4), names, tmp_path / "matrix", "猫, iid")  # noqa: E731
+    assert {"cat", "1", "2", "3"} <= texts(monkeypatch, draw)
+
+
+@pytest.mark.filterwarnings("error")
+def test_long_names_are_shortened_in_the_middle(tmp_path):
+    names = ["a" * 240 + "1", "a" * 240 + "2"]
+    first, second = plots.drawable(names)
+    assert first != second and max(len(first), len(second)) <= plots.LABEL_LENGTH
+    plots.accuracy_bars({name: {"iid": entry(0.5)} for name in names}, tmp_path / "bars")
+    plots.variance_explained({name: {1: np.linspace(0, 1, 9)} for name in names}, tmp_path / "variance")
+    assert share(picture(tmp_path / "bars"), plots.COLORS[1]) > 0.01
+
+
+def test_a_legend_of_many_models_fits(tmp_path):
+    plots.accuracy_bars({f"model {i}": {"iid": entry(0.5)} for i in range(64)}, tmp_path / "bars")
+    page = picture(tmp_path / "bars")
+    assert (page[:4] == 255).all() and (page[-4:] == 255).all()  # nothing runs over the edge

@@ -31,15 +31,15 @@ def animate(data, save_dir, network, *words):
 
 
 def open_clip(data, size=64, limit=100, fps=5, shift=16, rotate=True):
-    return clip.Clip(data, size, limit, fps, shift, rotate, workers=2)
+    return clip.Clip(data, clip.Crop(size, shift, rotate), limit, fps, workers=2)
 
 
-def overlays(pictures, look):
-    """What the film shows without its page."""
-    brightness = film.brightness(look.darkest, look.brightest, clip.MEAN, clip.STD)
-    for picture, small in zip(pictures, look.maps, strict=True):
-        heat = film.heat(clip.upsampled(small, *picture.shape[:2]), look.low, look.high)
-        yield film.overlay(picture, heat, brightness)
+def overlays(images, clip_maps):
+    """The images of the film without title and color bar."""
+    brightness = film.brightness(clip_maps.darkest, clip_maps.brightest, clip.MEAN, clip.STD)
+    for image, small in zip(images, clip_maps.maps, strict=True):
+        indices = film.color_indices(clip.upsample(small, *image.shape[:2]), clip_maps.low, clip_maps.high)
+        yield film.overlay(image, indices, brightness)
 
 
 def blocks(images):
@@ -50,9 +50,9 @@ def blocks(images):
 def test_maps_and_colors_are_the_published_ones():
     expected = np.load(golden.DATA / "inside.npz")
     trunk, pictures = models.spatial_trunk(golden.model()), open_clip(golden.IMAGES, 224)
-    look = clip.Look(pictures, script.feature_map(trunk, int(expected["feature_idx"])), 900, CPU)
+    look = clip.ClipMaps(pictures, script.feature_map(trunk, int(expected["feature_idx"])), 900, CPU)
     assert look.maps.shape == (48, 7, 7)
-    large = np.stack([clip.upsampled(small, 224, 224) for small in look.maps[::6]])
+    large = np.stack([clip.upsample(small, 224, 224) for small in look.maps[::6]])
     span = look.high - look.low
     np.testing.assert_allclose(blocks(large)[..., 0], expected["feature_map"], atol=2e-3 * span)
     shown = blocks(np.stack(list(overlays(pictures, look))[::6])).transpose(0, 3, 1, 2)
@@ -73,12 +73,12 @@ def test_the_name_gives_the_format_and_frames_the_length(frames, tmp_path, netwo
     save_dir = tmp_path / "new" / "folder"
     pictures, _ = animate(frames, save_dir, network, "--frames", 5, "--name", f"film{ending}", "--batch-size", 2)
     assert len(pictures) == 5
-    assert os.listdir(save_dir) == [f"film{ending}"]
+    assert sorted(os.listdir(save_dir)) == ["args.json", f"film{ending}"]
 
 
 def test_batches_do_not_show(frames, network):
     trunk = models.spatial_trunk(checkpoint.open_model(network).network.eval())
-    looks = [clip.Look(open_clip(frames), script.feature_map(trunk, 5), size, CPU) for size in (7, 900)]
+    looks = [clip.ClipMaps(open_clip(frames), script.feature_map(trunk, 5), size, CPU) for size in (7, 900)]
     np.testing.assert_allclose(looks[0].maps, looks[1].maps, atol=1e-5)
     np.testing.assert_allclose([looks[0].low, looks[0].high], [looks[1].low, looks[1].high], atol=1e-5)
     assert looks[0].brightest.tolist() == looks[1].brightest.tolist()
@@ -102,12 +102,14 @@ def test_a_clip_of_a_video_has_the_pictures_of_the_reader(tmp_path, size, rotate
 
 @pytest.mark.parametrize(("height", "width"), [(100, 64), (64, 101), (201, 150)])
 def test_pictures_keep_their_shape(tmp_path, network, height, width):
+    folder = tmp_path / "images"
+    folder.mkdir()
     for i in range(3):
-        cv2.imwrite(str(tmp_path / f"{i}.png"), np.full((height, width, 3), 60 * i, np.uint8))
-    (picture, *_) = list(open_clip(tmp_path))
+        cv2.imwrite(str(folder / f"{i}.png"), np.full((height, width, 3), 60 * i, np.uint8))
+    (picture, *_) = list(open_clip(folder))
     scale = 64 / min(height, width)
     assert picture.shape == (int(height * scale + 1e-9), int(width * scale + 1e-9), 3)
-    pictures, _ = animate(tmp_path, tmp_path / "out", network)
+    pictures, _ = animate(folder, tmp_path / "out", network)
     assert len(pictures) == 3 and pictures.shape[1] >= picture.shape[0] and pictures.shape[2] >= picture.shape[1]
 
 
@@ -132,7 +134,7 @@ def test_a_bad_image_is_named_once_and_left_out(frames, tmp_path, network, capsy
 def test_nothing_to_read_is_an_error_that_leaves_nothing(tmp_path, network):
     (tmp_path / "frames").mkdir()
     (tmp_path / "a.mp4").write_bytes(b"no video")
-    for data, reason in (("frames", "holds no images"), ("a.mp4", "cannot read the video"), ("b", "no folder")):
+    for data, reason in (("frames", "has no images"), ("a.mp4", "cannot read the video"), ("b", "no folder")):
         with pytest.raises(UserError, match=reason):
             animate(tmp_path / data, tmp_path / "out", network)
     (tmp_path / "frames" / "a.png").write_bytes(b"no image")
@@ -152,7 +154,7 @@ def test_mistakes_are_told_before_any_work(frames, tmp_path, network):
         animate(frames, tmp_path / "out", "random", "--model", "shufflenet_v2_x0_5")
     with pytest.raises(UserError, match="film.avi does not end in .mp4, .webm, .gif"):
         animate(frames, tmp_path / "out", network, "--name", "film.avi")
-    with pytest.raises(UserError, match="--range 2.0 1.0: the first must be below"):
+    with pytest.raises(UserError, match="--range 2.0 1.0: give two finite numbers, the first below the second"):
         animate(frames, tmp_path / "out", network, "--range", 2, 1)
     with pytest.raises(UserError, match="outputs, not 7"):
         animate(frames, tmp_path / "out", network, "--n_out", 7)
@@ -173,9 +175,9 @@ def test_a_feature_that_is_the_same_everywhere_has_one_color(frames, tmp_path, n
     monkeypatch.setattr(script, "feature_map", lambda trunk, feature: lambda images: images[:, 0, ::32, ::32] * 0)
     pictures, _ = animate(frames, tmp_path / "out", network)
     assert len(pictures) == 24
-    assert "feature 1 is the same everywhere" in capsys.readouterr().out
+    assert "feature 1 is constant over this clip" in capsys.readouterr().out
 
 
 def test_maps_that_are_not_finite_are_an_error(frames, tmp_path):
     with pytest.raises(UserError, match="the maps of .* are not finite"):
-        clip.Look(open_clip(frames), lambda images: images[:, 0, ::32, ::32] / 0, 8, CPU)
+        clip.ClipMaps(open_clip(frames), lambda images: images[:, 0, ::32, ::32] / 0, 8, CPU)

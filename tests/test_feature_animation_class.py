@@ -24,8 +24,8 @@ def test_maps_and_colors_are_the_published_ones():
     expected, model = np.load(golden.DATA / "inside.npz"), golden.model()
     weights = models.head(model).weight[int(expected["class_idx"])]
     pictures = open_clip(golden.IMAGES, 224)
-    look = clip.Look(pictures, script.class_maps(models.spatial_trunk(model), weights), 900, CPU)
-    large = np.stack([clip.upsampled(small, 224, 224) for small in look.maps[::6]])
+    look = clip.ClipMaps(pictures, script.class_maps(models.spatial_trunk(model), weights), 900, CPU)
+    large = np.stack([clip.upsample(small, 224, 224) for small in look.maps[::6]])
     np.testing.assert_allclose(blocks(large)[..., 0], expected["class_map"], atol=2e-3 * (look.high - look.low))
     shown = blocks(np.stack(list(overlays(pictures, look))[::6])).transpose(0, 3, 1, 2)
     assert np.abs(shown - expected["class_overlay"].astype(np.float32)).max() < 1.5
@@ -34,7 +34,7 @@ def test_maps_and_colors_are_the_published_ones():
 @pytest.mark.parametrize("name", ["class_0002", "2"])
 def test_a_class_goes_by_number_or_name(frames, tmp_path, network, name, monkeypatch):
     titles = []
-    monkeypatch.setattr(film, "Page", lambda height, width, title, *_: titles.append(title) or (lambda shown: shown))
+    monkeypatch.setattr(film, "Layout", lambda height, width, title, *_: titles.append(title) or (lambda shown: shown))
     animate(frames, tmp_path / "out", network, "--class-idx", name)
     assert titles == ["class_0002"]
     with av.open(str(tmp_path / "out" / "computers_feature_animation_2.mp4")) as container:

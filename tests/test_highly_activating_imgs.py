@@ -9,7 +9,7 @@ import torch
 
 import highly_activating_imgs as script
 from moco import checkpoint, plots
-from moco.analysis import units
+from moco.analysis import features, units
 from moco.cli import UserError
 from moco.data import loader
 from tests.support import golden
@@ -21,18 +21,19 @@ def show(data, save_dir, network, *words):
     """Run the script on small images; what it says of the units, and the names of what it leaves."""
     flags = ["--model-path", network, "--image-size", 64, "--device", "cpu", "--workers", 0, "--save-dir", save_dir]
     script.main([str(word) for word in (data, *flags, *words)])
-    (path,) = save_dir.glob("*.json")
+    (path,) = save_dir.glob("highly*.json")
     return json.loads(path.read_text()), sorted(os.listdir(save_dir))
 
 
 def every_mean(network, frames, layer=1):
     model = checkpoint.open_model(network).network
-    return np.concatenate([rows for (rows,), *_ in units.layer_means(model, [layer], frames, 64, 64, 0, CPU)])
+    data = features.EvalData(frames, 64, CPU)
+    return np.concatenate([rows for (rows,), *_ in units.layer_means(model, [layer], data, 64)])
 
 
 def test_the_order_of_all_images_is_the_published_one():
     frames, expected = loader.FrameFolder(golden.IMAGES), np.load(golden.DATA / "inside.npz")
-    _, counts, best = script.look(golden.model(), 1, frames, None, 48, size=224, batch_size=20, workers=0, device=CPU)
+    _, counts, best = script.measure(golden.model(), 1, features.EvalData(frames, 224, CPU), None, 48, 20)
     assert counts.sum() == 48
     order, activation = expected["order"], expected["activation"]
     np.testing.assert_allclose(best.values[:, :8], activation, atol=1e-3)
@@ -74,14 +75,14 @@ def test_the_sample_is_random_without_repeats_and_the_seed_decides():
 
 def test_one_unit_under_its_published_name(frames, tmp_path, network):
     found, names = show(frames, tmp_path / "out", network)
-    assert names == [f"highly_activating_imgs_neuron_276.{ending}" for ending in ("json", "pdf", "png")]
+    assert names == ["args.json", *(f"highly_activating_imgs_neuron_276.{ending}" for ending in ("json", "pdf", "png"))]
     values, images = every_mean(network, loader.FrameFolder(frames))[:, 276], loader.FrameFolder(frames)
     best = np.argsort(-values, kind="stable")[:10]
     assert found[0]["files"] == [str(images.path(i).relative_to(frames)) for i in best]
     np.testing.assert_allclose(found[0]["activations"], values[best], rtol=1e-4)
 
 
-def test_several_units_have_a_row_each_with_selectivity_and_favourite(frames, tmp_path, network, monkeypatch):
+def test_several_units_have_a_row_each_with_selectivity_and_preferred_class(frames, tmp_path, network, monkeypatch):
     drawn = []
     monkeypatch.setattr(plots, "image_rows", lambda rows, path: drawn.extend(rows))
     found, _ = show(frames, tmp_path / "out", network, "--neuron_idx", 5, 3, "--top", 4, "--layer", 10)
@@ -93,7 +94,7 @@ def test_several_units_have_a_row_each_with_selectivity_and_favourite(frames, tm
         assert entry["unit"] == unit
         assert entry["selectivity"] == pytest.approx(selectivity[unit], abs=1e-4)
         assert entry["preferred_class"] == f"class_000{preferred_class[unit]}"
-        assert margin.split("\n") == [f"unit {unit}", f"selectivity {selectivity[unit]:.2f}", entry["preferred_class"]]
+        assert list(margin) == [f"unit {unit}", f"selectivity {selectivity[unit]:.2f}", entry["preferred_class"]]
         assert [picture.shape for picture in pictures] == [(64, 64, 3)] * 4
 
 
@@ -108,18 +109,18 @@ def test_the_most_selective_units_are_picked(frames, tmp_path, network):
     np.testing.assert_allclose(values, np.sort(everyone)[::-1][:3], atol=1e-4)
 
 
-def test_a_sample_is_looked_at_unless_all_are_asked_for(frames, tmp_path, network, capsys):
+def test_a_sample_is_used_without_all(frames, tmp_path, network, capsys):
     show(frames, tmp_path / "a", network, "--batch-size", 12)
-    assert "10 best of 12 images" in capsys.readouterr().out
+    assert "top 10 of 12 images" in capsys.readouterr().out
     show(frames, tmp_path / "b", network, "--batch-size", 12, "--all")
-    assert "10 best of 24 images" in capsys.readouterr().out
+    assert "top 10 of 24 images" in capsys.readouterr().out
 
 
-def test_fewer_images_than_wanted_are_shown_and_said(frames, tmp_path, network, capsys):
+def test_fewer_images_than_top_are_reported(frames, tmp_path, network, capsys):
     loader.FrameFolder(frames).path(1).write_bytes(b"no image")
     found, _ = show(frames / "class_0000", tmp_path / "out", network)
     assert len(found[0]["files"]) == 7 and "selectivity" not in found[0]  # one flat folder: no classes to compare
-    assert "fewer images than the 10 of --top" in capsys.readouterr().out
+    assert "fewer images than --top 10 could be read" in capsys.readouterr().out
 
 
 def test_mistakes_are_one_line_and_leave_nothing(frames, tmp_path, network, monkeypatch):
@@ -133,7 +134,7 @@ def test_mistakes_are_one_line_and_leave_nothing(frames, tmp_path, network, monk
         with pytest.raises(UserError, match=reason):
             show(frames, tmp_path / "out", network, *words)
     monkeypatch.undo()
-    with pytest.raises(UserError, match="gave images of one class only; --most-selective"):
+    with pytest.raises(UserError, match="have one class; --most-selective"):
         show(frames / "class_0000", tmp_path / "out", network, "--most-selective", 2)
     assert not os.listdir(tmp_path / "out")
     (tmp_path / "out" / "highly_activating_imgs_neuron_276.pdf").write_bytes(b"precious")

@@ -8,9 +8,9 @@ from torch.nn import functional
 
 import linear_combination_maps as script
 from moco import checkpoint, models
-from moco.analysis import features
+from moco.analysis import features, maps
 from moco.cli import UserError
-from moco.data import augment, loader
+from moco.data import loader
 from tests.support import golden
 
 CPU = torch.device("cpu")
@@ -20,24 +20,25 @@ def draw(data, save_dir, *words):
     """Run the script; the names of the figures it leaves."""
     small = ["--image-size", 64, "--workers", 0, "--device", "cpu", "--save-dir", save_dir]
     script.main([str(word) for word in (data, *small, *words)])
-    return {path.name for path in save_dir.iterdir()}
+    return {path.name for path in save_dir.iterdir()} - {"args.json"}
 
 
 def test_maps_and_masks_are_the_published_ones():
     frames, expected = loader.FrameFolder(golden.IMAGES), np.load(golden.DATA / "maps.npz")
     model = golden.model()
-    batches = loader.in_order(frames, augment.Recipe("none", 224), CPU, 0, None, 24)
-    images, maps, named, indices = script.look(model, batches)
+    images, last_maps, predicted, indices = script.forward_maps(
+        model, features.EvalData(frames, 224, CPU), np.arange(48)
+    )
     assert indices.tolist() == list(range(48))
     weights = models.head(model).weight[int(expected["class_idx"])]
-    maps = features.upsample(features.class_activation_map(maps, weights), 224)
-    masked = features.attention_mask(maps)[:, None] * images
-    for found, key in ((maps, "class_map"), (masked, "masked")):
+    heatmaps = maps.upsample(maps.class_activation_map(last_maps, weights), 224)
+    masked = maps.attention_mask(heatmaps)[:, None] * images
+    for found, key in ((heatmaps, "class_map"), (masked, "masked")):
         blocks = functional.avg_pool2d(found, 8)[::3].detach().numpy()
         wanted = expected[key].astype(np.float32)
         assert np.abs(blocks - wanted).max() < 2e-3 * np.ptp(wanted)
     with torch.no_grad():
-        assert named[:4].tolist() == model(images[:4]).argmax(1).tolist()
+        assert predicted[:4].tolist() == model(images[:4]).argmax(1).tolist()
 
 
 def test_the_class_goes_by_number_or_name():
@@ -57,7 +58,7 @@ def test_images_are_drawn_by_seed_from_the_wanted_classes(frames):
     assert len(script.choose(images, None, "all", 99, 0)) == 24
     a, b, again = (script.choose(images, None, "all", 5, seed).tolist() for seed in (0, 1, 0))
     assert a == again != b
-    with pytest.raises(UserError, match="no class folder for class dog"):
+    with pytest.raises(UserError, match="has no class folder dog"):
         script.choose(images, "dog", "class", 5, 0)
 
 

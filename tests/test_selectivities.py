@@ -8,7 +8,7 @@ import torch
 
 import selectivities as script
 from moco import models
-from moco.analysis import units
+from moco.analysis import features, units
 from moco.cli import UserError
 from moco.data import loader
 from tests.support import golden
@@ -21,7 +21,7 @@ def measure(data, save_dir, network, *words):
     """Run the script on small images; the names of what it leaves."""
     flags = ["--model-path", network, "--image-size", 64, "--device", "cpu", "--workers", 0, "--save-dir", save_dir]
     script.main([str(word) for word in (data, *flags, *words)])
-    return sorted(os.listdir(save_dir))
+    return sorted(set(os.listdir(save_dir)) - {"args.json"})
 
 
 def plain(features, labels):
@@ -36,16 +36,16 @@ def plain(features, labels):
 
 def test_six_layers_in_one_pass_are_the_published_ones():
     frames, expected = loader.FrameFolder(golden.IMAGES), np.load(golden.DATA / "inside.npz")
-    rows = list(units.layer_means(golden.model(), LAYERS, frames, 224, 17, 0, CPU))
+    rows = list(units.layer_means(golden.model(), LAYERS, features.EvalData(frames, 224, CPU), 17))
     labels = np.concatenate([batch[1] for batch in rows])
     assert labels.tolist() == sorted([0, 1, 2, 3] * 12)
     silent = []
     for place, layer in enumerate(LAYERS):
-        features = np.concatenate([batch[0][place] for batch in rows])
-        np.testing.assert_allclose(features[::6, ::8], expected[f"features_{layer}"], atol=1e-3)
+        means = np.concatenate([batch[0][place] for batch in rows])
+        np.testing.assert_allclose(means[::6, ::8], expected[f"features_{layer}"], atol=1e-3)
         published = expected[f"selectivity_{layer}"]
         silent.append(np.isnan(published).sum())
-        np.testing.assert_allclose(script.selectivity(features, labels), np.nan_to_num(published), atol=1e-3)
+        np.testing.assert_allclose(script.selectivity(means, labels), np.nan_to_num(published), atol=1e-3)
     assert silent == [13, 13, 4, 9, 8, 0]
 
 
@@ -146,7 +146,7 @@ def test_unreadable_images_are_left_out(frames, tmp_path, network):
 def test_mistakes_are_one_line_and_leave_nothing(frames, tmp_path, network):
     with pytest.raises(UserError, match="there is no layer 11: ResNet has layers 1 to 10"):
         measure(frames, tmp_path / "out", network, "--layer", 1, 11)
-    with pytest.raises(UserError, match="a single class, class_0000"):
+    with pytest.raises(UserError, match="has one class, class_0000"):
         measure(frames / "class_0000", tmp_path / "out", network)
     images = loader.FrameFolder(frames)
     for i in range(16):
@@ -167,7 +167,7 @@ def test_features_that_are_not_finite_are_an_error(frames, tmp_path):
     model = models.build("resnet18", 3)
     model.conv1.weight.data[:] = torch.nan
     with pytest.raises(UserError, match="class_0000/img_0000.jpeg are not finite"):
-        list(units.layer_means(model, [1], loader.FrameFolder(frames), 64, 8, 0, CPU))
+        list(units.layer_means(model, [1], features.EvalData(loader.FrameFolder(frames), 64, CPU), 8))
 
 
 def test_covariance_in_parts_is_that_of_all_and_variance_explained_its_share():

@@ -81,7 +81,7 @@ def jpeg(picture, settings):
     return cv2.imencode(".jpeg", image, [cv2.IMWRITE_JPEG_QUALITY, settings["quality"]])[1].tobytes()
 
 
-def inspect(settings, path, report):
+def inspect(settings, path):
     """What the plan says of a video file: a dict, or a string that says why it cannot be read."""
     try:
         held = video.probe(path)

@@ -17,17 +17,17 @@ from moco.videos import listing
 def make_plan(roots, settings, found, inspect, workers):
     """The plan for the files found; UserError, which names each, where none can be read.
 
-    roots: folders of videos. found: what listing.list_videos gave. inspect(path, report): what the plan
+    roots: folders of videos. found: what listing.list_videos gave. inspect(path): what the plan
     is to say of a video, with its number of slots, or a string that says why it cannot be read. workers:
     a pool.WorkerPool.
     """
     readable, refused = found
     left_out = [{"folder": number, "name": name, "reason": reason} for number, name, reason in refused]
     paths = [os.path.join(roots[number], name) for number, name, _ in readable]
-    results, videos = {}, []
+    results, videos = [], []
     with cli.Progress(len(paths), "plan", "videos") as progress:
-        for number, _, result in workers.run(inspect, paths):
-            results[number] = result
+        for result in workers.map(inspect, paths):
+            results.append(result)
             progress.update()
     for number, (root, name, size) in enumerate(readable):
         if isinstance(results[number], dict):
@@ -98,16 +98,19 @@ def read_videos(folder, plan, roots, fill, workers, shard):
     hours, past, start = sum(_hours(video, video["frames"]) for _, video in tasks), 0.0, time.monotonic()
     notes, frames = [], sum(video["frames"] for _, video in tasks)
     with cli.Progress(frames, "read", "frames") as progress, ThreadPoolExecutor(1) as disk:  # nobody waits for the disk
-        for task, amount, result in workers.run(partial(fill, folder, head), tasks):
-            video = tasks[task][1]
-            past += _hours(video, amount)
+
+        def advance(task, amount):
+            nonlocal past
+            past += _hours(tasks[task][1], amount)
             left, pace = max(0, hours - past), past / (time.monotonic() - start) * 3600
             progress.update(amount, f"{past:.2f} h of video done, {left:.2f} h left, {pace:.0f} h an hour")
+
+        for task, result in workers.as_completed(partial(fill, folder, head), tasks, advance):
+            video = tasks[task][1]
             if isinstance(result, pool.WorkerCrash):
                 result = [[video["first_slot"], video["first_slot"] + video["slots"]]], result
                 clear(folder, plan, video, result[0])
-            if result is not None:
-                notes.append(disk.submit(mark_done, folder, numbers[task], *result))
+            notes.append(disk.submit(mark_done, folder, numbers[task], *result))
     for each in notes:
         each.result()  # raises what went wrong with it
     return _finished(folder, plan)

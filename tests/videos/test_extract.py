@@ -170,7 +170,7 @@ def test_a_crash_of_the_decoder_costs_its_video_only(tmp_path, monkeypatch):
         write_video(folder / f"{name}.mp4", 30)
     monkeypatch.setattr(read_saycam, "fill", fill_with_a_crash)
     assert read(folder, out, workers=2) is None
-    assert left_out(out) == {"crash.mp4": "the decoder crashes on it (SIGSEGV)"}
+    assert left_out(out) == {"crash.mp4": "a worker process crashed on it (SIGSEGV)"}
     assert len(manifest.load(out)) == 10 == len(list(out.rglob("*.jpeg")))
 
 

@@ -1,11 +1,11 @@
-"""Cut head-camera videos into frames, and the frames into episodes: the classes of temporal classification.
+"""Extract frames from head-camera videos, in episodes: the classes of temporal classification.
 
     python read_saycam.py videos --save-dir frames --fps 5 --seg-len 288
 
 In: folders of videos, read one after another in the order of their names. Out: class_0000/img_0000.jpeg and so on in
 --save-dir, which torchvision's ImageFolder reads, and manifest.json, which says where every image came from. Frames are
-scaled, cropped around the center and turned by 180 degrees, as the head camera hangs upside down. A run that was
-interrupted goes on when started again.
+scaled, cropped around the center and rotated by 180 degrees, as the head camera hangs upside down. Re-run the command
+to resume.
 """
 
 import os
@@ -81,44 +81,44 @@ def jpeg(picture, settings):
     return cv2.imencode(".jpeg", image, [cv2.IMWRITE_JPEG_QUALITY, settings["quality"]])[1].tobytes()
 
 
-def inspect(settings, path):
-    """What the plan says of a video file: a dict, or a string that says why it cannot be read."""
+def plan_video(settings, path):
+    """The entry of a video file in the plan, a dict; or the reason why it cannot be read."""
     try:
-        held = video.probe(path)
+        info = video.probe(path)
     except video.UnreadableVideo as error:
         return str(error)
     fps, published = settings["fps"], settings["published-step"]
     return {
-        "width": held.width,
-        "height": held.height,
-        "rate": held.rate,
-        "frames": held.frames,
-        "step": frame_step(held.rate, fps, published) if held.is_constant_rate() else None,
-        "slots": len(sampled_frames(held, fps, published)),
+        "width": info.width,
+        "height": info.height,
+        "rate": info.rate,
+        "frames": info.frames,
+        "step": frame_step(info.rate, fps, published) if info.is_constant_rate() else None,
+        "slots": len(sampled_frames(info, fps, published)),
     }
 
 
-def fill(folder, plan, task, report):
-    """Write the images of one video into its slots; (runs of slots that stay empty, the reason or None)."""
+def extract_frames(folder, plan, task, report):
+    """Write the images of one video into its slots; returns (runs of slots without an image, the reason or None)."""
     path, entry = task
     settings, first = plan["settings"], entry["first_slot"]
-    full, reported, reason = np.zeros(entry["slots"], bool), 0, None
+    written, reported, reason = np.zeros(entry["slots"], bool), 0, None
     try:
-        held = video.probe(path)
-        taken = sampled_frames(held, settings["fps"], settings["published-step"])[: entry["slots"]]
-        if (os.path.getsize(path), held.frames, len(taken)) != (entry["bytes"], entry["frames"], entry["slots"]):
+        info = video.probe(path)
+        indices = sampled_frames(info, settings["fps"], settings["published-step"])[: entry["slots"]]
+        if (os.path.getsize(path), info.frames, len(indices)) != (entry["bytes"], entry["frames"], entry["slots"]):
             raise video.UnreadableVideo("it has changed since the plan was made")
-        for place, picture in video.frames(path, taken, held):
-            extract.write_image(folder / manifest.slot_path(plan, entry, first + place), jpeg(picture, settings))
-            full[place] = True
-            if place % 32 == 31:
-                report(int(taken[place]) - reported)
-                reported = int(taken[place])
+        for position, picture in video.frames(path, indices, info):
+            extract.write_image(folder / manifest.slot_path(plan, entry, first + position), jpeg(picture, settings))
+            written[position] = True
+            if position % 32 == 31:
+                report(int(indices[position]) - reported)
+                reported = int(indices[position])
     except video.UnreadableVideo as error:
         reason = str(error)
-    if not full.all() and not reason:
-        reason = f"{np.count_nonzero(~full)} of {len(full)} frames are damaged"
-    missing = (np.flatnonzero(np.diff(full, prepend=True, append=True)) + first).reshape(-1, 2).tolist()
+    if not written.all() and not reason:
+        reason = f"{np.count_nonzero(~written)} of {len(written)} frames are damaged"
+    missing = (np.flatnonzero(np.diff(written, prepend=True, append=True)) + first).reshape(-1, 2).tolist()
     extract.clear(folder, plan, entry, missing)
     report(entry["frames"] - reported)
     return missing, reason
@@ -126,20 +126,22 @@ def fill(folder, plan, task, report):
 
 def main(argv=None):
     args = parse_args(argv)
-    cv2.setNumThreads(0)  # videos are read side by side: threads within one only get in each other's way
-    os.environ.setdefault("MALLOC_MMAP_THRESHOLD_", str(2**22))  # a long video's index goes back to the system
+    cv2.setNumThreads(0)  # the workers read videos in parallel: threads within one would compete with them
+    os.environ.setdefault(
+        "MALLOC_MMAP_THRESHOLD_", str(2**22)
+    )  # so that the memory of a long video's index is returned to the system
     settings = {flag: getattr(args, flag.replace("-", "_")) for flag in SETTINGS}
     roots, folder = [os.path.abspath(each) for each in args.data], Path(args.save_dir)
     videos = listing.list_videos(roots, args.recursive, folder)
     plan = extract.matching_plan(folder, settings, videos)
-    with pool.WorkerPool(args.workers) as crew:
+    with pool.WorkerPool(args.workers) as workers:
         if plan is None:
-            plan = extract.make_plan(roots, settings, videos, partial(inspect, settings), crew)
+            plan = extract.make_plan(roots, settings, videos, partial(plan_video, settings), workers)
         if not args.dry_run:
             files.make_output_dir(folder)
             plan = extract.matching_plan(folder, settings, videos) or extract.begin(folder, plan)
         if not args.dry_run and not args.plan:
-            plan = extract.read_videos(folder, plan, roots, fill, crew, args.shard or (0, 1))
+            plan = extract.read_videos(folder, plan, roots, extract_frames, workers, args.shard or (0, 1))
     print(extract.summary(plan))
     if args.dry_run:
         print(f"expected size: {plan['slots'] * image_size(plan) / 1e9:.3g} GB")
@@ -149,10 +151,10 @@ def main(argv=None):
     return 1 if args.strict and left_out else None
 
 
-def image_size(plan, looks=8):
-    """Bytes of an image, on average over the first ones of a few videos."""
+def image_size(plan, samples=8):
+    """The mean size of an image in bytes, from the first frames of a few videos."""
     settings, sizes = plan["settings"], []
-    for entry in plan["videos"][:: len(plan["videos"]) // looks + 1]:
+    for entry in plan["videos"][:: len(plan["videos"]) // samples + 1]:
         path = os.path.join(plan["folders"][entry["folder"]], entry["name"])
         with suppress(video.UnreadableVideo):  # it may be gone by now
             _, picture = next(video.frames(path, np.arange(1), video.probe(path)), (0, None))

@@ -1,4 +1,4 @@
-"""Many videos into one frame folder: plan, fill, go on after a kill, name what was left out."""
+"""Many videos into one frame folder: plan, extract_frames, go on after a kill, name what was left out."""
 
 import json
 import os
@@ -14,10 +14,10 @@ from moco.data import manifest
 from moco.videos import listing
 
 
-def make_plan(roots, settings, found, inspect, workers):
+def make_plan(roots, settings, found, plan_video, workers):
     """The plan for the files found; UserError, which names each, where none can be read.
 
-    roots: folders of videos. found: what listing.list_videos gave. inspect(path): what the plan
+    roots: folders of videos. found: what listing.list_videos gave. plan_video(path): what the plan
     is to say of a video, with its number of slots, or a string that says why it cannot be read. workers:
     a pool.WorkerPool.
     """
@@ -26,7 +26,7 @@ def make_plan(roots, settings, found, inspect, workers):
     paths = [os.path.join(roots[number], name) for number, name, _ in readable]
     results, videos = [], []
     with cli.Progress(len(paths), "plan", "videos") as progress:
-        for result in workers.map(inspect, paths):
+        for result in workers.map(plan_video, paths):
             results.append(result)
             progress.update()
     for number, (root, name, size) in enumerate(readable):
@@ -81,11 +81,12 @@ def begin(folder, plan):
     return plan
 
 
-def read_videos(folder, plan, roots, fill, workers, shard):
-    """Fill a part of the plan's videos where they are not filled yet, and return the plan as it is then.
+def read_videos(folder, plan, roots, extract_frames, workers, shard):
+    """Extract the frames of a part of the plan's videos that are not complete yet, and return the plan.
 
-    fill(folder, head, task, report) writes the images of one video, task = (path, its part of the plan), head = what
-    the plan says of all, and gives (runs of slots that stay empty, the reason or None). shard: (part, of how many).
+    extract_frames(folder, head, task, report) writes the images of one video and returns (runs of slots without an
+    image, the reason or None); task: (path, its entry in the plan); head: what the plan has for all videos. shard:
+    (part, number of parts).
     """
     if plan["complete"]:
         return plan
@@ -105,7 +106,7 @@ def read_videos(folder, plan, roots, fill, workers, shard):
             left, pace = max(0, hours - past), past / (time.monotonic() - start) * 3600
             progress.update(amount, f"{past:.2f} h of video done, {left:.2f} h left, {pace:.0f} h an hour")
 
-        for task, result in workers.as_completed(partial(fill, folder, head), tasks, advance):
+        for task, result in workers.as_completed(partial(extract_frames, folder, head), tasks, advance):
             video = tasks[task][1]
             if isinstance(result, pool.WorkerCrash):
                 result = [[video["first_slot"], video["first_slot"] + video["slots"]]], result
@@ -146,7 +147,7 @@ def _nothing_read(plan):
 
 
 # The ledger: while a folder is being filled, each process that fills it keeps a file of its own with a line for each
-# video whose images are all on disk. So several machines may fill one folder on a network disk.
+# video whose images are all on disk. So several machines may extract_frames one folder on a network disk.
 
 
 def mark_done(folder, number, missing, reason):

@@ -1,4 +1,4 @@
-"""One video file: what it holds, which of its frames to take, those frames, and the square image cut out of each."""
+"""One video file: its properties, which of its frames to sample, those frames, and the square image of each."""
 
 from array import array
 from bisect import bisect_left
@@ -12,16 +12,16 @@ from av.video.reformatter import VideoReformatter
 
 # Containers that hold their own pictures. Playlists (HLS, DASH, concat, SDP) are not here: they name files to read.
 CONTAINERS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpegts,mpeg,flv,live_flv,asf,ogg,mxf,dv,ivf,rm,y4m,nut,gif"
-RATES = (1 / 60, 1000)  # frames a second that a camera can have: from time-lapse to high speed
+RATES = (1 / 60, 1000)  # frames per second, from time-lapse to high speed
 
 
 class UnreadableVideo(Exception):
-    """A file that cannot be read as a video: the message is the reason, in words."""
+    """A file that cannot be read as a video; the message is the reason."""
 
 
 @dataclass(frozen=True)
 class VideoInfo:
-    """What a video file holds, known without decoding it.
+    """The properties of a video file, known without decoding it.
 
     width, height: pixels as shown, after rotation. times: (frames,) int64 time stamps in ticks, rising, or None where
     the container keeps none and frames are known by their order only. frames: their number. tick: seconds. rate: native
@@ -59,6 +59,8 @@ def probe(path):
         except av.error.FFmpegError:
             if not stamps:
                 raise
+        except IndexError:  # PyAV's, where a stream appears that the header did not announce: the file ends there
+            pass
         header = float(stream.average_rate or stream.guessed_rate or 0)
         width, height, tick = stream.codec_context.width, stream.codec_context.height, float(stream.time_base or 0)
     if not stamps:
@@ -75,7 +77,7 @@ def probe(path):
 
 
 def _rate(header, times, tick):
-    """Native frames a second: the header's, unless the time stamps say otherwise by more than a hundredth."""
+    """Native frames per second: the header's, unless the time stamps differ from it by more than a hundredth."""
     rate = header
     if times is not None and len(times) > 1:
         measured = (len(times) - 1) / ((int(times[-1]) - int(times[0])) * tick)
@@ -86,18 +88,20 @@ def _rate(header, times, tick):
     return rate
 
 
-def frames(path, wanted, held):
-    """Yield (position, picture) for the wanted frames of a video, in order, as they can be decoded.
+def frames(path, frame_indices, info):
+    """Yield (position, picture) for some frames of a video, in order, as they can be decoded.
 
-    wanted: (n,) rising int indices of frames in order of showing. held: the VideoInfo of path. Pictures are
-    (height, width, 3) uint8 BGR, upright. A frame that is damaged, or rests on a damaged one, is not given.
+    frame_indices: (n,) increasing int indices of frames in the order of display. info: the VideoInfo of path. Pictures
+    are (height, width, 3) uint8 BGR, upright. A frame that is damaged, or depends on a damaged one, is left out.
 
-    One decoding thread a file: many files are read side by side. Frames that no other frame needs are not decoded
-    unless wanted, which spares half the work and changes no pixel.
+    One decoding thread per file: many files are read in parallel. Frames on which no other frame depends are decoded
+    only if they are among frame_indices, which saves half the work and changes no pixel.
     """
-    keys = array("q", np.asarray(wanted if held.times is None else held.times[wanted], np.int64).tobytes())
+    keys = array(
+        "q", np.asarray(frame_indices if info.times is None else info.times[frame_indices], np.int64).tobytes()
+    )
 
-    def place(key):
+    def position(key):
         k = bisect_left(keys, key)
         return k if k < len(keys) and keys[k] == key else None
 
@@ -105,10 +109,10 @@ def frames(path, wanted, held):
     with _opened(path) as (container, stream):
         decoder = stream.codec_context
         decoder.thread_count = 1
-        sound, order, skipping = True, 0, None
+        intact, order, skipping = True, 0, None
         for packet in _packets(container, stream):
-            if held.times is not None:
-                skip = "DEFAULT" if packet is None or place(packet.pts) is not None else "NONREF"
+            if info.times is not None:
+                skip = "DEFAULT" if packet is None or position(packet.pts) is not None else "NONREF"
                 if skip != skipping:
                     decoder.skip_frame = skipping = skip
             try:
@@ -116,25 +120,25 @@ def frames(path, wanted, held):
             except av.error.EOFError:
                 return
             except av.error.FFmpegError:
-                sound = False
+                intact = False
                 continue
             for frame in decoded:
-                sound = not frame.is_corrupt and (sound or frame.key_frame)
-                k = place(order if held.times is None else frame.pts)
+                intact = not frame.is_corrupt and (intact or frame.key_frame)
+                k = position(order if info.times is None else frame.pts)
                 order += 1
-                if k is not None and sound:
+                if k is not None and intact:
                     yield k, _picture(frame, reformatter)
 
 
 def _picture(frame, reformatter):
     picture = reformatter.reformat(frame, format="bgr24", threads=1).to_ndarray()
-    turns = round(frame.rotation / 90) % 4  # a phone notes how it was held
+    turns = round(frame.rotation / 90) % 4  # phones record how they were held
     return np.ascontiguousarray(np.rot90(picture, turns)) if turns else picture
 
 
 def _packets(container, stream):
     """The packets of a stream up to the end or to where the file breaks off, then None, which ends decoding."""
-    with suppress(av.error.FFmpegError):
+    with suppress(av.error.FFmpegError, IndexError):  # PyAV's IndexError: a stream that the header did not announce
         for packet in container.demux(stream):
             if packet.size:
                 yield packet
@@ -152,14 +156,14 @@ def frame_step(native, fps, published=False):
     return int(int(native) // fps) + 1 if published else max(1, round(native / fps))
 
 
-def sampled_frames(held, fps, published=False):
+def sampled_frames(info, fps, published=False):
     """Indices of the frames to take from a video, (n,) int64 rising.
 
     A steady video gives every frame_step-th frame. One of variable rate gives the first frame in each 1/fps seconds.
     """
-    if held.is_constant_rate():
-        return np.arange(0, held.frames, frame_step(held.rate, fps, published))
-    ticks = np.floor((held.times - held.times[0]) * (held.tick * fps) + 1e-6)
+    if info.is_constant_rate():
+        return np.arange(0, info.frames, frame_step(info.rate, fps, published))
+    ticks = np.floor((info.times - info.times[0]) * (info.tick * fps) + 1e-6)
     return np.flatnonzero(np.diff(ticks, prepend=-1))
 
 
@@ -167,8 +171,8 @@ def crop(picture, size=224, shift=16, rotate=True):
     """A video frame, (height, width, 3) uint8, as an image of (size, size, 3).
 
     The minor edge is scaled to size * 256 / 224 pixels (bicubic), the center cut out, moved up by shift pixels of a
-    224-pixel image as far as the picture goes (the camera prints the time at the bottom), and turned by 180 degrees
-    (the head camera hangs upside down).
+    224-pixel image as far as the picture extends (the camera prints the time at the bottom), and rotated by 180
+    degrees (the head camera hangs upside down).
     """
     height, width = picture.shape[:2]
     edge, minor = round(size * 256 / 224), min(height, width)
@@ -196,6 +200,8 @@ class _opened:
             streams = [s for s in self.container.streams.video if not s.disposition & s.disposition.attached_pic]
             if not streams:
                 raise UnreadableVideo("it has no video stream")
+            if streams[0].codec_context is None:
+                raise UnreadableVideo("there is no decoder for its codec")
             return self.container, streams[0]
         except BaseException:
             self.container.close()

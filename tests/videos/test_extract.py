@@ -166,13 +166,13 @@ def test_a_crash_of_the_decoder_costs_its_video_only(tmp_path, monkeypatch):
     folder.mkdir()
     for name in ("a", "crash", "c"):
         write_video(folder / f"{name}.mp4", 30)
-    monkeypatch.setattr(read_saycam, "fill", fill_with_a_crash)
+    monkeypatch.setattr(read_saycam, "extract_frames", fill_with_a_crash)
     assert read(folder, out, workers=2) is None
     assert left_out(out) == {"crash.mp4": "a worker process crashed on it (SIGSEGV)"}
     assert len(manifest.load(out)) == 10 == len(list(out.rglob("*.jpeg")))
 
 
-def fill_with_a_crash(folder, head, task, report, fill=read_saycam.fill):
+def fill_with_a_crash(folder, head, task, report, fill=read_saycam.extract_frames):
     result = fill(folder, head, task, report)
     if task[0].endswith("crash.mp4"):
         os.kill(os.getpid(), signal.SIGSEGV)

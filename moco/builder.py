@@ -104,10 +104,11 @@ def concat_all_gather(tensor, world):
     """The rows of tensor from all processes, in order of rank."""
     if world == 1:
         return tensor
-    tensor = tensor.contiguous()
+    channels = -1 if tensor.is_contiguous(memory_format=torch.channels_last) else 1  # images stay channels last
+    tensor = tensor.movedim(1, channels).contiguous()
     parts = [torch.empty_like(tensor) for _ in range(world)]
     dist.all_gather(parts, tensor)
-    return torch.cat(parts)
+    return torch.cat(parts).movedim(channels, 1)
 
 
 class SplitBatchNorm(nn.BatchNorm2d):

@@ -1,0 +1,160 @@
+"""The instrumented part of check_gpu.py: trainers run with observations of their networks and steps.
+
+    python -m scripts.check_gpu_training '[["moco_img", ["frames", "--epochs", "1"], {"syncs": true}]]'
+
+In: JSON list of [trainer, flags, options of observe()]; under torchrun in every process. Out: one line of JSON per run.
+"""
+
+import hashlib
+import importlib
+import json
+import os
+import sys
+import time
+from unittest import mock
+
+import torch
+from torch import distributed as dist
+from torch import nn
+
+from moco import distributed
+from moco.data import augment_device, loader
+from moco.training import engine
+
+FIRST, LAST = 5, 55  # steps without host sync; the ones before allocate memory and choose algorithms
+ERROR = "error of check_gpu on one process"
+BYTES = 2**27  # of the tensors that collectives are measured on: the gradients of a ResNeXt-50 in float32
+
+
+def observe(trainer, flags, syncs=False, failing_rank=None):
+    """Run the main of a trainer; returns a dict of observations.
+
+    syncs: raise an error on a host sync in one of the steps FIRST to LAST. failing_rank: the process that raises an
+    error in its second step.
+    """
+    dtypes = set()
+    channels_last = set()
+    color_times = []
+    networks = []
+    steps = 0
+    prepare = engine.prepare
+    epoch = loader.FrameLoader.epoch
+    color = augment_device.color
+
+    def prepare_and_watch(*arguments, **options):
+        network = prepare(*arguments, **options)
+        if "--compile" not in flags:  # hooks would split the graph
+            for module in network.modules():
+                if isinstance(module, nn.Linear | nn.Conv2d):
+                    module.register_forward_hook(watch_module)
+        networks.append(distributed.unwrap(network))
+        return network
+
+    def watch_module(module, inputs, output):
+        if isinstance(module, nn.Linear):
+            dtypes.add(str(output.dtype).removeprefix("torch."))
+        else:
+            channels_last.add(inputs[0].is_contiguous(memory_format=torch.channels_last))
+
+    def epoch_and_watch(*arguments):
+        nonlocal steps
+        for step, batch in enumerate(epoch(*arguments)):
+            steps += 1
+            if step == 1 and os.environ.get("RANK") == str(failing_rank):
+                raise RuntimeError(ERROR)
+            if syncs:
+                torch.cuda.set_sync_debug_mode("error" if FIRST <= step < LAST else "default")
+            yield batch
+
+    def time_color(images, *arguments):
+        start = _now(images.device)
+        images = color(images, *arguments)
+        color_times.append((start, _now(images.device)))
+        return images
+
+    patches = [
+        mock.patch.object(engine, "prepare", prepare_and_watch),
+        mock.patch.object(loader.FrameLoader, "epoch", epoch_and_watch),
+        mock.patch.object(augment_device, "color", time_color),
+    ]
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+    with patches[0], patches[1], patches[2]:
+        status = importlib.import_module(trainer).main(flags)
+    return {
+        "status": status or 0,
+        "steps": steps,
+        "dtypes": sorted(dtypes),
+        "channels_last": sorted(channels_last),
+        "weights": digest(networks[-1]),
+        "graphs": torch._dynamo.utils.counters["stats"]["unique_graphs"],
+        "color_ms": [_elapsed(*pair) for pair in color_times],
+        "peak_gib": torch.cuda.max_memory_allocated() / 2**30 if torch.cuda.is_available() else None,
+    }
+
+
+def _now(device):
+    """The present of the device: an event in its stream for a GPU, else the time in seconds."""
+    if device.type != "cuda":
+        return time.perf_counter()
+    event = torch.cuda.Event(enable_timing=True)
+    event.record()
+    return event
+
+
+def _elapsed(start, end):
+    """Milliseconds between two results of _now."""
+    if isinstance(start, float):
+        return 1000 * (end - start)
+    end.synchronize()
+    return start.elapsed_time(end)
+
+
+def digest(network):
+    """A hash of the parameters of network and of MoCo's queue, without the batch-norm statistics of each process."""
+    content = hashlib.sha256()
+    for name, value in network.state_dict().items():
+        if "running_" not in name and "num_batches" not in name:
+            content.update(value.detach().cpu().contiguous().numpy().tobytes())
+    return content.hexdigest()
+
+
+def collectives(flags):
+    """Milliseconds of an all-reduce and an all-gather of BYTES among the processes of torchrun."""
+    device = distributed.select_device(flags[0], int(os.environ["LOCAL_RANK"]))
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    tensor = torch.zeros(BYTES // 4, device=device)
+    part = tensor[: len(tensor) // dist.get_world_size()].clone()
+    parts = [torch.empty_like(part) for _ in range(dist.get_world_size())]
+    measured = {}
+    for name, call in {
+        "all_reduce": lambda: dist.all_reduce(tensor),
+        "all_gather": lambda: dist.all_gather(parts, part),
+    }.items():
+        times = []
+        for _ in range(5):
+            start = _now(device)
+            call()
+            times.append(_elapsed(start, _now(device)))
+        measured[f"{name}_ms"] = sorted(times)[2]
+    dist.destroy_process_group()
+    return measured
+
+
+def main(runs):
+    for trainer, flags, options in json.loads(runs):
+        try:
+            seen = collectives(flags) if trainer == "collectives" else observe(trainer, flags, **options)
+        except Exception as error:  # the others are still to be run
+            seen = {"error": f"{type(error).__name__}: {error}"}
+        if torch.cuda.is_available():
+            torch.cuda.set_sync_debug_mode("default")
+        print(json.dumps({"trainer": trainer, **seen}), flush=True)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])

@@ -122,6 +122,7 @@ def train(args, context):
     if args.evaluate:
         return evaluate(args, context, val_batches)
 
+    files.refuse_inside(args.save_dir, [args.data])
     frames = loader.FrameFolder(Path(args.data) / "train")
     if frames.classes != val.classes:
         raise UserError(f"train/ and val/ of {args.data} have different classes")

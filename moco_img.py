@@ -11,7 +11,7 @@ high while the queue still holds its initial random keys, then low, then rising.
 """
 
 import moco_utils
-from moco import cli, distributed
+from moco import cli, distributed, files
 from moco.data import loader, recordings
 
 
@@ -23,6 +23,7 @@ def parse_args(argv=None):
 
 def train(args, context):
     """The training, in one of its processes."""
+    files.refuse_inside(args.save_dir, args.data)
     frames = loader.FrameFolder(args.data, recordings.selection(args))
     moco_utils.train(args, context, "moco_img", frames, source=len(frames), pairs=args.batch_size)
 

@@ -13,7 +13,7 @@ moco_temp_checkpoint_NNNN.pth.tar after every epoch, last.tar to resume from, lo
 from functools import partial
 
 import moco_utils
-from moco import cli, distributed
+from moco import cli, distributed, files
 from moco.data import loader, recordings
 from moco_utils import EpochPairs, TemporalPairs
 
@@ -33,6 +33,7 @@ def parse_args(argv=None):
 
 def train(args, context):
     """The training, in one of its processes."""
+    files.refuse_inside(args.save_dir, args.data)
     frames = loader.FrameFolder(args.data, recordings.selection(args))
     pairs = TemporalPairs(frames, args.batch_size, args.seed, args.pos_window, args.published_sampling)
     moco_utils.train(args, context, "moco_temp", frames, source=partial(EpochPairs, pairs), pairs=pairs.per_batch)

@@ -11,7 +11,7 @@ resume from, log.jsonl, training_curve.pdf and .png.
 
 import torch
 
-from moco import checkpoint, cli, distributed, models
+from moco import checkpoint, cli, distributed, files, models
 from moco.cli import UserError
 from moco.data import augment, loader, recordings
 from moco.training import engine
@@ -61,6 +61,7 @@ def parse_args(argv=None):
 
 def train(args, context):
     """The training, in one of its processes."""
+    files.refuse_inside(args.save_dir, args.data)
     frames = loader.FrameFolder(args.data, recordings.selection(args))
     n_out = len(frames.classes)
     if args.n_out not in (None, n_out):

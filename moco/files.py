@@ -173,9 +173,7 @@ def make_output_dir(path, data=()):
     data: image folders. UserError if path is inside one of them, where its files would become a class.
     """
     path = Path(path)
-    for folder in data:
-        if path.resolve().is_relative_to(Path(folder).resolve()):
-            raise UserError(f"--save-dir {path} is inside the data folder {folder}; choose a folder outside it")
+    refuse_inside(path, data)
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -183,6 +181,13 @@ def make_output_dir(path, data=()):
     if not os.access(path, os.W_OK | os.X_OK):
         raise UserError(f"cannot write to the folder {path}; choose another --save-dir or change its permissions")
     return path
+
+
+def refuse_inside(path, data):
+    """UserError if the output folder path is inside one of the image folders data."""
+    for folder in data:
+        if Path(path).resolve().is_relative_to(Path(folder).resolve()):
+            raise UserError(f"--save-dir {path} is inside the data folder {folder}; choose a folder outside it")
 
 
 def refuse_overwrite(path, overwrite):

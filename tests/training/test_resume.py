@@ -12,6 +12,8 @@ import torch
 
 import imagenet_finetuning
 import moco_img
+import moco_temp
+import temporal_classification
 from moco import checkpoint, models
 from moco.cli import UserError
 from moco.training import resume
@@ -207,3 +209,14 @@ def test_a_start_checkpoint_may_have_any_name(tmp_path, name):
         imagenet_finetuning.main([str(tmp_path / "imagenet"), *flags, "--epochs", "1"])
     imagenet_finetuning.main([str(tmp_path / "imagenet"), *flags, "--epochs", "2", "--resume"])
     assert checkpoint.read(tmp_path / "run" / f"ft_IN_{name}")["epoch"] == 1
+
+
+@pytest.mark.parametrize("script", [temporal_classification, moco_img, moco_temp, imagenet_finetuning])
+def test_a_run_inside_its_data_is_refused(tmp_path, script):
+    """Its own pictures would be a class of the next run."""
+    data = make_frames(tmp_path / "data" / "train").parent
+    make_frames(data / "val")
+    data = data if script is imagenet_finetuning else data / "train"
+    with pytest.raises(UserError, match=f"--save-dir .*runs is inside the data folder {data}"):
+        script.main([str(data), "--save-dir", str(data / "runs"), "--device", "cpu", "--workers", "0"])
+    assert not (data / "runs").exists()

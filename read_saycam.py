@@ -22,7 +22,7 @@ from moco.data import manifest
 from moco.videos import extract, listing, video
 from moco.videos.video import crop, frame_step, sampled_frames
 
-# The flags that the images depend on: a run goes on only under the same ones.
+# The flags on which the images depend: a run is resumed only with the same ones.
 SETTINGS = ("fps", "seg-len", "class-by", "size", "quality", "shift")
 SETTINGS += ("no-rotate", "published-step", "drop-last", "recursive")
 

@@ -20,7 +20,7 @@ def load(folder):
     if plan is None:
         return None
     if not plan["complete"]:
-        raise UserError(f"{folder} is not filled yet; to finish it: {command(plan, folder)}")
+        raise UserError(f"{folder} is not complete; to finish it: {command(plan, folder)}")
     return Manifest(plan, folder)
 
 
@@ -42,7 +42,7 @@ def read(folder):
 
 
 def write(folder, plan):
-    """Write a plan into a frame folder, whole or not at all."""
+    """Write a plan into a frame folder, atomically."""
     files.write_json(Path(folder) / NAME, plan)
 
 
@@ -161,16 +161,17 @@ def class_names(plan):
 
 
 class Manifest:
-    """A filled frame folder as a sequence of images, in the order torchvision's ImageFolder gives them.
+    """A complete frame folder as a sequence of images, in the order of torchvision's ImageFolder.
 
-    A slot is an image's place in the plan; an image's index counts the slots before it that are not missing. Nothing
-    is kept per image: videos, classes and runs of missing slots are searched by bisection.
+    A slot is the position of an image in the plan; the index of an image counts the slots before it that are not
+    missing. Nothing is stored per image: videos, classes and runs of missing slots are searched by bisection.
 
-    folder: where the images are. settings: the reader's flags. classes: names of the class folders that hold images.
+    folder: where the images are. videos: their entries in the plan. classes: names of the class folders with images.
     """
 
     def __init__(self, plan, folder="."):
-        self.folder, self.settings, self._plan = Path(folder), plan["settings"], plan
+        self.folder = Path(folder)
+        self._plan = plan
         self.videos = plan["videos"]
         self._video_starts = [video["first_slot"] for video in self.videos]
         slots = plan["slots"]
@@ -186,10 +187,9 @@ class Manifest:
         starts = [*range(0, slots, per_class)] if per_class else [each["first_slot"] for each in plan["classes"]]
         _rising([0, *starts, slots])
         first_images = [self._before(slot) for slot in [*starts, slots]]
-        held = [c for c, (first, end) in enumerate(pairwise(first_images)) if end > first]
-        self.classes = [names[c] for c in held]
-        self._class_slots = [starts[c] for c in held]
-        self._class_images = [first_images[c] for c in held]
+        filled = [c for c, (first, end) in enumerate(pairwise(first_images)) if end > first]
+        self.classes = [names[c] for c in filled]
+        self._class_images = [first_images[c] for c in filled]
         self._images = first_images[-1]
 
     def __len__(self):
@@ -253,8 +253,8 @@ class Manifest:
 def slot_path(plan, video, slot):
     """The relative path of the image in a video's slot; names sort in the order of slots."""
     if plan["per_class"]:
-        number, place = divmod(slot, plan["per_class"])
-        return f"{_class_name(plan, number)}/img_{place:0{plan['image_digits']}d}.jpeg"
+        number, position = divmod(slot, plan["per_class"])
+        return f"{_class_name(plan, number)}/img_{position:0{plan['image_digits']}d}.jpeg"
     return f"{video['class']}/{video['prefix']}_{slot - video['first_slot']:0{plan['image_digits']}d}.jpeg"
 
 

@@ -1,4 +1,4 @@
-"""What makes training fast on a CPU: memory that is kept, and bf16 where the processor is faster in it."""
+"""Faster training on a CPU: memory that is not returned to the system, and bf16 where the processor is faster in it."""
 
 import ctypes
 import sys
@@ -20,7 +20,7 @@ def is_faster_in_bf16(arch, compiled):
 
 
 def disable_malloc_trim():
-    """Let the C library keep freed memory: Linux clears each page that it gives back and takes again, in every step."""
+    """Let the C library keep freed memory: Linux would clear each page that is returned and requested again."""
     if sys.platform == "linux" and hasattr(libc := ctypes.CDLL(None), "mallopt"):
         mmap_max, trim_threshold = -4, -1  # numbers of glibc's malloc.h
         libc.mallopt(mmap_max, 0)
@@ -28,16 +28,14 @@ def disable_malloc_trim():
 
 
 def replace_slow_bf16_modules(model):
-    """Lead model around what takes a CPU longer in bf16 than in float32.
+    """Replace the modules of model that are slower in bf16 than in float32 on a CPU.
 
-    That is the gradient of a depthwise convolution with strides by its input, 10 to 50 times as long as without
-    strides, and a rectifier in place, twice as long as out of it.
+    The gradient of a strided depthwise convolution with respect to its input takes 10 to 50 times as long as without
+    strides.
     """
     for module in model.modules():
         if type(module) is nn.Conv2d and module.groups == module.in_channels > 1 and module.stride != (1, 1):
             module.__class__ = _StridedDepthwiseConv2d
-        if hasattr(module, "inplace"):
-            module.inplace = False
 
 
 class _StridedDepthwiseConv2d(nn.Conv2d):
@@ -49,9 +47,9 @@ class _StridedDepthwiseConv2d(nn.Conv2d):
 
 
 class _StridedDepthwise(torch.autograd.Function):
-    """A depthwise convolution with strides, whose gradient by its input is that of the one without.
+    """A strided depthwise convolution whose gradient with respect to its input is that of the one without strides.
 
-    Without strides it gives all places of which strides keep some; the gradient of the others is 0.
+    The latter computes all positions, of which the former keeps some; the gradient of the others is 0.
     """
 
     @staticmethod
@@ -65,8 +63,8 @@ class _StridedDepthwise(torch.autograd.Function):
         x, weight = ctx.saved_tensors
         (down, right), padding, dilation = ctx.layout
 
-        def convolution_backward(gradient, stride, wanted):
-            options = (stride, padding, dilation, False, (0, 0), x.shape[1], wanted)
+        def convolution_backward(gradient, stride, output_mask):
+            options = (stride, padding, dilation, False, (0, 0), x.shape[1], output_mask)
             return torch.ops.aten.convolution_backward(gradient, x, weight, None, *options)
 
         height, width = (

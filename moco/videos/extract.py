@@ -14,14 +14,14 @@ from moco.data import manifest
 from moco.videos import listing
 
 
-def make_plan(roots, settings, found, plan_video, workers):
-    """The plan for the files found; UserError, which names each, where none can be read.
+def make_plan(roots, settings, listed, plan_video, workers):
+    """The plan for the listed files; UserError that names each of them if none can be read.
 
-    roots: folders of videos. found: what listing.list_videos gave. plan_video(path): what the plan
+    roots: folders of videos. listed: the result of listing.list_videos. plan_video(path): what the plan
     is to say of a video, with its number of slots, or a string that says why it cannot be read. workers:
     a pool.WorkerPool.
     """
-    readable, refused = found
+    readable, refused = listed
     left_out = [{"folder": number, "name": name, "reason": reason} for number, name, reason in refused]
     paths = [os.path.join(roots[number], name) for number, name, _ in readable]
     results, videos = [], []
@@ -45,7 +45,7 @@ def make_plan(roots, settings, found, plan_video, workers):
     return plan
 
 
-def matching_plan(folder, settings, found):
+def matching_plan(folder, settings, listed):
     """The plan that a frame folder has already, or None; UserError where it is for other videos or settings.
 
     A file that has changed in size since is not a matter here: its slots are known, and it will be left out.
@@ -60,7 +60,7 @@ def matching_plan(folder, settings, found):
     ]
     videos, done = plan["videos"], completed_videos(folder)
     planned = {(each["folder"], each["name"]) for each in videos + plan["left_out"]}
-    there = {(root, name) for part in found for root, name, _ in part}
+    there = {(root, name) for part in listed for root, name, _ in part}
     needed = {(each["folder"], each["name"]) for n, each in enumerate(videos) if n not in done}
     differences += [f"{listing.printable(name)} was not there" for _, name in sorted(there - planned)[:5]]
     if not plan["complete"]:
@@ -125,7 +125,7 @@ def _finished(folder, plan):
     """The plan with what is noted of its videos, written as complete where every video is."""
     lines = completed_videos(folder)
     if len(lines) < len(plan["videos"]):
-        now = manifest.read(folder)  # perhaps the last of the others has just completed it and taken the ledger away
+        now = manifest.read(folder)  # another process may just have completed it and removed the progress logs
         return now if now["complete"] else with_notes(plan, lines)
     plan = with_notes(plan, lines)
     images = manifest.Manifest(plan, folder)
@@ -146,8 +146,8 @@ def _nothing_read(plan):
     return cli.UserError(f"there is no video in {where}. Give a folder of videos, or --recursive for its sub-folders")
 
 
-# The ledger: while a folder is being filled, each process that fills it keeps a file of its own with a line for each
-# video whose images are all on disk. So several machines may extract_frames one folder on a network disk.
+# Progress logs: while frames are extracted, each process appends a line to a file of its own for every video whose
+# images are all on disk. So several machines may share the work on a network disk.
 
 
 def mark_done(folder, number, missing, reason):
@@ -162,7 +162,7 @@ def mark_done(folder, number, missing, reason):
 
 
 def completed_videos(folder):
-    """{number of a video: its line of the ledger} for the videos whose images are all on disk."""
+    """{number of a video: its line in the progress logs} for the videos whose images are all on disk."""
     lines = {}
     for name in progress_logs(folder):
         try:
@@ -177,12 +177,12 @@ def completed_videos(folder):
 
 
 def progress_logs(folder):
-    """Names of the ledger's files in a frame folder."""
+    """The names of the progress logs in a frame folder."""
     return sorted(path.name for path in Path(folder).glob("filled-*.jsonl"))
 
 
 def with_notes(plan, lines):
-    """The plan with what the ledger's lines say of its videos."""
+    """The plan with the entries of the progress logs added to its videos."""
     for number, line in lines.items():
         plan["videos"][number]["missing"] = line["missing"]
         if line["reason"]:
@@ -191,20 +191,20 @@ def with_notes(plan, lines):
 
 
 def complete(folder, plan):
-    """Write the plan as filled, take the ledger away, and return the plan."""
+    """Write the plan as complete, remove the progress logs, and return the plan."""
     plan["complete"] = True
     manifest.write(folder, plan)
-    _remove_ledger(folder)
+    _remove_progress_logs(folder)
     return plan
 
 
 def remove(folder):
-    """Take plan and ledger out of a frame folder."""
+    """Remove plan and progress logs from a frame folder."""
     (Path(folder) / manifest.NAME).unlink()
-    _remove_ledger(folder)
+    _remove_progress_logs(folder)
 
 
-def _remove_ledger(folder):
+def _remove_progress_logs(folder):
     for name in progress_logs(folder):
         (Path(folder) / name).unlink(missing_ok=True)
 
@@ -212,7 +212,7 @@ def _remove_ledger(folder):
 def write_image(path, jpeg):
     """Write the bytes of one image, making its class folder; UserError where the disk is full or may not be written to.
 
-    An image that is there is written over in place: an earlier run of the same plan wrote the same bytes.
+    An existing image is overwritten in place: an earlier run of the same plan wrote the same bytes.
     """
     try:
         try:

@@ -15,7 +15,7 @@ def list_videos(folders, recursive, save_dir):
     into save_dir is passed over.
     Only regular files inside the folder may be read: no pipe, no device, no link that leads out of it.
     """
-    found, left_out = [], []
+    readable, left_out = [], []
     save_dir = os.path.realpath(save_dir)
     for number, folder in enumerate(folders):
         root = os.path.realpath(folder)
@@ -26,8 +26,8 @@ def list_videos(folders, recursive, save_dir):
             if reason:
                 left_out.append((number, name, reason))
             else:
-                found.append((number, name, size))
-    return found, left_out
+                readable.append((number, name, size))
+    return readable, left_out
 
 
 def _names(root, below, recursive, save_dir):

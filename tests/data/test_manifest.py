@@ -90,7 +90,7 @@ def test_no_manifest_is_none_and_an_unfinished_one_says_what_finishes_it(tmp_pat
     plan.update(complete=False, folders=["my videos"])
     manifest.write(tmp_path, plan)
     command = f"python read_saycam.py 'my videos' --save-dir {tmp_path} --fps 5.0 --seg-len 2.0 --class-by time"
-    with pytest.raises(UserError, match=f"not filled yet; to finish it: {command}$"):
+    with pytest.raises(UserError, match=f"is not complete; to finish it: {command}$"):
         manifest.load(tmp_path)
 
 

@@ -141,7 +141,7 @@ def test_a_canceled_training_saves_and_is_not_requeued(frames, tmp_path):
     wait_for(lambda: steps_done(tmp_path / "run") > 3)
     output_of("scancel", job)
     assert final_states(job) == ["CANCELLED"]
-    wait_for(lambda: "saved, continue with --resume" in (tmp_path / "run.out").read_text())
+    wait_for(lambda: "saved; continue with --resume" in (tmp_path / "run.out").read_text())
     content = checkpoint.read(tmp_path / "run" / "last.tar")
     assert 12 * content["epoch"] + content["step"] >= steps_done(tmp_path / "run") - content["epoch"] - 1
     assert state(job)[0]["Restarts"] == "0"

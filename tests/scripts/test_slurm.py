@@ -161,9 +161,9 @@ def pipeline(world, out):
     """Submit the chain for a data set; returns the jobs by step, and the output."""
     variables = {"OUT": out, "MODEL": "resnet18", "EPOCHS": 1, "SBATCH_FLAGS": " ".join(RESOURCES)}
     variables |= {"READ_FLAGS": "--seg-len 2", "SBATCH_FLAGS_frames": "--array=0-1", "HOG_FLAGS": "--seeds 1"}
-    variables["TC_FLAGS"] = "--image-size 64 --batch-size 8 --workers 0 --no-augmentation"
-    variables["DECODE_FLAGS"] = "--image-size 64 --seeds 1 --epochs 2 --workers 0"
-    variables["ANALYSIS_FLAGS"] = "--image-size 64 --workers 0"
+    variables["TC_FLAGS"] = "--device cpu --image-size 64 --batch-size 8 --workers 0 --no-augmentation"
+    variables["DECODE_FLAGS"] = "--device cpu --image-size 64 --seeds 1 --epochs 2 --workers 0"
+    variables["ANALYSIS_FLAGS"] = "--device cpu --image-size 64 --workers 0"
     output = output_of("bash", "scripts/pipeline.sh", world / "videos", world / "labeled", **variables)
     return dict(re.findall(r"^(\w+): job (\d+)", output, re.MULTILINE)), output
 

@@ -51,7 +51,9 @@ def test_what_does_not_hold_is_reported_and_ends_with_status_1(tmp_path, monkeyp
     assert rows[3] == ["check_other", "FAILS", "ValueError:", "broken"]
 
 
-@pytest.mark.parametrize("precision, dtype", [("fp32", "float32"), ("bf16", "bfloat16")])
+@pytest.mark.parametrize(
+    "precision, dtype", [pytest.param("fp32", "float32", marks=pytest.mark.thorough), ("bf16", "bfloat16")]
+)
 def test_observations_tell_the_precision_and_the_weights(frames, tmp_path, handlers, one_thread, precision, dtype):
     flags = [str(frames), "--model", "mobilenet_v2", "--image-size", "32", "--batch-size", "8", "--epochs", "1"]
     flags += ["--workers", "0", "--device", "cpu", "--augment-on", "device", "--precision", precision]

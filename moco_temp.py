@@ -21,7 +21,13 @@ from moco_utils import EpochPairs, TemporalPairs
 def parse_args(argv=None):
     parser = moco_utils.parser(__doc__)
     add = parser.add_argument
-    add("--pos-window", type=cli.number(int, 1), default=1, metavar="FRAMES", help="distance of a neighbor, at most")
+    add(
+        "--pos-window",
+        type=cli.number(int, 1),
+        default=1,
+        metavar="FRAMES",
+        help="maximum distance between the two frames of a pair",
+    )
     add(
         "--published-sampling",
         action="store_true",

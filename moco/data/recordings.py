@@ -109,9 +109,14 @@ def add_flags(parser):
     add("--children", nargs="+", metavar="CHILD", help="recordings of these children")
     add("--ages", type=age_range, metavar="FROM-TO", help="age in months: 6-12 is from 6 up to but not 12; -12; 12-")
     add("--select", nargs="+", metavar="PATTERN", help="names that match one of these shell patterns: 'S_2013*'")
-    add("--exclude", nargs="+", metavar="PATTERN", help="without names that match one of these")
+    add("--exclude", nargs="+", metavar="PATTERN", help="skip recordings whose names match one of these patterns")
     add("--list", metavar="FILE", help="names listed in this file, one per line")
-    add("--hours", type=cli.number(float, 1e-4), metavar="H", help="recordings drawn by --seed until H hours are full")
+    add(
+        "--hours",
+        type=cli.number(float, 1e-4),
+        metavar="H",
+        help="a random subset of exactly H hours, drawn with --seed",
+    )
 
 
 def age_range(text):

@@ -65,7 +65,7 @@ def name(line):
 def make_videos(folder, names=("1.mp4", "2.mp4")):
     folder.mkdir(parents=True)
     for name in names:
-        write_video(folder / name, 60)
+        write_video(folder / name, 120)  # two of them make more than one episode of the demo
 
 
 @pytest.fixture(scope="module")

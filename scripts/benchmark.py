@@ -25,6 +25,7 @@ from scripts import benchmark_inside, benchmark_readouts, benchmark_train  # noq
 from scripts.timing import measure_in_turn  # noqa: E402
 
 ROOT = Path(__file__).resolve().parents[1]
+IMAGES = 1000  # that the part loader reads
 
 
 def parse_args(argv=None):
@@ -91,7 +92,7 @@ def plain_loop(videos, folder, step=6):
 
 
 def loading(args):
-    """1000 augmented 224x224 images: torchvision on PIL, and our recipe with color jitter on worker and device.
+    """IMAGES augmented 224x224 images: torchvision on PIL, and our recipe with color jitter on worker and device.
 
     First on one core, then with --workers. The work of the device is not included.
     """
@@ -104,7 +105,7 @@ def loading(args):
         raise cli.UserError("--frames must name a folder of frames to read, 224x224 as read_saycam.py writes them")
     torch.set_num_threads(1)
     frames = loader.FrameFolder(args.frames)
-    indices = [i % len(frames) for i in range(1000)]
+    indices = [i % len(frames) for i in range(IMAGES)]
     plain = transforms.Compose([
         transforms.RandomResizedCrop(224, (0.2, 1)),
         transforms.RandomApply([transforms.ColorJitter(0.9, 0.9, 0.9, 0.5)], 0.9),
@@ -120,7 +121,7 @@ def loading(args):
 
     def ours(on, workers):
         reader = loader.BatchDataset(frames, augment.Recipe("released", 224, on), args.runs, True, 1)
-        parts = [(0, range(first, first + 50), np.array(indices[first : first + 50])) for first in range(0, 1000, 50)]
+        parts = [(0, range(first, first + 50), np.array(indices[first : first + 50])) for first in range(0, IMAGES, 50)]
         read(reader, workers, batch_size=None, sampler=parts, collate_fn=list)
 
     def read(dataset, workers, **options):

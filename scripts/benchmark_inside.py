@@ -6,11 +6,12 @@ from pathlib import Path
 import cv2
 import matplotlib
 import numpy as np
+import torch
 from matplotlib import animation, pyplot
 from torch.nn import functional
 
 from moco import models
-from moco.analysis import clip, film, units
+from moco.analysis import clip, features, units
 from moco.data import loader
 
 matplotlib.use("Agg")
@@ -19,9 +20,9 @@ LAYERS = (1, 2, 6, 10, 14, 18)
 
 def our_film(data, folder):
     """The film of feature_animation.py."""
-    pictures = clip.Clip(data, 224, 10**9, 5, 16, True, workers=1)
-    look = clip.Look(pictures, lambda images: functional.avg_pool2d(images.mean(1), 32), 64, "cpu")
-    film.write(Path(folder) / "film.mp4", clip.pages(pictures, look, "feature 1", look.low, look.high), 5)
+    images = clip.Clip(data, clip.Crop(224), 10**9, workers=1)
+    maps = clip.ClipMaps(images, lambda batch: functional.avg_pool2d(batch.mean(1), 32), 64, torch.device("cpu"))
+    clip.write_film(Path(folder) / "film.mp4", images, maps, "feature 1", 5)
 
 
 def published_film(data, folder):
@@ -45,10 +46,10 @@ def published_film(data, folder):
 
 def our_units(data, folder=None, layers=LAYERS):
     """Class means and top images of all units of some layers, as in selectivities.py and highly_activating_imgs.py."""
-    frames = loader.FrameFolder(data)
+    data = features.EvalData(loader.FrameFolder(data), 224, torch.device("cpu"))
     means = [units.ClassMeans(2) for _ in layers]
     top = [units.TopK(10) for _ in layers]
-    for by_layer, labels, indices in units.layer_means(models.build("mobilenet_v2"), layers, frames, 224, 64, 0, "cpu"):
+    for by_layer, labels, indices in units.layer_means(models.build("mobilenet_v2"), layers, data, 64):
         for rows, of_layer, top_of_layer in zip(by_layer, means, top, strict=True):
             of_layer.add(rows, labels)
             top_of_layer.add(rows, indices)

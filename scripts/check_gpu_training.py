@@ -26,71 +26,82 @@ ERROR = "error of check_gpu on one process"
 BYTES = 2**27  # of the tensors that collectives are measured on: the gradients of a ResNeXt-50 in float32
 
 
+class Observer:
+    """Replacements for functions of the trainers that call them and collect what they see.
+
+    dtypes: of the outputs of linear layers. channels_last: whether the inputs of convolutions are. networks: as
+    prepared. steps: number of batches. color_times: pairs of _now() around the augmentation on the device.
+    """
+
+    prepare = staticmethod(engine.prepare)
+    epoch = staticmethod(loader.FrameLoader.epoch)
+    color = staticmethod(augment_device.color)
+
+    def __init__(self, syncs, failing_rank, hooks):
+        self.syncs = syncs
+        self.is_failing = os.environ.get("RANK") == str(failing_rank)
+        self.hooks = hooks
+        self.dtypes = set()
+        self.channels_last = set()
+        self.color_times = []
+        self.networks = []
+        self.steps = 0
+
+    def watch_prepare(self, *arguments, **options):
+        network = self.prepare(*arguments, **options)
+        for module in network.modules() if self.hooks else ():
+            if isinstance(module, nn.Linear | nn.Conv2d):
+                module.register_forward_hook(self.watch_module)
+        self.networks.append(distributed.unwrap(network))
+        return network
+
+    def watch_module(self, module, inputs, output):
+        if isinstance(module, nn.Linear):
+            self.dtypes.add(str(output.dtype).removeprefix("torch."))
+        else:
+            self.channels_last.add(inputs[0].is_contiguous(memory_format=torch.channels_last))
+
+    def watch_epoch(self, *arguments):
+        for step, batch in enumerate(self.epoch(*arguments)):
+            self.steps += 1
+            if step == 1 and self.is_failing:
+                raise RuntimeError(ERROR)
+            if self.syncs:
+                torch.cuda.set_sync_debug_mode("error" if FIRST <= step < LAST else "default")
+            yield batch
+
+    def watch_color(self, images, *arguments):
+        start = _now(images.device)
+        images = self.color(images, *arguments)
+        self.color_times.append((start, _now(images.device)))
+        return images
+
+
 def observe(trainer, flags, syncs=False, failing_rank=None):
     """Run the main of a trainer; returns a dict of observations.
 
     syncs: raise an error on a host sync in one of the steps FIRST to LAST. failing_rank: the process that raises an
     error in its second step.
     """
-    dtypes = set()
-    channels_last = set()
-    color_times = []
-    networks = []
-    steps = 0
-    prepare = engine.prepare
-    epoch = loader.FrameLoader.epoch
-    color = augment_device.color
-
-    def prepare_and_watch(*arguments, **options):
-        network = prepare(*arguments, **options)
-        if "--compile" not in flags:  # hooks would split the graph
-            for module in network.modules():
-                if isinstance(module, nn.Linear | nn.Conv2d):
-                    module.register_forward_hook(watch_module)
-        networks.append(distributed.unwrap(network))
-        return network
-
-    def watch_module(module, inputs, output):
-        if isinstance(module, nn.Linear):
-            dtypes.add(str(output.dtype).removeprefix("torch."))
-        else:
-            channels_last.add(inputs[0].is_contiguous(memory_format=torch.channels_last))
-
-    def epoch_and_watch(*arguments):
-        nonlocal steps
-        for step, batch in enumerate(epoch(*arguments)):
-            steps += 1
-            if step == 1 and os.environ.get("RANK") == str(failing_rank):
-                raise RuntimeError(ERROR)
-            if syncs:
-                torch.cuda.set_sync_debug_mode("error" if FIRST <= step < LAST else "default")
-            yield batch
-
-    def time_color(images, *arguments):
-        start = _now(images.device)
-        images = color(images, *arguments)
-        color_times.append((start, _now(images.device)))
-        return images
-
-    patches = [
-        mock.patch.object(engine, "prepare", prepare_and_watch),
-        mock.patch.object(loader.FrameLoader, "epoch", epoch_and_watch),
-        mock.patch.object(augment_device, "color", time_color),
-    ]
+    seen = Observer(syncs, failing_rank, hooks="--compile" not in flags)  # hooks would split the graph
     torch._dynamo.reset()
     torch._dynamo.utils.counters.clear()
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
-    with patches[0], patches[1], patches[2]:
+    with (
+        mock.patch.object(engine, "prepare", seen.watch_prepare),
+        mock.patch.object(loader.FrameLoader, "epoch", lambda *arguments: seen.watch_epoch(*arguments)),
+        mock.patch.object(augment_device, "color", seen.watch_color),
+    ):
         status = importlib.import_module(trainer).main(flags)
     return {
         "status": status or 0,
-        "steps": steps,
-        "dtypes": sorted(dtypes),
-        "channels_last": sorted(channels_last),
-        "weights": digest(networks[-1]),
+        "steps": seen.steps,
+        "dtypes": sorted(seen.dtypes),
+        "channels_last": sorted(seen.channels_last),
+        "weights": digest(seen.networks[-1]),
         "graphs": torch._dynamo.utils.counters["stats"]["unique_graphs"],
-        "color_ms": [_elapsed(*pair) for pair in color_times],
+        "color_ms": [_elapsed(*pair) for pair in seen.color_times],
         "peak_gib": torch.cuda.max_memory_allocated() / 2**30 if torch.cuda.is_available() else None,
     }
 

@@ -193,8 +193,8 @@ def test_only_a_training_that_ended_is_marked_as_finished(tmp_path, arguments, v
     step = ["bash", str(ROOT / "scripts" / "imagenet_finetuning.sh"), *arguments]
     done = subprocess.run(step, env=environment, cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == int(variables.get("STATUS", 0)) and not done.stderr
-    found = [path.parent.name for path in tmp_path.rglob("finished")]
-    assert found == ([finished] if finished else [])
+    folders = [path.parent.name for path in tmp_path.rglob("finished")]
+    assert folders == ([finished] if finished else [])
 
 
 def test_an_evaluation_does_not_mark_an_interrupted_training_as_finished(tmp_path):

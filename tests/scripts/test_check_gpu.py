@@ -27,8 +27,7 @@ def test_all_that_a_cpu_can_check_holds(tmp_path, capsys, monkeypatch, one_threa
     assert status == 0, [result for result in results if result["holds"] is False]
     for holds, names in ((True, CHECKED), (None, NEED_GPU)):
         for name in names:
-            found = [result["holds"] for result in results if result["name"].startswith(name)]
-            assert found and set(found) == {holds}, name
+            assert {result["holds"] for result in results if result["name"].startswith(name)} == {holds}, name
     lines = capsys.readouterr().out.splitlines()[-len(results) :]
     assert [line.split("  ")[0] for line in lines] == [result["name"] for result in results]
 

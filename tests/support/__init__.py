@@ -1,4 +1,4 @@
-"""What several tests share; no test stands here."""
+"""Helpers of several tests."""
 
 from pathlib import Path
 

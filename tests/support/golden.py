@@ -11,9 +11,9 @@ IMAGES = DATA / "images"  # 48 real frames of 224x224 in four classes
 
 
 def fill(module, seed):
-    """Give module weights that a frozen generator draws, tensor by tensor in the order of their names.
+    """Fill module with weights from a frozen generator, tensor by tensor in the order of their names.
 
-    RandomState's streams are the same in every version of NumPy, so that no weights need to be stored.
+    RandomState's streams are the same in every version of NumPy, so no weights need to be stored.
     """
     draws, state = np.random.RandomState(seed), module.state_dict()
     for name in sorted(state):

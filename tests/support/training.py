@@ -1,4 +1,4 @@
-"""Running a small training, here or in a process of its own, and comparing what runs left behind."""
+"""Small trainings, in this process or another one, and comparisons of their final states."""
 
 import os
 import subprocess
@@ -25,14 +25,14 @@ def train(frames, save_dir, *flags):
 
 
 def train_elsewhere(frames, save_dir, *flags):
-    """Start training in a process of its own."""
+    """Start training in another process."""
     command = [sys.executable, str(SCRIPT), str(frames), "--save-dir", str(save_dir), *SMALL, *map(str, flags)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
 def wait_for_step(save_dir, process, lines):
-    """Wait until the log has that many lines; fails when the process ends before."""
+    """Wait until the log has that many lines; fails if the process ends before."""
     log = save_dir / "log.jsonl"
     while not log.exists() or log.read_text().count("\n") < lines:
         assert process.poll() is None, process.communicate()[1]
@@ -40,7 +40,7 @@ def wait_for_step(save_dir, process, lines):
 
 
 def everything(save_dir):
-    """The whole state of a run as a flat dict, times left out."""
+    """The complete state of a run as a flat dict, without times."""
     flat = {}
 
     def walk(name, value):

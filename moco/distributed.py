@@ -16,7 +16,7 @@ from torch import distributed as dist
 from torch import multiprocessing, nn
 
 from moco import gpus, rendezvous
-from moco.cli import UserError, cores, number, program
+from moco.cli import UserError, cores, number, program, user_message
 
 STOP_SIGNALS = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGUSR1", "SIGUSR2") if hasattr(signal, name))
 GRACE_SECONDS = 5  # between the failure of a process and the end of those that wait for it
@@ -219,8 +219,8 @@ def _connect(args, rank, world_size, local_rank, url):
 
 def _print_error(error):
     """Print an error as cli.run() and Python would."""
-    if isinstance(error, UserError):
-        print(f"{program()}: error: {error}", file=sys.stderr)
+    if message := user_message(error):
+        print(f"{program()}: error: {message}", file=sys.stderr)
     elif isinstance(error, Exception):
         traceback.print_exception(error)
 
@@ -229,7 +229,9 @@ def _exit_status(error):
     """The exit status of a process that an exception ends."""
     if isinstance(error, SystemExit):
         return error.code if isinstance(error.code, int) else int(error.code is not None)
-    return 2 if isinstance(error, UserError) else 130 if isinstance(error, KeyboardInterrupt) else 1
+    if isinstance(error, KeyboardInterrupt):
+        return 130
+    return 2 if user_message(error) else 1
 
 
 def _exit_now(status):
@@ -315,8 +317,8 @@ def _child(local_rank, train, args, node, start_method, errors):
     torch.set_num_threads(max(1, cores() // node.processes))
 
     def report(error):
-        if isinstance(error, UserError):
-            errors.put(UserError(str(error)))
+        if message := user_message(error):
+            errors.put(UserError(message))
         elif isinstance(error, Exception):
             errors.put("".join(traceback.format_exception(error)))
 

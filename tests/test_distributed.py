@@ -108,6 +108,7 @@ THOROUGH = pytest.mark.thorough
 
 @pytest.mark.parametrize("kind, end, workers", [
     ("spawn", "stop", 2), ("spawn", "mistake", 1), ("spawn", "killed", 1), ("torchrun", "mistake", 2),
+    ("spawn", "memory", 0), ("torchrun", "memory", 0),
     *(pytest.param("spawn", end, workers, marks=THOROUGH) for end in ENDS for workers in (0, 1, 2)),
     *(pytest.param("torchrun", end, workers, marks=THOROUGH) for end in ENDS for workers in (0, 1, 2)),
 ])  # fmt: skip

@@ -19,6 +19,7 @@ ENDS = {  # the exit status and the message of each
     "stop": (75, ""),
     "mistake": (2, "the folder x is empty"),
     "bug": (1, "ValueError: oh"),
+    "memory": (2, "CUDA out of memory. Tried to allocate 2 GiB; lower --batch-size"),
     "killed": (1, "process 1 was killed (out of memory?)"),
 }
 
@@ -36,6 +37,8 @@ def end(kind, rank):
         time.sleep(3600)
     if kind == "mistake":
         raise cli.UserError("the folder x is empty")
+    if kind == "memory":  # as torch raises it
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB. GPU 0 has ...")
     if kind == "bug":
         raise ValueError("oh")
     os.kill(os.getpid(), signal.SIGKILL)

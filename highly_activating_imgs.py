@@ -79,16 +79,15 @@ def describe_units(neurons, best, frames, selectivity, preferred_class):
     return entries
 
 
-def image_row(entry, frames, labels, size):
+def image_row(entry, paths, labels, size):
     """The row of a unit's entry in the figure: (lines of text, [images (size, size, 3) uint8]).
 
-    labels: of the classes in figures.
+    paths: of its top images. labels: {class: its label in figures}.
     """
     lines = [f"unit {entry['unit']}"]
     if "selectivity" in entry:
-        preferred_class = labels[frames.classes.index(entry["preferred_class"])]
-        lines += [f"selectivity {entry['selectivity']:.2f}", preferred_class]
-    images = [augment.decode((frames.folder / name).read_bytes()) for name in entry["files"]]
+        lines += [f"selectivity {entry['selectivity']:.2f}", labels[entry["preferred_class"]]]
+    images = [augment.decode(path.read_bytes()) for path in paths]
     return lines, [augment.resize_center_crop(image, size) for image in images]
 
 
@@ -119,8 +118,12 @@ def main(argv=None):
     entries = describe_units(neurons, best, frames, selectivity, preferred_class)
     provenance.write(path.parent, provenance.flags(args), opened.checkpoints)
     files.write_json(path.with_suffix(".json"), entries)
-    labels = plots.drawable(frames.classes)
-    plots.image_rows([image_row(entry, frames, labels, args.image_size) for entry in entries], path)
+    labels = dict(zip(frames.classes, plots.drawable(frames.classes), strict=True))
+    rows = []
+    for entry in entries:
+        paths = [frames.path(index) for index in best.indices[:, entry["unit"]]]
+        rows.append(image_row(entry, paths, labels, args.image_size))
+    plots.image_rows(rows, path)
     print(f"top {len(best.values)} of {counts.sum()} images for {len(entries)} units: {path.with_suffix('.pdf')}")
     if len(best.values) < args.top:
         print(f"fewer images than --top {args.top} could be read")

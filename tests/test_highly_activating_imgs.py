@@ -140,3 +140,13 @@ def test_mistakes_are_one_line_and_leave_nothing(frames, tmp_path, network, monk
     (tmp_path / "out" / "highly_activating_imgs_neuron_276.pdf").write_bytes(b"precious")
     with pytest.raises(UserError, match="neuron_276.pdf exists; give --overwrite"):
         show(frames, tmp_path / "out", network)
+
+
+def test_file_names_that_are_not_utf8_can_be_shown(frames, tmp_path, network):
+    for path in (frames / "class_0000").iterdir():
+        try:
+            path.rename(os.fsdecode(os.fsencode(path).replace(b"img", b"\xff")))
+        except OSError:
+            pytest.skip("this file system takes UTF-8 names only")
+    entries, _ = show(frames / "class_0000", tmp_path / "out", network)
+    assert len(entries[0]["files"]) == 8 and all("_000" in name for name in entries[0]["files"])

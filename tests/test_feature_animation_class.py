@@ -1,4 +1,6 @@
-"""Films of a class: the published colors, classes by number and name, and clear mistakes."""
+"""Films of a class: the published colors, classes by number and name, and mistakes."""
+
+import json
 
 import av
 import numpy as np
@@ -6,7 +8,7 @@ import pytest
 import torch
 
 import feature_animation_class as script
-from moco import checkpoint, models
+from moco import checkpoint, models, plots, provenance
 from moco.analysis import clip, film
 from moco.cli import UserError
 from tests.support import golden
@@ -23,16 +25,18 @@ def animate(data, save_dir, network, *words):
 def test_maps_and_colors_are_the_published_ones():
     expected, model = np.load(golden.DATA / "inside.npz"), golden.model()
     weights = models.head(model).weight[int(expected["class_idx"])]
-    pictures = open_clip(golden.IMAGES, 224)
-    look = clip.ClipMaps(pictures, script.class_maps(models.spatial_trunk(model), weights), 900, CPU)
-    large = np.stack([clip.upsample(small, 224, 224) for small in look.maps[::6]])
-    np.testing.assert_allclose(blocks(large)[..., 0], expected["class_map"], atol=2e-3 * (look.high - look.low))
-    shown = blocks(np.stack(list(overlays(pictures, look))[::6])).transpose(0, 3, 1, 2)
+    images = open_clip(golden.IMAGES, 224)
+    clip_maps = clip.ClipMaps(images, script.class_maps(models.spatial_trunk(model), weights), 900, CPU)
+    large = np.stack([clip.upsample(small, 224, 224) for small in clip_maps.maps[::6]])
+    np.testing.assert_allclose(
+        blocks(large)[..., 0], expected["class_map"], atol=2e-3 * (clip_maps.high - clip_maps.low)
+    )
+    shown = blocks(np.stack(list(overlays(images, clip_maps))[::6])).transpose(0, 3, 1, 2)
     assert np.abs(shown - expected["class_overlay"].astype(np.float32)).max() < 1.5
 
 
 @pytest.mark.parametrize("name", ["class_0002", "2"])
-def test_a_class_goes_by_number_or_name(frames, tmp_path, network, name, monkeypatch):
+def test_a_class_is_given_by_number_or_name(frames, tmp_path, network, name, monkeypatch):
     titles = []
     monkeypatch.setattr(film, "Layout", lambda height, width, title, *_: titles.append(title) or (lambda shown: shown))
     animate(frames, tmp_path / "out", network, "--class-idx", name)
@@ -41,7 +45,7 @@ def test_a_class_goes_by_number_or_name(frames, tmp_path, network, name, monkeyp
         assert container.streams.video[0].frames == 24
 
 
-def test_a_class_that_is_not_there_is_an_error(frames, tmp_path, network):
+def test_an_unknown_class_is_an_error(frames, tmp_path, network):
     for name in ("3", "-1", "dog"):
         with pytest.raises(UserError, match=f"--class-idx {name}: the model has 3 outputs, 0 to 2"):
             animate(frames, tmp_path / "out", network, f"--class-idx={name}")
@@ -53,3 +57,17 @@ def test_a_model_without_a_head_has_no_classes(frames, tmp_path):
     checkpoint.write(path, {"state_dict": state, "arch": "resnet18"})
     with pytest.raises(UserError, match="moco.tar has no linear head; train one"):
         animate(frames, tmp_path / "out", path)
+
+
+def test_every_run_records_flags_and_checkpoint(frames, tmp_path, network, capsys):
+    animate(frames, tmp_path / "out", network, "--frames", 2, "--class-idx", 2)
+    record, digest = json.loads((tmp_path / "out" / "args.json").read_text()), provenance.sha256(network)
+    assert record["class_idx"] == "2" and record["checkpoints"] == {str(network): digest}
+    first_line = capsys.readouterr().out.splitlines()[0]
+    assert first_line.startswith("model: resnet18 ") and f"{network} (SHA-256 {digest[:12]}" in first_line
+
+
+def test_a_class_name_that_no_font_can_draw_is_a_number_in_the_title(frames, tmp_path, network, monkeypatch, capsys):
+    monkeypatch.setattr(plots, "find_font", lambda text: None)
+    animate(frames, tmp_path / "out", network, "--frames", 2, "--class-idx", "class_0002")
+    assert "2 frames, class 2 from" in capsys.readouterr().out

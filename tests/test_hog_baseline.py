@@ -1,4 +1,4 @@
-"""The HOG baseline: features equal to golden, results by the same splits as linear decoding."""
+"""The HOG baseline: features equal to golden values, and the splits of linear decoding."""
 
 import json
 
@@ -14,14 +14,14 @@ from tests.support import golden
 
 
 def classify(data, save_dir, *words):
-    """Run the script; what results.json then holds."""
+    """Run the script; the content of results.json."""
     hog_baseline.main([str(word) for word in (data, "--save-dir", save_dir, *words)])
     return json.loads((save_dir / "results.json").read_text())
 
 
 @pytest.fixture
 def stripes(tmp_path):
-    """Two classes of ten 64x64 images: stripes that run across, and stripes that run down."""
+    """Two classes of ten 64x64 images: horizontal and vertical stripes."""
     draws = np.random.default_rng(0)
     for name in ("across", "down"):
         (tmp_path / "stripes" / name).mkdir(parents=True)
@@ -41,7 +41,7 @@ def test_features_are_the_published_ones():
         np.testing.assert_allclose(found, row, atol=1e-5)
 
 
-def test_workers_change_nothing(tmp_path):
+def test_the_number_of_workers_does_not_matter(tmp_path):
     frames, images = loader.FrameFolder(golden.IMAGES), np.array([0, 12, 24, 36])
     alone, two = (
         hog_baseline.all_features(frames, images, workers, tmp_path / str(workers))
@@ -52,7 +52,7 @@ def test_workers_change_nothing(tmp_path):
     assert alone.dtype == np.float32 and alone.shape == (4, 11664)
 
 
-def test_edges_tell_stripes_apart(stripes, tmp_path):
+def test_stripes_are_classified_perfectly(stripes, tmp_path):
     found = classify(stripes, tmp_path / "out", "--seeds", 2, "--workers", 0)
     assert found["models"]["HOG"]["iid"]["each"] == [1, 1]
     assert found["chance"] == 0.5
@@ -72,7 +72,7 @@ def test_splits_are_those_of_linear_decoding(stripes, tmp_path):
     assert list(json.loads((tmp_path / "out" / "results.json").read_text())["models"]) == ["HOG", "random"]
 
 
-def test_scores_have_a_column_for_every_class_also_for_those_that_never_trained():
+def test_scores_have_a_column_for_every_class_even_without_training_images():
     rows, labels = np.eye(6, dtype=np.float32), np.array([0, 0, 2, 2, 3, 3])
     for train, trained in ((np.array([0, 2]), {0, 2}), (np.array([0, 2, 4]), {0, 2, 3})):
         classifier = hog_baseline.readout(rows[train], labels[train], 0, 0)
@@ -97,3 +97,48 @@ def test_unreadable_images_are_left_out_and_other_sizes_are_an_error(stripes, tm
         path.write_bytes(b"")
     with pytest.raises(UserError, match="none of the 20 images"):
         classify(stripes, tmp_path / "c", "--workers", 0)
+
+
+def test_sizes_are_compared_by_side_and_not_by_area(tmp_path):
+    """HOGs of 64x96 and 96x64 are equally long, and would tell classes apart by their shape."""
+    for name, shape in (("tall", (96, 64)), ("wide", (64, 96))):
+        (tmp_path / "data" / name).mkdir(parents=True)
+        for i in range(4):
+            cv2.imwrite(str(tmp_path / "data" / name / f"{i}.png"), np.zeros(shape, np.uint8))
+    with pytest.raises(UserError, match="wide/0.png differs in size from other images .96x64 and 64x96."):
+        classify(tmp_path / "data", tmp_path / "out", "--workers", 0)
+    assert not list((tmp_path / "out").rglob("*.npy"))
+
+
+def test_an_image_read_later_has_the_size_of_those_read_before(stripes, tmp_path, monkeypatch):
+    """An image that failed for a moment is tried again, and compared with images that are in the cache."""
+    frames, read = loader.FrameFolder(stripes), hog_baseline.read_features
+    cv2.imwrite(str(stripes / "down" / "3.png"), np.zeros((72, 64), np.uint8))
+    images, path = np.arange(20), stripes / "down" / "3.png"
+    monkeypatch.setattr(hog_baseline, "read_features", lambda each: "failed" if each == path else read(each))
+    rows = hog_baseline.all_features(frames, images, 0, tmp_path)
+    assert np.isnan(rows[:, 0]).sum() == 1
+    monkeypatch.undo()
+    with pytest.raises(UserError, match="3.png differs in size from other images .64x72 and 64x64."):
+        hog_baseline.all_features(frames, images, 0, tmp_path)
+
+
+@pytest.mark.parametrize("words", [("--seed", 2**32 - 2, "--seeds", 3), ("--split-file", "none.json")])
+def test_mistakes_are_reported_before_features_are_computed(stripes, tmp_path, monkeypatch, words):
+    monkeypatch.setattr(hog_baseline, "all_features", None)  # computing features is an error
+    with pytest.raises(UserError, match="seeds are from 0 to 4294967295|cannot read --split-file none.json"):
+        classify(stripes, tmp_path / "out", *words)
+
+
+def test_the_save_folder_is_not_inside_the_data(stripes, tmp_path):
+    with pytest.raises(UserError, match="is inside the data folder"):
+        classify(stripes, stripes / "hog", "--workers", 0)
+    assert sorted(path.name for path in stripes.iterdir()) == ["across", "down"]
+
+
+def test_flags_and_nearest_neighbors_are_recorded(stripes, tmp_path, capsys):
+    entry = classify(stripes, tmp_path / "out", "--knn", 3, "--workers", 0)["models"]["HOG"]["iid"]
+    assert entry["knn"]["k"] == 3
+    assert f"HOG (3-NN)  {100 * entry['knn']['mean']:.1f}" in capsys.readouterr().out.splitlines()
+    record = json.loads((tmp_path / "out" / "args.json").read_text())
+    assert record["knn"] == 3 and record["data"] == str(stripes) and "checkpoints" not in record

@@ -1,5 +1,6 @@
-"""Selectivity: the published values for six layers, the cases that published code leaves undefined, the script."""
+"""Selectivity: the published values of six layers, undefined cases of the published code, and the script."""
 
+import json
 import os
 
 import numpy as np
@@ -7,25 +8,26 @@ import pytest
 import torch
 
 import selectivities as script
-from moco import models
+from moco import models, plots, provenance
 from moco.analysis import features, units
 from moco.cli import UserError
 from moco.data import loader
 from tests.support import golden
+from tests.support.inputs import make_frames
 
 CPU = torch.device("cpu")
 LAYERS = [1, 2, 6, 10, 14, 18]
 
 
 def measure(data, save_dir, network, *words):
-    """Run the script on small images; the names of what it leaves."""
+    """Run the script on small images; the names of the files it writes, without args.json."""
     flags = ["--model-path", network, "--image-size", 64, "--device", "cpu", "--workers", 0, "--save-dir", save_dir]
     script.main([str(word) for word in (data, *flags, *words)])
     return sorted(set(os.listdir(save_dir)) - {"args.json"})
 
 
 def plain(features, labels):
-    """The equation for one unit after another, over classes that have images, with 0 for 0 / 0."""
+    """The equation, unit by unit, over classes that have images, with 0 for 0 / 0."""
     found = []
     for unit in features.T.astype(np.float64):
         means = sorted(unit[labels == label].mean() for label in set(labels.tolist()))
@@ -40,8 +42,8 @@ def test_six_layers_in_one_pass_are_the_published_ones():
     labels = np.concatenate([batch[1] for batch in rows])
     assert labels.tolist() == sorted([0, 1, 2, 3] * 12)
     silent = []
-    for place, layer in enumerate(LAYERS):
-        means = np.concatenate([batch[0][place] for batch in rows])
+    for position, layer in enumerate(LAYERS):
+        means = np.concatenate([batch[0][position] for batch in rows])
         np.testing.assert_allclose(means[::6, ::8], expected[f"features_{layer}"], atol=1e-3)
         published = expected[f"selectivity_{layer}"]
         silent.append(np.isnan(published).sum())
@@ -58,8 +60,8 @@ def test_selectivity_is_the_equation(n_classes):
     np.testing.assert_allclose(script.selectivity(features, labels), plain(features, labels), atol=1e-6)
 
 
-def test_ends_of_the_scale():
-    """A unit for one class alone, one that answers to all alike, a silent one, and one whose means cancel out."""
+def test_extreme_selectivities():
+    """A unit for one class only, one that responds equally to all, a silent one, and one whose means cancel out."""
     labels = np.array([0, 0, 1, 1, 2, 2])
     features = np.array([[0, 0, 4, 2, 0, 0], [5] * 6, [0] * 6, [2, 2, -2, -2, -2, -2]], np.float32).T
     assert script.selectivity(features, labels).tolist() == [1, 0, 0, 0]
@@ -85,7 +87,7 @@ def test_one_class_has_no_selectivity():
 
 @pytest.mark.parametrize(("arch", "last"), [("mobilenet_v2", 19), ("resnet18", 10), ("resnext50_32x4d", 18)])
 def test_layers_of_every_kind_of_network(arch, last):
-    """Each is what a hook on its convolution block sees; the last one is what the head sees."""
+    """Each equals what a hook on its convolution block sees; the last equals the input of the head."""
     torch.manual_seed(0)
     model, images = models.build(arch, 3).eval(), torch.randn(2, 3, 64, 64)
     seen = []
@@ -105,7 +107,7 @@ def test_layers_of_every_kind_of_network(arch, last):
             models.LayerMeans(model, [1, layer])
 
 
-def test_nothing_behind_the_wanted_layers_is_computed():
+def test_nothing_after_the_last_layer_is_computed():
     model = models.build("resnet18", 3).eval()
     for block in (model.layer1[0], model.layer1[1], model.layer4[1]):
         block.forward = None
@@ -118,15 +120,15 @@ def test_the_script_writes_every_layer_and_the_figure(frames, tmp_path, network)
     arrays = [f"selectivity_{layer}.{ending}" for layer in (1, 2, 10) for ending in ("npy", "npz")]
     assert names == sorted([*arrays, "selectivity_by_layer_1_2_10.pdf", "selectivity_by_layer_1_2_10.png"])
     for layer, n in ((1, 512), (2, 512), (10, 64)):
-        found, held = (np.load(tmp_path / f"out/selectivity_{layer}.{ending}") for ending in ("npy", "npz"))
-        assert found.shape == (n,) and found.dtype == np.float32
-        np.testing.assert_allclose(held["selectivity"], found, atol=1e-6)
-        assert held["class_means"].shape == (3, n) and held["images"].tolist() == [8, 8, 8]
-        assert held["classes"].tolist() == ["class_0000", "class_0001", "class_0002"]
-        np.testing.assert_array_equal(held["preferred_class"], held["class_means"].argmax(0))
+        array, archive = (np.load(tmp_path / f"out/selectivity_{layer}.{ending}") for ending in ("npy", "npz"))
+        assert array.shape == (n,) and array.dtype == np.float32
+        np.testing.assert_allclose(archive["selectivity"], array, atol=1e-6)
+        assert archive["class_means"].shape == (3, n) and archive["images"].tolist() == [8, 8, 8]
+        assert archive["classes"].tolist() == ["class_0000", "class_0001", "class_0002"]
+        np.testing.assert_array_equal(archive["preferred_class"], archive["class_means"].argmax(0))
 
 
-def test_batches_workers_and_other_layers_change_nothing(frames, tmp_path, network):
+def test_batch_size_workers_and_other_layers_do_not_matter(frames, tmp_path, network):
     measure(frames, tmp_path / "a", network, "--layer", 2)
     measure(frames, tmp_path / "b", network, "--layer", 10, 2, 2, "--batch-size", 5, "--workers", 2)
     a, b = (np.load(tmp_path / name / "selectivity_2.npy") for name in "ab")
@@ -138,9 +140,9 @@ def test_unreadable_images_are_left_out(frames, tmp_path, network):
     for i in (*range(8), 9):
         images.path(i).write_bytes(b"no image")
     measure(frames, tmp_path / "out", network)
-    held = np.load(tmp_path / "out" / "selectivity_1.npz")
-    assert held["images"].tolist() == [0, 7, 8]
-    assert np.isnan(held["class_means"][0]).all() and np.isfinite(held["selectivity"]).all()
+    archive = np.load(tmp_path / "out" / "selectivity_1.npz")
+    assert archive["images"].tolist() == [0, 7, 8]
+    assert np.isnan(archive["class_means"][0]).all() and np.isfinite(archive["selectivity"]).all()
 
 
 def test_mistakes_are_one_line_and_leave_nothing(frames, tmp_path, network):
@@ -170,7 +172,7 @@ def test_features_that_are_not_finite_are_an_error(frames, tmp_path):
         list(units.layer_means(model, [1], features.EvalData(loader.FrameFolder(frames), 64, CPU), 8))
 
 
-def test_covariance_in_parts_is_that_of_all_and_variance_explained_its_share():
+def test_the_covariance_of_parts_is_that_of_all_rows():
     draws = np.random.default_rng(0)
     rows = (1000 + draws.normal(size=(300, 6)) @ np.diag([5, 3, 1, 0.5, 0, 0])).astype(np.float32)
     running = script.Covariance()
@@ -191,3 +193,43 @@ def test_dimensionality_of_several_folders(frames, tmp_path, network, capsys):
     for name in (f"{folder}, layer {layer}: " for folder in (frames, frames / "class_0001") for layer in (1, 10)):
         (line,) = [line for line in lines if line.startswith(name)]
         assert 1 <= int(line.removeprefix(name).split()[0]) <= 24
+
+
+def test_every_run_records_flags_and_checkpoint(frames, tmp_path, network, capsys):
+    measure(frames, tmp_path / "out", network, "--layer", 1, 2)
+    record, digest = json.loads((tmp_path / "out" / "args.json").read_text()), provenance.sha256(network)
+    assert record["layer"] == [1, 2] and record["checkpoints"] == {str(network): digest}
+    first_line = capsys.readouterr().out.splitlines()[0]
+    assert first_line.startswith("model: resnet18 ") and f"{network} (SHA-256 {digest[:12]}" in first_line
+
+
+def test_the_default_model_is_named_in_the_first_line(frames, tmp_path, monkeypatch, capsys):
+    build = models.build
+    monkeypatch.setattr(models, "build", lambda arch, n_out=None, weights=None: build(arch, n_out))  # no download
+    script.main([str(word) for word in (frames, "--image-size", 32, "--workers", 0, "--save-dir", tmp_path / "out")])
+    assert capsys.readouterr().out.startswith("model: mobilenet_v2 with torchvision's ImageNet weights\n")
+    assert "checkpoints" not in json.loads((tmp_path / "out" / "args.json").read_text())
+
+
+@pytest.mark.parametrize("folder", ["data", "further"])
+def test_the_save_folder_is_not_inside_the_data(frames, tmp_path, network, folder):
+    (tmp_path / "data").symlink_to(frames)
+    make_frames(tmp_path / "further")
+    with pytest.raises(UserError, match="is inside the data folder"):
+        measure(tmp_path / "data", tmp_path / folder / "out", network, "--pca", tmp_path / "further")
+    assert not (tmp_path / folder / "out").exists()
+
+
+def test_numbers_are_on_disk_before_the_first_figure(frames, tmp_path, network, monkeypatch):
+    monkeypatch.setattr(plots, "selectivity_by_layer", None)
+    with pytest.raises(TypeError):
+        measure(frames, tmp_path / "out", network, "--layer", 1, 2)
+    arrays = [f"selectivity_{layer}.{ending}" for layer in (1, 2) for ending in ("npy", "npz")]
+    assert sorted(os.listdir(tmp_path / "out")) == ["args.json", *arrays]
+
+
+def test_units_are_measured_in_float32(frames):
+    seen, model = [], models.build("resnet18", 3)
+    model.conv1.register_forward_hook(lambda *_: seen.append(torch.backends.cudnn.allow_tf32))
+    list(units.layer_means(model, [1], features.EvalData(loader.FrameFolder(frames), 64, CPU), 8))
+    assert torch.backends.cudnn.allow_tf32 and seen and not any(seen)

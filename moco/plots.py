@@ -269,7 +269,7 @@ def selectivity_by_layer(values, path):
 def variance_explained(curves, path):
     """The variance explained by the first principal components, to path + '.pdf' and '.png' (Figure A1).
 
-    curves: {folder: {layer: (C,) share of the variance that 1, 2, ... C components explain}}.
+    curves: {folder: {layer: (C,) fraction of the variance that 1, 2, ... C components explain}}.
     """
     from matplotlib.ticker import StrMethodFormatter
 

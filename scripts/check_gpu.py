@@ -2,8 +2,8 @@
 
     python scripts/check_gpu.py --frames frames_S --save-dir check
 
-In: optionally a folder of frames, for realistic loading speeds. Out: a table of what holds, what does not and what
-could not be checked, and check_gpu.json. The exit status is 1 if something does not hold. It takes some minutes.
+Input: optionally a folder of frames, for realistic loading speeds. Output: a table of what holds, what does not and
+what could not be checked, and check_gpu.json. The exit status is 1 if something does not hold. It takes some minutes.
 """
 
 import itertools

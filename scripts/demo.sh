@@ -2,7 +2,7 @@
 # The full pipeline on a small data set: videos to frames, temporal classification, linear decoding, attention maps.
 #     bash scripts/demo.sh [--full] [VIDEO_DIR]
 # Without VIDEO_DIR it renders synthetic videos, and labeled images of toys that are in none of the videos. With
-# VIDEO_DIR the linear classifiers have to tell those videos apart. --full also trains MoCo, on images and over time.
+# VIDEO_DIR the linear classifiers are trained to distinguish those videos. --full also trains MoCo, on images and over time.
 # Results go to demo/ and replace those of an earlier demo. IMAGES=100000 trains three times as long.
 set -euo pipefail
 videos=''
@@ -55,7 +55,7 @@ step "Videos to frames: 5 per second, in episodes of $episode seconds"
 if [ ${#splits[@]} = 1 ]; then
     "$python" read_saycam.py "$videos" --save-dir "$labeled" --fps 5 --class-by video
     if [ "$(find "$labeled" -mindepth 1 -maxdepth 1 -type d | wc -l)" -lt 2 ]; then
-        echo "demo.sh: error: $videos has only one readable video; decoding tells videos apart and needs two" >&2
+        echo "demo.sh: error: $videos has only one readable video; decoding distinguishes videos and needs two" >&2
         exit 2
     fi
 fi

@@ -2,8 +2,8 @@
 
     python scripts/demo_table.py demo/decoding/results.json demo/hog/results.json --save-dir demo
 
-In: results.json files of linear_decoding.py and hog_baseline.py. Out: the printed table; results.json in --save-dir
-with {MODEL: {TASK: {mean, std}}, majority, chance}, accuracies from 0 to 1.
+Input: results.json files of linear_decoding.py and hog_baseline.py. Output: the printed table; results.json in
+--save-dir with {MODEL: {TASK: {mean, std}}, majority, chance}, accuracies from 0 to 1.
 """
 
 import sys

@@ -2,8 +2,8 @@
 
     python scripts/make_demo_videos.py --save-dir demo/world
 
-In: only a seed. Out: videos/*.mp4, upside down like those of the head camera; labeled/CATEGORY/*.jpeg, upright, of toys
-and rooms that are in no video; world.json, with the content of every episode and image.
+Input: only a seed. Output: videos/*.mp4, upside down like those of the head camera; labeled/CATEGORY/*.jpeg, upright,
+of toys and rooms that are in no video; world.json, with the content of every episode and image.
 """
 
 import functools

@@ -2,8 +2,8 @@
 
     python scripts/paper_report.py reproduction
 
-In: the output folder of reproduce.sh, finished or not. Out, in the same folder: report.md, and report.html, which is a
-single file with its figures. It only reads the files that the scripts wrote.
+Input: the output folder of reproduce.sh, finished or not. Output, in the same folder: report.md, and report.html, which
+is a single file with its figures. It only reads the files that the scripts wrote.
 """
 
 import base64

@@ -28,7 +28,13 @@ def add_flags(parser, frames, batch_size):
     checkpoint.add_flags(parser)
     add("--frames", type=cli.number(int, 1), default=frames, metavar="N", help="maximum length of the film")
     add("--fps", type=cli.number(float, 0.01, 1000), default=5.0, help="frames per second")
-    add("--range", nargs=2, type=float, metavar=("LOW", "HIGH"), help="range of the colors; default: that of the clip")
+    add(
+        "--range",
+        nargs=2,
+        type=float,
+        metavar=("LOW", "HIGH"),
+        help="activations at the two ends of the color scale; default: the range over the clip",
+    )
     add("--side-by-side", action="store_true", help="also show the images without colors, on the left")
     add("--name", type=film.file_name, metavar="FILE", help="name of the film in --save-dir: .mp4, .webm or .gif")
     add("--shift", type=cli.number(int, 0), default=16, help="for videos: pixels of 224 that the crop moves up")

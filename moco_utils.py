@@ -14,7 +14,7 @@ from moco.training import engine
 from moco.training.metrics import topk_accuracy
 from moco.training.run import CheckpointFormat, Run, RunOptions
 
-PAIRS = 2  # the stream of random numbers that pairs are drawn from, beside those of the loader
+PAIRS = 2  # the stream of random numbers for pairs; the loader has its own
 MAX_DRAWS = 10_000  # of a frame, before a folder counts as one without neighbors
 
 

@@ -11,6 +11,7 @@ import pytest
 
 import read_saycam
 from moco.cli import UserError
+from moco.data import recordings
 from scripts import make_demo_videos as world
 
 TINY = ["--videos=2", "--episodes=2", "--seconds=0.5", "--toys=2", "--exemplars=2", "--views=4", "--workers=2"]
@@ -47,7 +48,7 @@ def test_the_seed_determines_every_byte(folder, tmp_path):
 
 def test_videos_have_the_format_of_a_head_camera(folder):
     paths = sorted((folder / "videos").iterdir())
-    assert [path.name for path in paths] == ["video_01.mp4", "video_02.mp4"]
+    assert [path.name for path in paths] == ["A_20130417_0600_01.mp4", "S_20130717_0900_01.mp4"]
     for path in paths:
         with av.open(str(path)) as container:
             (stream,) = container.streams
@@ -56,12 +57,20 @@ def test_videos_have_the_format_of_a_head_camera(folder):
         assert len(decoded(path)) == 2 * 15
 
 
+@pytest.mark.parametrize("n", [1, 4, 9])
+def test_videos_are_named_after_children_and_ages(n):
+    names = [world.recording_name(k, n) for k in range(n)]
+    known = [recordings.from_name(name) for name in names]
+    assert names == sorted(set(names)) and all(recording.date for recording in known)
+    assert {recording.child for recording in known} == set("AS"[: min(n, 2)])
+
+
 def test_videos_are_upside_down(folder):
     rng, t = np.random.default_rng([0, 3, 0]), np.arange(0, 15, world.REPEATS) / float(world.RATE)
     subject = json.loads((folder / "world.json").read_text())["episodes"][0]["toy"]
     _, images = world.make_scene(rng, 0, t, tuple(subject), range(world.ROOMS), range(3, 5))
     upright = next(images)[:400].astype(int)  # above the time stamp
-    filmed = decoded(folder / "videos" / "video_01.mp4")[0].astype(int)
+    filmed = decoded(folder / "videos" / "A_20130417_0600_01.mp4")[0].astype(int)
     turned = filmed[::-1, ::-1]
     assert np.abs(turned[:400] - upright).mean() < 8 < np.abs(filmed[:400] - upright).mean()
 

@@ -243,6 +243,30 @@ def image_rows(rows, path):
                 axes.imshow(image, extent=(left, left + 0.96, top + 0.96, top), aspect="auto")
 
 
+def pipeline(stages, path):
+    """Stages from left to right with arrows between them, to path + '.pdf' and '.png'.
+
+    stages: [(title, images, columns)], images (H, W, 3) uint8 in a grid of columns.
+    """
+    side, gap = 2.6, 0.45
+    width = len(stages) * (side + gap) - gap + 0.1
+    with _page(path, width, side + 0.4, [title for title, *_ in stages]) as axes:
+        for number, (title, images, columns) in enumerate(stages):
+            left, middle = 0.05 + number * (side + gap), 0.35 + side / 2
+            axes.text(left + side / 2, 0.17, title, ha="center", va="center", fontsize=11)
+            if number:
+                arrow = dict(arrowstyle="-|>", linewidth=2, color="0.4", mutation_scale=18)
+                axes.annotate("", (left - 0.06, middle), (left - gap + 0.06, middle), arrowprops=arrow)
+            rows = -(-len(images) // columns)
+            for i, image in enumerate(images):
+                cell_width, cell_height = side / columns, side / rows
+                x, y = left + i % columns * cell_width, 0.35 + i // columns * cell_height
+                scale = 0.96 * min(cell_width / image.shape[1], cell_height / image.shape[0])
+                w, h = scale * image.shape[1], scale * image.shape[0]
+                x, y = x + (cell_width - w) / 2, y + (cell_height - h) / 2
+                axes.imshow(image, extent=(x, x + w, y + h, y), aspect="auto")
+
+
 def selectivity_by_layer(values, path):
     """The distribution of selectivity in each layer, with its mean (Figure 7a), to path + '.pdf' and '.png'.
 

@@ -30,8 +30,11 @@ directly in this folder may be imported from anywhere, those of a package by scr
 
     videos/                 for analysis
         listing             the video files of some folders
-        video               one file: its properties, its frames
+        video               one file: decoding some of its frames
+        probe               one file: how many frames it has, in which order, when
+        images              one file -> its images: sampling, crop, JPEG
         extract             many files -> one frame folder
+        progress_log        which files are done
 
     training/
         engine              one epoch

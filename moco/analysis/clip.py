@@ -14,7 +14,8 @@ from moco import checkpoint, cli, distributed, files
 from moco.analysis import features, film
 from moco.cli import UserError
 from moco.data import augment, loader
-from moco.videos import video
+from moco.videos import images, video
+from moco.videos.probe import probe
 
 STRIDE = 32  # pixels of the image per location of a last map
 MEAN, STD = np.array(loader.MEAN), np.array(loader.STD)
@@ -70,7 +71,7 @@ def color_range(limits):
 
 @dataclass(frozen=True)
 class Crop:
-    """How the frames of a video are cropped to squares of size pixels, see video.crop."""
+    """How the frames of a video are cropped to squares of size pixels, see images.crop."""
 
     size: int
     shift: int = 16
@@ -92,18 +93,18 @@ class Clip:
         self.bad = {}
         if Path(data).is_file():
             try:
-                self.info = video.probe(data)
+                info = probe(data)
             except video.UnreadableVideo as error:
                 raise UserError(f"cannot read the video {data}: {error}") from error
             self.folder = None
-            self.frame_indices = video.sampled_frames(self.info, fps)[:limit]
+            self.selection = info.select(images.sampled_frames(info, fps)[:limit])
         else:
             self.folder = loader.FrameFolder(data)
-            self.frame_indices = np.arange(min(limit, len(self.folder)))
+            self.images = range(min(limit, len(self.folder)))
 
     def __len__(self):
         """The number of images, including those that cannot be read."""
-        return len(self.frame_indices)
+        return len(self.selection if self.folder is None else self.images)
 
     def __iter__(self):
         shape = None
@@ -114,18 +115,16 @@ class Clip:
     def _video_images(self):
         crop = self.crop
         try:
-            for position, frame in video.frames(self.data, self.frame_indices, self.info):
-                image = video.crop(frame, crop.size, crop.shift, crop.rotate)
+            for _, frame in video.frames(self.data, self.selection):
+                image = images.crop(frame, crop.size, crop.shift, crop.rotate)
                 yield np.ascontiguousarray(image[:, :, ::-1])
-                if position == len(self.frame_indices) - 1:
-                    return
         except video.UnreadableVideo as error:
             raise UserError(f"cannot read the video {self.data}: {error}") from error
 
     def _folder_images(self):
         with ThreadPoolExecutor(max(self.workers, 1)) as threads:
             for start in range(0, len(self), features.BATCH):
-                for image in threads.map(self._read, self.frame_indices[start : start + features.BATCH]):
+                for image in threads.map(self._read, self.images[start : start + features.BATCH]):
                     if image is not None:
                         yield image
 

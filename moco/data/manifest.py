@@ -72,6 +72,8 @@ def make(settings, folders, videos, left_out):
         for video in videos:
             stem = PurePosixPath(video["name"]).stem
             video["class"], video["prefix"] = (stem.split("_")[0] or stem, stem) if by == "name" else (stem, "img")
+            if video["class"] == NAME:  # of the file beside the class folders
+                video["class"] += "_"
         _tell_apart(videos, "prefix" if by == "name" else "class")
         videos, refused = _in_order(videos)
         left_out = left_out + refused
@@ -125,7 +127,7 @@ def _in_order(videos):
     kept, refused = [], []
     for video in sorted(videos, key=lambda video: (video["class"], names(video)[0])):
         reason = None
-        if len(os.fsencode(names(video)[0].split("/")[1])) > 255:
+        if max(len(os.fsencode(name)) for name in names(video)[0].split("/")) > 255:
             reason = "its name is too long for image names"
         elif kept and kept[-1]["class"] == video["class"] and names(kept[-1])[1] > names(video)[0]:
             reason = f"its image names would mix with those of {kept[-1]['name']}; rename it"

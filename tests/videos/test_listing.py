@@ -6,7 +6,7 @@ from moco.cli import UserError
 from moco.videos import listing
 
 
-def test_names_come_sorted_folder_after_folder_without_hidden_files(tmp_path):
+def test_names_are_sorted_within_each_folder_without_hidden_files(tmp_path):
     for name in ("S/b.mp4", "S/a.mp4", "S/.hidden.mp4", "S/sub/c.mp4", "A/z.mp4"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_bytes(b"12345")
@@ -17,7 +17,7 @@ def test_names_come_sorted_folder_after_folder_without_hidden_files(tmp_path):
     assert listing.list_videos(roots, True, tmp_path) == (deep, [])
 
 
-def test_what_the_reader_writes_is_never_taken_for_a_video(tmp_path):
+def test_files_that_the_program_writes_are_not_listed(tmp_path):
     for name in ("v.mp4", "manifest.json", "filled-host-1.jsonl", "frames/class_0000/img_0000.jpeg"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_bytes(b"1")
@@ -27,6 +27,6 @@ def test_what_the_reader_writes_is_never_taken_for_a_video(tmp_path):
         listing.list_videos([tmp_path], True, tmp_path)
 
 
-def test_a_name_that_would_steer_the_terminal_is_escaped():
+def test_control_characters_in_a_name_are_escaped():
     assert listing.printable("ü 赤.mp4") == "ü 赤.mp4"
     assert listing.printable("a\x1b[2J\n\udcff.mp4") == r"a\x1b[2J\n\udcff.mp4"

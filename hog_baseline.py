@@ -10,8 +10,6 @@ Features are kept on disk, 4 bytes per value; a fit loads those of its training 
 this takes 4 GB of disk, and 2 GB of memory if half of them are used for training.
 """
 
-from pathlib import Path
-
 import numpy as np
 from skimage.feature import hog
 from sklearn.linear_model import SGDClassifier
@@ -42,7 +40,7 @@ def hog_features(image):
 def read_features(path):
     """(shape, HOG) of the image at path, or the reason why it has none."""
     try:
-        image = augment.decode(Path(path).read_bytes())
+        image = augment.decode(path.read_bytes())
     except (augment.BadImage, OSError) as error:
         return str(error)
     if min(image.shape[:2]) < BLOCK:
@@ -59,7 +57,7 @@ def all_features(frames, images, workers, cache):
     def compute(missing):
         paths = [frames.path(i) for i in missing]
         known = np.setdiff1d(images, missing)
-        size = augment.decode(frames.path(known[0]).read_bytes()).shape if len(known) else None
+        size = augment.decode(frames.read(known[0])).shape if len(known) else None
         with WorkerPool(workers) as pool, cli.Progress(len(paths), "HOG", "images") as progress:
             for i, path, found in zip(missing, paths, pool.map(read_features, paths), strict=True):
                 progress.update()

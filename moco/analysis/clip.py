@@ -131,7 +131,7 @@ class Clip:
     def _read(self, index):
         path = self.folder.path(index)
         try:
-            image = augment.decode(path.read_bytes())
+            image = augment.decode(self.folder.read(index))
         except (augment.BadImage, OSError) as error:
             if index not in self.bad:
                 self.bad[index] = str(error)

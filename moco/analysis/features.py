@@ -165,11 +165,12 @@ def cache_key(frames, images, *settings):
 def _file_state(frames, i):
     """What identifies the present content of image i, as bytes."""
     try:
-        with open(frames.path(i), "rb") as file:
-            state = os.fstat(file.fileno())
-            file.seek(max(0, state.st_size - END_BYTES))
+        path = frames.path(i)
+        with path.open("rb") as file:
+            state, size = path.stat(), file.seek(0, os.SEEK_END)
+            file.seek(max(0, size - END_BYTES))
             content = hashlib.sha256(file.read(END_BYTES)).hexdigest()
-        facts = f"{state.st_size} {state.st_mtime_ns} {state.st_ctime_ns} {content}"
+        facts = f"{size} {state.st_mtime_ns} {state.st_ctime_ns} {content}"
     except OSError as error:
         facts = error.strerror
     return os.fsencode(f"{frames.name(i)} {facts}\n")

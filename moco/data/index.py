@@ -87,9 +87,13 @@ def load(folder):
 def _index_paths(folder):
     """Where the index of folder may be stored: beside it or, if that is not writable, in the user's cache folder."""
     folder = folder.resolve()
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"), "baby-vision")
     digest = hashlib.sha256(os.fsencode(folder)).hexdigest()[:16]
-    return folder.parent / f".{folder.name}.index.npz", cache / f"{digest}.index.npz"
+    return folder.parent / f".{folder.name}.index.npz", cache_folder() / f"{digest}.index.npz"
+
+
+def cache_folder():
+    """The folder in the user's cache for the indices of folders that are not writable."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"), "baby-vision")
 
 
 def _times(folder):

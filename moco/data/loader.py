@@ -9,7 +9,7 @@ import torch
 from tqdm import tqdm
 
 from moco.cli import UserError
-from moco.data import augment, augment_device, index, manifest, recordings
+from moco.data import augment, augment_device, index, manifest, packed, recordings
 from moco.data.workers import WorkerBatches, share
 from moco.distributed import ProcessContext
 
@@ -23,8 +23,9 @@ class FrameFolder:
     """The images of one or several folders in the order of torchvision's ImageFolder, without a list of their paths.
 
     folders: a folder, or several, whose classes follow one another and are named FOLDER/CLASS. Each is a frame folder
-    with a manifest, for which nothing is stored per image; a tree with one folder per class; or a flat folder of
-    images, which form one class named after the folder. Hidden entries and class folders without images are ignored.
+    with a manifest, for which nothing is stored per image; a tree with one folder per class; a flat folder of images,
+    which form one class named after the folder; or any of these packed into tars, see packed. Hidden entries and class
+    folders without images are ignored.
     selection: the recordings.Selection of the images to use, over all folders, which need manifests for it.
     classes: the names of the classes. counts: the number of images in each class. selected: what was selected, in
     words; None without a selection.
@@ -36,7 +37,7 @@ class FrameFolder:
         self.folders = [Path(folder) for folder in ([folders] if isinstance(folders, str | Path) else folders)]
         self.folder = self.folders[0] if len(self.folders) == 1 else ", ".join(map(str, self.folders))
         self.selected = None
-        self._parts = [_open_images(folder) for folder in self.folders]
+        self._parts, self._tars = zip(*map(_open_images, self.folders), strict=True)
         if selection:
             self._parts, self.selected = _select(self.folders, self._parts, selection)
         self._part_starts = list(accumulate(map(len, self._parts), initial=0))
@@ -87,17 +88,26 @@ class FrameFolder:
         Bytes that are not valid UTF-8 are escaped (\udcff for the byte 0xff), so that every name can be printed and
         written to a text file.
         """
+        return self._named(self._locate(i)[0], [index.printable(self.relative_path(i))])[0]
+
+    def relative_path(self, i):
+        """The path of image i relative to its folder, with forward slashes."""
         part, i = self._locate(i)
-        return self._named(part, [index.printable(Path(self._parts[part].path(i)).as_posix())])[0]
+        return Path(self._parts[part].path(i)).as_posix()
 
     def path(self, i):
-        """The path of image i."""
+        """The path of image i: a Path, or a packed.Member, which has its methods stat, open and read_bytes."""
         part, i = self._locate(i)
-        return self.folders[part] / self._parts[part].path(i)
+        images, tars = self._parts[part], self._tars[part]
+        return self.folders[part] / images.path(i) if tars is None else tars.member(images.slot(i), images.path(i))
 
     def read(self, i):
         """The bytes of the file of image i; OSError if it cannot be read."""
-        return self.path(i).read_bytes()
+        part, i = self._locate(i)
+        images, tars = self._parts[part], self._tars[part]
+        if tars is None:
+            return (self.folders[part] / images.path(i)).read_bytes()
+        return tars.read(images.slot(i), None if images is tars else images.path(i))
 
     def label(self, i):
         """The label of image i: an index into classes."""
@@ -124,16 +134,21 @@ class FrameFolder:
 
 
 def _open_images(folder):
-    """The Manifest of a frame folder, or the Index of any other folder of images."""
+    """(the Manifest, Index or PackedFolder that lists the images of a folder, its PackedFolder or None)."""
     if not folder.is_dir():
         raise UserError(f"there is no folder {folder}; give the folder that contains the class folders")
     images = manifest.load(folder)
-    return index.load(folder) if images is None else images
+    if packed.is_packed(folder):
+        tars = packed.load(folder, images)
+        return tars if images is None else images, tars
+    return index.load(folder) if images is None else images, None
 
 
 def _select(folders, parts, selection):
     """The Manifests of folders with the images of the selected recordings only; and what was selected, in words."""
-    if unplanned := [folder for folder, part in zip(folders, parts, strict=True) if isinstance(part, index.Index)]:
+    if unplanned := [
+        folder for folder, part in zip(folders, parts, strict=True) if not isinstance(part, manifest.Manifest)
+    ]:
         raise UserError(f"{unplanned[0]} has no manifest.json, by which recordings are selected; extract it again")
     owners = [(part, number) for part, images in enumerate(parts) for number in range(len(images.videos))]
     known = [parts[part].recording(number) for part, number in owners]

@@ -168,12 +168,14 @@ class Manifest:
     A slot is the position of an image in the plan; the index of an image counts the slots before it that are not
     missing. Nothing is stored per image: videos, classes and runs of missing slots are searched by bisection.
 
-    folder: where the images are. videos: their entries in the plan. classes: names of the class folders with images.
+    folder: where the images are. slots: the number of slots. videos: their entries in the plan. classes: names of the
+    class folders with images.
     """
 
     def __init__(self, plan, folder="."):
         self.folder = Path(folder)
         self._plan = plan
+        self.slots = plan["slots"]
         self.videos = plan["videos"]
         self._video_starts = [video["first_slot"] for video in self.videos]
         slots = plan["slots"]
@@ -223,15 +225,29 @@ class Manifest:
 
     def video(self, i):
         """The number of the video that image i was taken from, in the order of the plan."""
-        return bisect_right(self._video_starts, self._slot(i)) - 1
+        return bisect_right(self._video_starts, self.slot(i)) - 1
+
+    def slot(self, i):
+        """The slot of image i."""
+        return i + self._missing[bisect_right(self._run_images, self._checked(i))]
 
     def path(self, i):
         """The file of image i, relative to the folder, with forward slashes."""
-        return slot_path(self._plan, self.videos[self.video(i)], self._slot(i))
+        return slot_path(self._plan, self.videos[self.video(i)], self.slot(i))
+
+    def tars(self):
+        """{name of a tar: range of its images} of the packed folder, for each video with images."""
+        names = [{"tar": PurePosixPath(video["name"]).stem} for video in self.videos]
+        _tell_apart(names, "tar")
+        images = [
+            range(self._before(video["first_slot"]), self._before(video["first_slot"] + video["slots"]))
+            for video in self.videos
+        ]
+        return {f"{name['tar']}.tar": each for name, each in zip(names, images, strict=True) if each}
 
     def neighbors(self, i, window):
         """Indices of the other images of image i's video that are at most window slots away from it."""
-        slot, video = self._slot(i), self.videos[self.video(i)]
+        slot, video = self.slot(i), self.videos[self.video(i)]
         first = max(slot - window, video["first_slot"])
         end = min(slot + window + 1, video["first_slot"] + video["slots"])
         return [j for j in range(self._before(first), self._before(end)) if j != i]
@@ -240,10 +256,6 @@ class Manifest:
         if not 0 <= i < self._images:
             raise IndexError(f"image {i} of {self._images}")
         return i
-
-    def _slot(self, i):
-        """The slot of image i."""
-        return i + self._missing[bisect_right(self._run_images, self._checked(i))]
 
     def _before(self, slot):
         """The number of images before a slot."""

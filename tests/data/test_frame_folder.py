@@ -62,7 +62,7 @@ def test_a_selected_manifest_is_the_plain_list_of_its_images(slots, missing, sha
     kept = []
     for i in range(len(everything_)):
         number = everything_.video(i)
-        position = everything_._slot(i) - plan["videos"][number]["first_slot"]
+        position = everything_.slot(i) - plan["videos"][number]["first_slot"]
         if position < round(shares.get(number, 0) * plan["videos"][number]["slots"]):
             kept.append(i)
     paths = [everything_.path(i) for i in kept]

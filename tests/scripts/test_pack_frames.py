@@ -1,0 +1,225 @@
+"""Packing and unpacking: restarts, kills, mistakes as one line, full disks, and names that lead outside."""
+
+import json
+import multiprocessing
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from itertools import chain, islice
+
+import pytest
+
+from moco import cli
+from moco.cli import UserError
+from moco.data import loader, packed
+from scripts import pack_frames
+from tests.data.test_frame_folder import make_folder
+from tests.support.inputs import make_frames
+
+
+def pack(data, folder, *flags):
+    pack_frames.main([str(data), "--save-dir", str(folder), *flags])
+
+
+def tree(folder):
+    """{relative path: bytes} of the files of folder that are not hidden."""
+    paths = [path for path in folder.rglob("*") if path.is_file() and not path.name.startswith(".")]
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in paths}
+
+
+@pytest.fixture
+def small_parts(monkeypatch):
+    monkeypatch.setattr(pack_frames, "PART_BYTES", 5000)
+
+
+@pytest.fixture
+def videos(tmp_path):
+    """A frame folder of four videos, with its manifest."""
+    return make_folder(tmp_path / "videos", [7, 15, 8, 12], missing={9})
+
+
+@pytest.mark.parametrize("kind", ["videos", "frames"])
+def test_packing_and_unpacking_restore_every_byte(kind, request, tmp_path, capsys, small_parts):
+    data = request.getfixturevalue(kind)
+    pack(data, tmp_path / "packed", "--verify")
+    assert set(packed.list_tars(tmp_path / "packed")) < set(os.listdir(tmp_path / "packed"))
+    pack(tmp_path / "packed", tmp_path / "unpacked", "--unpack")
+    assert tree(tmp_path / "unpacked") == tree(data)
+    lines = capsys.readouterr().out.splitlines()
+    n = len(loader.FrameFolder(data))
+    assert [line.split(" in ")[0] for line in lines] == [f"{task}: {n}/{n} images" for task in TASKS]
+    assert all("images/s" in line and "0.0 GB left" in line for line in lines)
+    again = tree(tmp_path / "packed")
+    pack(data, tmp_path / "packed")
+    assert tree(tmp_path / "packed") == again
+
+
+TASKS = ("pack", "verify", "unpack")
+
+
+@pytest.mark.parametrize("kind", ["videos", "frames"])
+def test_a_packing_that_is_interrupted_is_resumed(kind, request, tmp_path, monkeypatch, small_parts):
+    """Every tar is interrupted once; until the last one is complete, the folder is refused."""
+    data = request.getfixturevalue(kind)
+    pack(data, tmp_path / "undisturbed")
+    write_tar, tried = packed.write_tar, set()
+
+    def interrupt_once(path, members):
+        if path.name not in tried:
+            tried.add(path.name)
+            members = chain(islice(members, 2), interrupt())
+        return write_tar(path, members)
+
+    def interrupt():
+        raise InterruptedError
+        yield
+
+    monkeypatch.setattr(packed, "write_tar", interrupt_once)
+    tars = packed.list_tars(tmp_path / "undisturbed")
+    for n in range(len(tars)):
+        with pytest.raises(InterruptedError):
+            pack(data, tmp_path / "packed")
+        assert packed.list_tars(tmp_path / "packed") == tars[:n]
+        with pytest.raises(
+            UserError, match=f"packed is not complete; to finish it: python .*pack_frames.py .*{kind} --"
+        ):
+            loader.FrameFolder(tmp_path / "packed")
+    pack(data, tmp_path / "packed", "--verify")
+    assert tree(tmp_path / "packed") == tree(tmp_path / "undisturbed")
+
+
+def test_killed_processes_leave_only_complete_tars(tmp_path):
+    data, folder = make_frames(tmp_path / "frames", [f"c{n:02d}" for n in range(16)], n=30), tmp_path / "packed"
+    folder.mkdir()
+    for kills in range(1, 4):
+        process = multiprocessing.get_context("fork").Process(target=pack, args=(data, folder))
+        process.start()
+        while process.is_alive() and len(packed.list_tars(folder)) < 4 * kills:
+            time.sleep(0.001)
+        process.kill()
+        process.join()
+        assert process.exitcode == -signal.SIGKILL
+        for tar in packed.list_tars(folder):
+            assert len(list(packed.scan(folder / tar))) == 30
+    pack(data, folder, "--verify")
+    pack(data, tmp_path / "undisturbed")
+    assert tree(folder) == tree(tmp_path / "undisturbed")
+    assert not [name for name in os.listdir(folder) if "moco-tmp" in name]
+
+
+def test_an_interrupted_unpacking_is_resumed(frames, tmp_path):
+    pack(frames, tmp_path / "packed")
+    pack(tmp_path / "packed", tmp_path / "out", "--unpack")
+    (tmp_path / "out" / "class_0000" / "img_0003.jpeg").unlink()
+    cut = tmp_path / "out" / "class_0001" / "img_0002.jpeg"
+    os.truncate(cut, 100)
+    pack(tmp_path / "packed", tmp_path / "out", "--unpack")
+    assert tree(tmp_path / "out") == tree(frames)
+    cut.write_bytes(b"mine")
+    with pytest.raises(UserError, match="img_0002.jpeg exists and is another file"):
+        pack(tmp_path / "packed", tmp_path / "out", "--unpack")
+    assert cut.read_bytes() == b"mine"
+
+
+def test_verify_names_what_differs(frames, tmp_path):
+    pack(frames, tmp_path / "packed")
+    with open(tmp_path / "packed" / "class_0001-0000.tar", "r+b") as file:
+        file.seek(600)
+        file.write(b"rot")
+    with pytest.raises(UserError, match=r"1 images? .*class_0001/img_0000.jpeg"):
+        pack(frames, tmp_path / "packed", "--verify")
+    (tmp_path / "packed" / "class_0001-0000.tar").unlink()
+    pack(frames, tmp_path / "packed", "--verify")
+
+
+def test_images_that_cannot_be_read_are_left_out_by_name(videos, tmp_path, capsys):
+    (videos / "class_0001" / "img_0003.jpeg").unlink()
+    pack(videos, tmp_path / "packed", "--verify")
+    assert capsys.readouterr().out.count("class_0001/img_0003.jpeg: No such file or directory; left out") == 1
+    frames = loader.FrameFolder(tmp_path / "packed")
+    assert len(frames) == 41
+    with pytest.raises(FileNotFoundError, match="it is in no tar"):
+        frames.read(12)
+    pack(tmp_path / "packed", tmp_path / "out", "--unpack")
+    assert tree(tmp_path / "out") == tree(videos)
+    assert "class_0001/img_0003.jpeg: cannot be read; left out" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "names", [["../out.jpeg", "c/1.jpeg"], ["/tmp/packed_out.jpeg", "c/1.jpeg"], ["c/../../out.jpeg", "c/1.jpeg"]]
+)
+def test_unpacking_writes_nothing_outside(tmp_path, names, capsys):
+    (tmp_path / "packed").mkdir()
+    packed.write_tar(tmp_path / "packed" / "x.tar", [(name, 0, b"x") for name in names])
+    pack(tmp_path / "packed", tmp_path / "in" / "out", "--unpack")
+    assert tree(tmp_path / "in") == {"out/c/1.jpeg": b"x"}
+    assert f"x.tar: {names[0]} is not a name below the folder; left out" in capsys.readouterr().out
+    assert not os.path.exists("/tmp/packed_out.jpeg")
+
+
+def test_a_manifest_that_leads_outside_is_refused(videos, tmp_path):
+    pack(videos, tmp_path / "packed")
+    path = tmp_path / "packed" / "manifest.json"
+    plan = json.loads(path.read_text())
+    plan |= {"per_class": None, "classes": [{"name": "../../evil", "first_slot": 0}]}
+    for video in plan["videos"]:
+        video |= {"class": "../../evil", "prefix": "img"}
+    path.write_text(json.dumps(plan))
+    name = "../../evil/img_0000.jpeg"
+    for tar in packed.list_tars(tmp_path / "packed"):
+        packed.write_tar(tmp_path / "packed" / tar, [(name, 0, b"x")])
+    (tmp_path / "packed" / packed.NAME).unlink()
+    with pytest.raises(UserError, match="outside"):
+        pack(tmp_path / "packed", tmp_path / "in" / "deep" / "out", "--unpack")
+    assert not (tmp_path / "in" / "evil").exists()
+
+
+def test_a_full_disk_keeps_what_is_complete(tmp_path, small_disk):
+    data = make_frames(tmp_path / "frames", [f"c{n}" for n in range(8)], n=20, size=64)
+    disk = small_disk("300k")
+    with pytest.raises(UserError, match=r"cannot write .*c\d-0000.tar: No space left on device; free some space"):
+        pack(data, disk / "packed")
+    tars = packed.list_tars(disk / "packed")
+    assert tars and not [name for name in os.listdir(disk / "packed") if "moco-tmp" in name]
+    assert all(len(list(packed.scan(disk / "packed" / tar))) == 20 for tar in tars)
+    shutil.copytree(disk / "packed", tmp_path / "packed")
+    pack(data, tmp_path / "packed", "--verify")
+    with pytest.raises(OSError) as error:
+        pack(tmp_path / "packed", disk / "unpacked", "--unpack")
+    assert "No space left on device" in cli.user_message(error.value)
+
+
+def test_two_runs_at_once_are_refused(frames, tmp_path):
+    (tmp_path / "packed").mkdir()
+    code = (
+        f"from moco import files; lock = files.lock({str(tmp_path / 'packed')!r}); print('locked', flush=True); input()"
+    )
+    with subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
+        other.stdout.readline()
+        with pytest.raises(UserError, match="another run is writing to .*packed"):
+            pack(frames, tmp_path / "packed")
+        other.communicate(b"\n")
+    pack(frames, tmp_path / "packed", "--verify")
+
+
+def test_mistakes_are_one_line(frames, videos, tmp_path):
+    pack(frames, tmp_path / "packed")
+    for data, folder, flags, message in (
+        (tmp_path / "packed", tmp_path / "again", (), "packed is packed already; to unpack it, give --unpack"),
+        (frames, tmp_path / "again", ("--unpack",), "frames has no tars to unpack"),
+        (frames, tmp_path, (), "has folders or images; choose a new --save-dir"),
+        (frames, frames / "packed", (), "is inside the data folder"),
+        (tmp_path / "no", tmp_path / "again", (), "there is no folder"),
+    ):
+        with pytest.raises(UserError, match=message):
+            pack(data, folder, *flags)
+    pack(videos, tmp_path / "packed videos")
+    more = make_folder(tmp_path / "more", [7, 16, 8, 12])
+    with pytest.raises(UserError, match="has the manifest.json of other frames"):
+        pack(more, tmp_path / "packed videos")
+    make_frames(tmp_path / "fewer", n=3)
+    with pytest.raises(UserError, match="class_0000-0000.tar has other images"):
+        pack(tmp_path / "fewer", tmp_path / "packed")

@@ -74,7 +74,7 @@ def all_features(frames, images, workers, cache):
                 yield np.array([i]), row[None]
 
     key = features.cache_key(frames, images, "hog")
-    return features.cached_rows(cache / f"{key}.npy", frames, images, compute)
+    return features.cached_rows(cache / f"{key}.npy", frames, images, compute, "HOG")
 
 
 def readout(x, y, seed, workers):

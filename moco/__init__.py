@@ -42,6 +42,8 @@ directly in this folder may be imported from anywhere, those of a package by scr
 
     analysis/
         features            features of images, and their cache
+        embeddings          export of the embeddings of many images
+        similarity          dissimilarity, t-SNE, nearest neighbors
         maps                class activation maps
         units               statistics of single units
         splits              training and test images

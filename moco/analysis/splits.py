@@ -132,15 +132,25 @@ def exemplar(name):
     return match and match[1]
 
 
-def every_tenth(names, labels):
-    """Sorted indices of every tenth image in time of each class (labels, (N,)), starting with its first.
+def every_nth(name, labels, n):
+    """Sorted indices of every n-th image in time of each class (labels, (N,)), starting with its first.
 
-    Time is the natural order of the file names: numbers in them compare by value.
+    name: function of an index that returns the image's file name. Time is the natural order of the file names: numbers
+    in them compare by value.
     """
-    kept = []
-    for label in np.unique(labels):
-        kept += sorted(np.flatnonzero(labels == label), key=lambda i: _natural_key(names[i]))[::10]
-    return np.sort(kept)
+    kept = [in_time(name, of_class)[::n] for of_class in _by_class(labels)]
+    return np.sort(np.concatenate(kept))
+
+
+def in_time(name, images):
+    """Indices of images in the natural order of their file names, as an array."""
+    return np.array(sorted(images, key=lambda i: _natural_key(name(i))), int)
+
+
+def _by_class(labels):
+    """The indices of the images of each class, in order."""
+    order = np.argsort(labels, kind="stable")
+    return np.split(order, np.flatnonzero(np.diff(labels[order])) + 1)
 
 
 def _natural_key(name):
@@ -185,7 +195,7 @@ def _select_images(frames, names, labels, classes, options):
     if options.subsample and options.published_sampling:
         images = np.sort(np.random.default_rng(options.seed).permutation(images)[: len(images) // 10])
     elif options.subsample:
-        images = images[every_tenth([names[i] for i in images], labels[images])]
+        images = images[every_nth(lambda i: names[images[i]], labels[images], 10)]
     counts = np.bincount(new_label[labels[images]], minlength=len(classes))
     if counts.min() < 2:
         smallest = classes[counts.argmin()]

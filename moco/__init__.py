@@ -47,6 +47,8 @@ directly in this folder may be imported from anywhere, those of a package by scr
         maps                class activation maps
         units               statistics of single units
         splits              training and test images
+        readouts            logistic regression, nearest neighbors
+        comparisons         differences between models
         accuracy            accuracies, published values
         report              results of an evaluation
         clip                a series of frames and their maps

@@ -184,6 +184,30 @@ def accuracy_bars(models, path):
         axes.set(ylabel="top-1 accuracy (%)", ylim=(0, 106), yticks=range(0, 101, 20), xlim=(-0.6, len(tasks) - 0.4))
 
 
+def accuracy_by_training_images(curves, path):
+    """Top-1 accuracy against the number of training images, a panel per split, to path + '.pdf' and '.png'.
+
+    curves: {split: {model: [(training images, mean, std or None), ...]}}, accuracies from 0 to 1. The spread is drawn
+    as a band.
+    """
+    models = list(dict.fromkeys(model for lines in curves.values() for model in lines))
+    labels, titles = drawable(models), drawable(list(curves))
+    style = dict(zip(models, itertools.cycle(itertools.product(("-", "--", ":"), COLORS))))
+    legend = max(1.4, 0.4 + 0.07 * max(map(len, labels)))
+    with _figure(path, 3.4 * len(curves) + legend, max(3, 0.18 * (len(models) + 2)), labels + titles) as figure:
+        drawn = {}
+        panels = figure.subplots(1, len(curves), squeeze=False)[0]
+        for axes, lines, title in zip(panels, curves.values(), titles, strict=True):
+            for model, points in lines.items():
+                images, mean, std = np.array([[n, mean, std or 0] for n, mean, std in points]).T
+                line, color = style[model]
+                (drawn[model],) = axes.plot(images, 100 * mean, line, color=color, marker="o", markersize=3)
+                axes.fill_between(images, 100 * (mean - std), 100 * (mean + std), color=color, alpha=0.15, linewidth=0)
+            axes.set(xscale="log", xlabel="training images", ylabel="top-1 accuracy (%)", ylim=(0, 100), title=title)
+            axes.grid(axis="y", color="0.9")
+        _legend(figure, [drawn[model] for model in models], labels)
+
+
 def confusion_matrix(counts, classes, path, title):
     """Counts (K, K), true classes by row and predicted ones by column, as fractions of a row, to path + '.pdf', '.png'.
 

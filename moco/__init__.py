@@ -46,9 +46,13 @@ directly in this folder may be imported from anywhere, those of a package by scr
 
     analysis/
         features            features of images, and their cache
+        embeddings          export of the embeddings of many images
+        similarity          dissimilarity, t-SNE, nearest neighbors
         maps                class activation maps
         units               statistics of single units
         splits              training and test images
+        readouts            logistic regression, nearest neighbors
+        comparisons         differences between models
         accuracy            accuracies, published values
         report              results of an evaluation
         clip                a series of frames and their maps

@@ -146,6 +146,14 @@ def number(kind, low, high=None):
     return convert
 
 
+def shard(text):
+    """(part, number of parts) from I/N (an argparse type)."""
+    part, parts = (int(word) for word in text.split("/"))
+    if not 0 <= part < parts:
+        raise ValueError(text)
+    return part, parts
+
+
 SHARED_FLAGS = {
     "--save-dir": dict(default=".", metavar="DIR", help="output folder; created if missing"),
     "--seed": dict(default=0, type=number(int, 0, 2**32 - 1), metavar="N", help="random seed"),

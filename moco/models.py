@@ -16,6 +16,7 @@ vit = cli.lazy_import("moco.vit")  # extends a class of torchvision
 
 PUBLISHED = ("resnet50", "resnext101_32x8d", "resnext50_32x4d", "mobilenet_v2")
 FAMILY = (*PUBLISHED, "resnet18", "resnet34", "resnet101", "resnet152", "wide_resnet50_2", "wide_resnet101_2")
+PENULTIMATE = "penultimate"  # layer: the input of the head
 NO_LINEAR_HEAD = ("squeezenet1_0", "squeezenet1_1")
 
 
@@ -220,6 +221,8 @@ class LayerMeans(nn.Module):
     Names are those of torchvision's feature extraction: layer3.2.relu, encoder.layers.encoder_layer_5. Where a module
     is called several times in a forward pass, its name is the first call, followed by NAME_1, NAME_2.
 
+    PENULTIMATE is the input of the head of any network: the class token of a vision transformer.
+
     No layer after the requested ones is computed. UserError for a layer that does not exist.
     """
 
@@ -227,23 +230,40 @@ class LayerMeans(nn.Module):
         super().__init__()
         model.eval()
         self.layers = tuple(layers)
-        names = {layer: _node_name(model, layer) for layer in layers}
+        self.trunk = remove_head(copy.deepcopy(model)) if PENULTIMATE in layers else None
+        names = {layer: _node_name(model, layer) for layer in layers if layer != PENULTIMATE}
         numbers = [layer for layer, name in names.items() if name is None]
         self.numbered = _NumberedLayers(model, numbers) if numbers else None
         nodes = {layer: name for layer, name in names.items() if name is not None}
         self.nodes = _NamedNodes(model, nodes) if nodes else None
 
     def forward(self, x):
-        means = {}
+        means = {} if self.trunk is None else {PENULTIMATE: self.trunk(x)}
         for part in (self.numbered, self.nodes):
             if part is not None:
                 means |= part(x)
         return [means[layer] for layer in self.layers]
 
+    def widths(self, size):
+        """The number of features C of each layer, for images of size x size pixels."""
+        parameter = next(self.parameters())
+        with torch.inference_mode():
+            return [means.shape[1] for means in self(torch.zeros(1, 3, size, size, device=parameter.device))]
+
 
 def layer(text):
     """The number or the name of a layer, as LayerMeans takes it (an argparse type)."""
     return int(text) if text.isdecimal() else text
+
+
+def layer_name(model, layer):
+    """The name of the module whose output is a layer of model; layer: as LayerMeans takes it."""
+    if (name := _node_name(model, layer)) is not None:
+        return name
+    names = {module: name for name, module in model.named_modules()}
+    block, unit = _blocks(model)[-layer]
+    module = block if layer == 1 else unit
+    return next((names[each] for each in (module, *reversed([*module.children()])) if each in names), PENULTIMATE)
 
 
 def _node_name(model, layer):

@@ -1,32 +1,36 @@
 """Extract frames from head-camera videos, in episodes: the classes of temporal classification.
 
     python read_saycam.py videos --save-dir frames --fps 5 --seg-len 288
+    python read_saycam.py --save-dir frames --locate class_0003/img_0412.jpeg S_20130417_0600_01.mp4@82.4
 
-In: folders of videos, read one after another in the order of their names. Out: class_0000/img_0000.jpeg and so on in
---save-dir, which torchvision's ImageFolder reads, and manifest.json, which records where every image comes from.
-Frames are scaled, cropped around the center and rotated by 180 degrees, as the head camera hangs upside down. Re-run
-the command to resume.
+Input: folders of videos, read one after another in the order of their names. Output: class_0000/img_0000.jpeg and so on
+in --save-dir, which torchvision's ImageFolder reads; manifest.json, which records where every image comes from; and
+videos.csv, a row per video. Frames are scaled, cropped around the center and rotated by 180 degrees, as the head camera
+hangs upside down. Re-run the command to resume.
 """
+
+from moco import cli  # isort: skip  # first: Ctrl-C while torch loads then ends in one line
 
 import os
 from fractions import Fraction
 from pathlib import Path
 
-from moco import cli, files, pool
-from moco.data import manifest
-from moco.videos import extract, listing
+from moco import files, pool
+from moco.cli import UserError
+from moco.data import manifest, recordings, sources
+from moco.videos import extract, listing, moments
 
 # Flags that change the images: a run is resumed only with the same values.
-SETTINGS = ("fps", "seg-len", "class-by", "size", "quality", "shift")
-SETTINGS += ("no-rotate", "published-step", "drop-last", "recursive")
+SETTINGS = ("fps", "seg-len", "class-by", "size", "quality", "shift", "published-step", "drop-last", "recursive")
+IF_GIVEN = ("whole", "recordings", "moments", "children", "select", "exclude", "list", "hours")  # in later versions
 
 
 def parse_args(argv=None):
     parser = cli.parser(__doc__)
     parser.add_argument(
-        "data", nargs="+", metavar="FOLDER", help="folder of videos; several are read one after another"
+        "data", nargs="*", metavar="FOLDER", help="folder of videos; several are read one after another"
     )
-    cli.shared_flags(parser, "--save-dir", "--workers")
+    cli.shared_flags(parser, "--save-dir", "--workers", "--seed")
     number, positive = cli.number, cli.number(fraction, 1e-4, 1e7)
     parser.add_argument("--fps", type=positive, default=5.0, help="sampled frames per second, such as 5 or 1/2")
     parser.add_argument("--seg-len", type=positive, default=288.0, help="length of an episode in seconds")
@@ -41,7 +45,17 @@ def parse_args(argv=None):
     parser.add_argument(
         "--shift", type=number(int, 0), default=16, help="pixels of a 224-pixel image that the crop moves up"
     )
-    parser.add_argument("--no-rotate", action="store_true", help="do not rotate frames by 180 degrees")
+    parser.add_argument(
+        "--rotate",
+        type=int,
+        choices=recordings.ROTATIONS,
+        default=180,
+        help="degrees clockwise by which frames are rotated; a column rotate of --recordings has priority",
+    )
+    parser.add_argument("--no-rotate", dest="rotate", action="store_const", const=0, help="the same as --rotate 0")
+    parser.add_argument(
+        "--whole", action="store_true", help="keep the whole frame, with a minor edge of --size pixels, not a square"
+    )
     parser.add_argument(
         "--published-step", action="store_true", help="sample every (int(native) // fps + 1)-th frame, as published"
     )
@@ -50,11 +64,35 @@ def parse_args(argv=None):
     )
     parser.add_argument("--recursive", action="store_true", help="read videos in sub-folders too")
     parser.add_argument("--strict", action="store_true", help="exit with status 1 if any video or frame was left out")
+    parser.add_argument(
+        "--recordings",
+        metavar="CSV",
+        help="table of what is known of the videos: file, and any of child, date, age_months, age_days, part, rotate, "
+        "and further columns; without it, SAYCam's file names are understood",
+    )
+    parser.add_argument(
+        "--moments",
+        metavar="CSV",
+        help="extract the frames nearest to the moments in a table of file, seconds and, optionally, class, which "
+        "become the class folders; instead of sampling at --fps",
+    )
+    recordings.add_flags(parser)
     todo = parser.add_mutually_exclusive_group()
     todo.add_argument("--dry-run", action="store_true", help="print the plan and write nothing")
     todo.add_argument("--plan", action="store_true", help="write the plan, manifest.json, and stop")
     todo.add_argument("--shard", type=shard, metavar="I/N", help="read only part I of N, with I from 0 to N - 1")
-    return parser.parse_args(argv)
+    todo.add_argument(
+        "--locate",
+        nargs="+",
+        metavar="IMAGE",
+        help="print from which video, frame and second the images of --save-dir are; or, for VIDEO@SECONDS, which "
+        "image is nearest to it",
+    )
+    todo.add_argument("--table", action="store_true", help="write frames.csv into --save-dir, a row per image")
+    args = parser.parse_args(argv)
+    if not (args.data or args.locate or args.table):
+        parser.error("give a folder of videos")
+    return args
 
 
 def fraction(text):
@@ -73,17 +111,57 @@ def shard(text):
     return part, parts
 
 
+def settings_of(args):
+    """The flags that change the images, by name, as plain values."""
+    settings = {flag: getattr(args, flag.replace("-", "_")) for flag in SETTINGS}
+    settings["no-rotate"] = args.rotate == 0
+    given = {flag: getattr(args, flag) for flag in IF_GIVEN}
+    given["rotate"] = args.rotate if args.rotate in (90, 270) else None
+    given["ages"] = args.ages and recordings.format_ages(args.ages)
+    given["seed"] = args.seed if args.hours else None
+    return settings | {flag: value for flag, value in given.items() if value not in (None, False)}
+
+
+def locate(images, names):
+    """Print where the images called names are from, and which are nearest to VIDEO@SECONDS; images: a Manifest."""
+    for name in names:
+        video, at, second = name.rpartition("@")
+        try:
+            i = sources.find_moment(images, video, float(second)) if at else sources.find_image(images, name)
+        except ValueError as error:
+            raise UserError(f"--locate {name}: {second} is not a number of seconds") from error
+        print(f"{images.path(i)}: {sources.describe(images.source(i))}")
+
+
+def look_up(args):
+    """Answer --locate and --table from the manifest of --save-dir."""
+    images = manifest.load(args.save_dir)
+    if images is None:
+        raise UserError(f"{args.save_dir} has no {manifest.NAME}; give the folder of an earlier run as --save-dir")
+    if args.table:
+        print(f"{len(images)} images: {sources.write_frames_table(images)}")
+    else:
+        locate(images, args.locate)
+
+
 def main(argv=None):
     args = parse_args(argv)
+    if args.locate or args.table:
+        return look_up(args)
     # So that the memory of a long video's index is returned to the system.
     os.environ.setdefault("MALLOC_MMAP_THRESHOLD_", str(2**22))
-    settings = {flag: getattr(args, flag.replace("-", "_")) for flag in SETTINGS}
+    settings = settings_of(args)
     roots, folder = [os.path.abspath(each) for each in args.data], Path(args.save_dir)
-    videos = listing.list_videos(roots, args.recursive, folder)
+    scope = extract.Scope(
+        recordings.read_table(args.recordings) if args.recordings else {},
+        recordings.selection(args),
+        moments.read_table(args.moments) if args.moments else None,
+    )
+    videos = scope.choose(listing.list_videos(roots, args.recursive, folder))
     plan, selections = extract.matching_plan(folder, settings, videos), {}
     with pool.WorkerPool(args.workers) as workers:
         if plan is None:
-            plan, selections = extract.make_plan(roots, settings, videos, workers)
+            plan, selections = extract.make_plan(roots, settings, videos, workers, scope)
         if not args.dry_run:
             files.make_output_dir(folder)
             plan = extract.matching_plan(folder, settings, videos) or extract.write_plan(folder, plan)

@@ -24,12 +24,14 @@ directly in this folder may be imported from anywhere, those of a package by scr
         index               any other folder of images
         packed              images in tars
         recordings          child, date and age of a recording; which of them to use
+        sources             where an image comes from, and tables of it
         loader              folder -> batches
         workers             processes that read batches
         augment             augmentation on the CPU
         augment_device      color jitter and blur on the device
 
     videos/                 for analysis
+        moments             tables of moments to extract
         listing             the video files of some folders
         video               one file: decoding some of its frames
         probe               one file: how many frames it has, in which order, when

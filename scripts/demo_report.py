@@ -3,7 +3,8 @@
     python scripts/demo_report.py demo
 
 Input: the output folder of demo.sh. Output, in the same folder: report.html, a single file with all figures, and
-report.md; pipeline.png and .pdf; and results.json with {MODEL: {TASK: {mean, std}}, majority, chance}, accuracies from 0 to 1.
+report.md; pipeline.png and .pdf; and results.json with {MODEL: {TASK: {mean, std}}, majority, chance}, accuracies from
+0 to 1.
 """
 
 import sys

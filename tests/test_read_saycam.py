@@ -253,4 +253,4 @@ def test_a_rotated_phone_video_is_upright(tmp_path):
     read(tmp_path, tmp_path / "out", "--no-rotate")
     shown = np.rot90(numbered(0))[..., None].repeat(3, 2)
     image = cv2.imread(str(tmp_path / "out" / "class_0000" / "img_0000.jpeg"))
-    assert np.abs(image.astype(int) - images.crop(np.ascontiguousarray(shown), rotate=False)).mean() < 12
+    assert np.abs(image.astype(int) - images.crop(np.ascontiguousarray(shown), rotate=0)).mean() < 12

@@ -116,7 +116,7 @@ class Clip:
         crop = self.crop
         try:
             for _, frame in video.frames(self.data, self.selection):
-                image = images.crop(frame, crop.size, crop.shift, crop.rotate)
+                image = images.crop(frame, crop.size, crop.shift, 180 if crop.rotate else 0)
                 yield np.ascontiguousarray(image[:, :, ::-1])
         except video.UnreadableVideo as error:
             raise UserError(f"cannot read the video {self.data}: {error}") from error

@@ -3,37 +3,74 @@
 import os
 import time
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
+import numpy as np
+
 from moco import cli, files, pool
-from moco.data import manifest
-from moco.videos import images, listing, progress_log
+from moco.data import manifest, recordings, sources
+from moco.videos import images, listing, moments, progress_log
 
 LAYOUT = ("settings", "per_class", "class_digits", "image_digits")  # what the images of a video depend on in a plan
 
 
-def make_plan(roots, settings, listed, workers):
-    """(the plan for the listed files, {(folder number, name): FrameSelection} of its videos).
+@dataclass(frozen=True)
+class Scope:
+    """Which of the listed videos to read, and what of them.
 
-    roots: folders of videos. settings: flags by name. listed: the result of listing.list_videos. workers: a
-    pool.WorkerPool. UserError that names each file if none of them can be read.
+    table: {file: Recording} that recordings.read_table returned. selection: a recordings.Selection, None for all.
+    moments: {file: {class: seconds}} that moments.read_table returned, None for regular sampling.
+    """
+
+    table: dict
+    selection: recordings.Selection | None = None
+    moments: dict | None = None
+
+    def choose(self, listed):
+        """The part of the result of listing.list_videos that is selected by name; UserError if nothing is."""
+        readable, left_out = listed
+        if self.selection:
+            known = [(name, recordings.lookup(self.table, name), 0.0) for _, name, _ in readable]
+            chosen = replace(self.selection, hours=None).choose(known)
+            readable = [readable[i] for i in chosen]
+        if self.moments:
+            named = moments.by_video(self.moments, [name for _, name, _ in readable])
+            readable = [each for each in readable if each[1] in named]
+        return readable, left_out
+
+    def cut(self, videos):
+        """Reduce the slots of videos, entries of a plan, to the hours of the selection; print what it is."""
+        if not self.selection:
+            return
+        known = [(video["name"], recordings.from_entry(video), video["frames"] / video["rate"]) for video in videos]
+        seconds = recordings.Selection(hours=self.selection.hours, seed=self.selection.seed).choose(known)
+        for i, video in enumerate(videos):
+            video["slots"] = round(video["slots"] * seconds.get(i, 0) / known[i][2])
+        print(f"selected: {recordings.describe(known, seconds)}")
+
+
+def make_plan(roots, settings, listed, workers, scope):
+    """(the plan for the listed files, {(folder number, name, class): FrameSelection} of its entries).
+
+    roots: folders of videos. settings: flags by name. listed: the result of scope.choose. workers: a pool.WorkerPool.
+    UserError that names each file if none of them can be read.
     """
     readable, refused = listed
     left_out = [{"folder": number, "name": name, "reason": reason} for number, name, reason in refused]
-    paths = [os.path.join(roots[number], name) for number, name, _ in readable]
     videos, selections = [], {}
-    with cli.Progress(len(paths), "plan", "videos") as progress:
-        results = workers.map(partial(images.plan_video, settings), paths)
-        for (root, name, size), result in zip(readable, results, strict=True):
-            entry, selection = (str(result), None) if isinstance(result, pool.WorkerCrash) else result
-            if selection is None:
-                left_out.append({"folder": root, "name": name, "reason": entry})
-            else:
-                videos.append({"folder": root, "name": name, "bytes": size, **entry})
-                selections[root, name] = selection
+    with cli.Progress(len(readable), "plan", "videos") as progress:
+        for (root, name, size), planned, reasons in _plan_videos(roots, settings, readable, workers, scope.moments):
+            known = recordings.lookup(scope.table, name).known()
+            left_out += [{"folder": root, "name": name, "reason": reason} for reason in reasons]
+            for entry, selection in planned:
+                videos.append({"folder": root, "name": name, "bytes": size, **entry, **known})
+                selections[root, name, entry.get("class")] = selection
             progress.update()
+    scope.cut(videos)
     plan = manifest.make(settings, roots, videos, left_out)
+    plan["times"] = _take_times(plan["videos"])
     if not plan["slots"] and plan["videos"]:
         raise cli.UserError("--drop-last leaves nothing: the videos are shorter than one episode of --seg-len seconds")
     if not plan["slots"]:
@@ -44,6 +81,36 @@ def make_plan(roots, settings, listed, workers):
     return plan, selections
 
 
+def _plan_videos(roots, settings, readable, workers, moments_by_file):
+    """Yield (file, [(entry, FrameSelection)], reasons why something is left out) for each of the readable files."""
+    paths = [os.path.join(roots[number], name) for number, name, _ in readable]
+    if moments_by_file:
+        named = moments.by_video(moments_by_file, [name for _, name, _ in readable])
+        tasks = [(path, named[name]) for path, (_, name, _) in zip(paths, readable, strict=True)]
+        results = workers.map(images.plan_moments, tasks)
+    else:
+        results = workers.map(partial(images.plan_video, settings), paths)
+    for file, result in zip(readable, results, strict=True):
+        if isinstance(result, pool.WorkerCrash):
+            yield file, [], [str(result)]
+        elif moments_by_file:
+            yield file, *result
+        else:
+            entry, selection = result
+            yield (file, [], [entry]) if selection is None else (file, [(entry, selection)], [])
+
+
+def _take_times(videos):
+    """Move the times of videos out of their entries into one array (n, 2), and leave their offsets in it."""
+    arrays, offset = [np.empty((0, 2))], 0
+    for video in videos:
+        if "times" in video:
+            arrays.append(video.pop("times"))
+            video["times_from"] = offset
+            offset += len(arrays[-1])
+    return np.concatenate(arrays)
+
+
 def matching_plan(folder, settings, listed):
     """The plan of a frame folder, or None; UserError if it is for other videos or settings.
 
@@ -52,10 +119,11 @@ def matching_plan(folder, settings, listed):
     plan = manifest.read(folder)
     if plan is None:
         return None
+    earlier = plan["settings"]
     differences = [
-        f"--{flag} was {plan['settings'].get(flag)}, not {value}"
-        for flag, value in settings.items()
-        if value != plan["settings"].get(flag)
+        f"--{flag} was {earlier.get(flag)}, not {settings.get(flag)}"
+        for flag in {**settings, **earlier}
+        if settings.get(flag) != earlier.get(flag)
     ]
     videos, done = plan["videos"], progress_log.completed_videos(folder)
     planned = {(each["folder"], each["name"]) for each in videos + plan["left_out"]}
@@ -76,6 +144,10 @@ def write_plan(folder, plan):
     for name in [*manifest.class_names(plan), *progress_log.names(folder)]:
         if name in present and not (Path(folder) / manifest.NAME).exists():  # another shard may have written it by now
             raise cli.UserError(f"{folder} has a {name} already, but no {manifest.NAME}. Give another --save-dir")
+    times = plan.pop("times")
+    if len(times):
+        with files.atomic_write(Path(folder) / manifest.TIMES) as part, open(part, "wb") as file:
+            np.save(file, times)
     manifest.write(folder, plan)
     return plan
 
@@ -83,8 +155,8 @@ def write_plan(folder, plan):
 def read_videos(folder, plan, roots, selections, workers, shard):
     """Extract the images of a part of the plan's videos that are not done yet, and return the plan.
 
-    selections: {(folder number, name): FrameSelection} of videos whose selection is known. workers: a pool.WorkerPool.
-    shard: (part, number of parts). UserError if the disk is full or memory is too small.
+    selections: {(folder number, name, class): FrameSelection} of the entries whose selection is known. workers: a
+    pool.WorkerPool. shard: (part, number of parts). UserError if the disk is full or memory is too small.
     """
     if plan["complete"]:
         progress_log.remove(folder)  # another process may have written to one after the plan was complete
@@ -97,7 +169,7 @@ def read_videos(folder, plan, roots, selections, workers, shard):
         (
             os.path.join(roots[video["folder"]], video["name"]),
             video,
-            selections.get((video["folder"], video["name"])),
+            selections.get((video["folder"], video["name"], video.get("class") if "moment_frames" in video else None)),
         )
         for video in (videos[number] for number in numbers)
     ]
@@ -163,6 +235,7 @@ def _finish(folder, plan):
         progress_log.remove(folder)
         raise _nothing_readable(plan)
     plan["complete"] = True
+    sources.write_videos_table(manifest.Manifest(plan, folder))
     manifest.write(folder, plan)
     progress_log.remove(folder)
     return plan
@@ -188,7 +261,9 @@ def _nothing_readable(plan):
 def print_summary(plan, with_size=False):
     """Print the numbers of videos, images and classes of a plan, the expected size if asked, and what was left out."""
     videos, in_folder = plan["videos"], manifest.Manifest(plan)
-    hours, frames = sum(_hours(video, video["frames"]) for video in videos), sum(video["frames"] for video in videos)
+    videos = [video for video in videos if video["slots"]]
+    hours = sum(manifest.seconds(plan, video) for video in videos) / 3600
+    frames = sum(video["frames"] for video in videos)
     print(
         f"{len(videos)} videos, {hours:.2f} hours, {frames} frames; {len(in_folder)} images in "
         f"{len(in_folder.classes)} classes" + ("" if plan["complete"] else ", not complete yet")

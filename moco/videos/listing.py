@@ -2,11 +2,12 @@
 
 import os
 import stat
-from pathlib import Path
 
 from moco.cli import UserError
-from moco.data import manifest
+from moco.data import manifest, sources
 from moco.videos import progress_log
+
+OWN = (manifest.NAME, manifest.TIMES, sources.FRAMES_TABLE, sources.VIDEOS_TABLE)  # files in a frame folder
 
 
 def list_videos(folders, recursive, save_dir):
@@ -14,8 +15,8 @@ def list_videos(folders, recursive, save_dir):
 
     Returns [(folder number, name, size in bytes)] and [(folder number, name, reason)]. Names are relative to their
     folder, with forward slashes, sorted within each folder, one folder after another. recursive: also those in
-    sub-folders. Hidden files, and those that this program writes to save_dir, are ignored. Only regular files inside
-    the folder are read: no pipe, no device, no link that leads out of it.
+    sub-folders. Hidden files, and those that this program writes to save_dir, are ignored. Only regular files are read,
+    also through links: no pipe, no device.
     """
     readable, left_out = [], []
     save_dir = os.path.realpath(save_dir)
@@ -23,7 +24,7 @@ def list_videos(folders, recursive, save_dir):
         root = os.path.realpath(folder)
         if recursive and root == save_dir:
             raise UserError(f"--recursive would read the images in {folder} as videos; give another --save-dir")
-        for name in sorted(_names(root, "", recursive, save_dir)):
+        for name in sorted(_names(root, "", recursive, save_dir, {root})):
             reason, size = _check(root, name)
             if reason:
                 left_out.append((number, name, reason))
@@ -32,7 +33,8 @@ def list_videos(folders, recursive, save_dir):
     return readable, left_out
 
 
-def _names(root, below, recursive, save_dir):
+def _names(root, below, recursive, save_dir, parents):
+    """The names of the files below a folder; parents: the real paths of the folders on the way, against circles."""
     try:
         entries = os.scandir(os.path.join(root, below))
     except OSError as error:
@@ -40,13 +42,13 @@ def _names(root, below, recursive, save_dir):
     with entries:
         for entry in entries:
             name = f"{below}{entry.name}"
-            own = root == save_dir and (entry.name == manifest.NAME or progress_log.NAME.fullmatch(entry.name))
+            own = root == save_dir and (entry.name in OWN or progress_log.NAME.fullmatch(entry.name))
             if entry.name.startswith(".") or own:
                 continue
-            if not entry.is_dir():
+            if not os.path.isdir(entry.path):
                 yield name
-            elif recursive and not entry.is_symlink() and entry.path != save_dir:
-                yield from _names(root, name + "/", recursive, save_dir)
+            elif recursive and (folder := os.path.realpath(entry.path)) not in {save_dir, *parents}:
+                yield from _names(root, name + "/", recursive, save_dir, {*parents, folder})
 
 
 def _check(root, name):
@@ -54,8 +56,6 @@ def _check(root, name):
     path = os.path.join(root, name)
     try:
         os.fsencode(name).decode("utf-8")
-        if os.path.islink(path) and not Path(os.path.realpath(path)).is_relative_to(root):
-            return "it is a link out of the folder", 0
         state = os.stat(path)
     except UnicodeDecodeError:
         return "its name is not UTF-8", 0

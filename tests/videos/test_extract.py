@@ -75,7 +75,7 @@ def mixed(tmp_path):
     return folder
 
 
-BAD = {"empty.mp4", "text.mp4", "no index.mp4", "leaves.mp4", "dangling.mp4", "list.m3u8", "list.mp4", "joined.mp4"}
+BAD = {"empty.mp4", "text.mp4", "no index.mp4", "dangling.mp4", "list.m3u8", "list.mp4", "joined.mp4"}
 BAD |= {"stream.sdp", "pipe.mp4", "no decoder.mp4", "bad \udcff name.mp4"}
 
 
@@ -85,7 +85,7 @@ def test_bad_files_are_left_out_by_name_and_the_others_read(mixed, tmp_path, cap
     filled, plan = manifest.load(tmp_path / "out"), manifest.read(tmp_path / "out")
     assert set(left_out(tmp_path / "out")) == BAD | {"with damage.mp4"}
     assert [each["name"] for each in plan["videos"]] == [
-        "good one.mp4", "gut ü 赤.mp4", "linked.mp4", "tail cut off.mp4", "with damage.mp4",
+        "good one.mp4", "gut ü 赤.mp4", "leaves.mp4", "linked.mp4", "tail cut off.mp4", "with damage.mp4",
     ]  # fmt: skip
     printed = capsys.readouterr().out
     for name in BAD - {"bad \udcff name.mp4"}:
@@ -95,13 +95,13 @@ def test_bad_files_are_left_out_by_name_and_the_others_read(mixed, tmp_path, cap
     shown = {}
     for i in range(len(filled)):
         shown.setdefault(filled.video(i), []).append(number(tmp_path / "out" / filled.path(i)))
-    assert shown[0] == shown[2] == list(range(0, 60, 6))
-    assert shown[1] == list(range(0, 31, 6))
-    assert len(shown[3]) > 20 and shown[3] == list(range(0, 6 * len(shown[3]), 6))
-    slots = plan["videos"][4]
+    assert shown[0] == shown[3] == list(range(0, 60, 6))
+    assert shown[1] == list(range(0, 31, 6)) and shown[2] == [0]
+    assert len(shown[4]) > 20 and shown[4] == list(range(0, 6 * len(shown[4]), 6))
+    slots = plan["videos"][5]
     missing = {slot - slots["first_slot"] for first, end in slots["missing"] for slot in range(first, end)}
     assert 0 < len(missing) < 10
-    assert shown[4] == [6 * slot for slot in range(50) if slot not in missing]
+    assert shown[5] == [6 * slot for slot in range(50) if slot not in missing]
 
 
 def test_strict_exits_with_status_1_if_anything_is_left_out(mixed, tmp_path):
@@ -240,7 +240,7 @@ def test_the_dry_run_leaves_odd_files_out_by_name(mixed, tmp_path, capsys):
     assert read(mixed, tmp_path / "out", "--dry-run") is None
     printed = capsys.readouterr().out
     assert "left out: no decoder.mp4: there is no decoder for its codec" in printed
-    assert "5 videos" in printed and "expected size" in printed
+    assert "6 videos" in printed and "expected size" in printed
     assert not (tmp_path / "out").exists()
 
 
@@ -267,7 +267,7 @@ def test_a_second_reader_of_the_same_folder_leaves_no_progress_log(tmp_path):
     for number_of_video in (0, 1):  # as the second one does, which began before the first was done
         progress_log.mark_done(out, plan, number_of_video, [], None)
     read(folder, out)
-    assert sorted(path.name for path in out.iterdir()) == ["class_0000", manifest.NAME]
+    assert sorted(path.name for path in out.iterdir()) == ["class_0000", manifest.NAME, "videos.csv"]
 
 
 def test_videos_called_like_files_of_the_program_are_read(tmp_path):
@@ -310,4 +310,4 @@ def test_temporary_files_of_killed_processes_are_removed(tmp_path):
     path = files.temporary_path(out / "image")
     path.with_name(path.name.replace(str(os.getpid()), str(ended.pid))).write_bytes(b"half an ima")
     read(folder, out)
-    assert sorted(path.name for path in out.iterdir()) == ["class_0000", manifest.NAME]
+    assert sorted(path.name for path in out.iterdir()) == ["class_0000", manifest.NAME, "videos.csv"]

@@ -32,9 +32,9 @@ def test_frame_step(native, fps, nearest, published):
 def test_the_crop_is_the_published_one_and_stays_inside_any_picture():
     ramp = np.repeat(np.arange(256, dtype=np.uint8)[:, None, None], 256, 1).repeat(3, 2)
     assert np.array_equal(images.crop(ramp)[:, 0, 0], np.arange(223, -1, -1))
-    assert np.array_equal(images.crop(ramp, shift=0, rotate=False)[:, 0, 0], np.arange(16, 240))
-    assert np.array_equal(images.crop(ramp, shift=4, rotate=False)[:, 0, 0], np.arange(12, 236))
-    assert np.array_equal(images.crop(ramp, shift=99, rotate=False)[:, 0, 0], np.arange(224))
+    assert np.array_equal(images.crop(ramp, shift=0, rotate=0)[:, 0, 0], np.arange(16, 240))
+    assert np.array_equal(images.crop(ramp, shift=4, rotate=0)[:, 0, 0], np.arange(12, 236))
+    assert np.array_equal(images.crop(ramp, shift=99, rotate=0)[:, 0, 0], np.arange(224))
     for size, shape in [(224, (480, 640)), (224, (640, 360)), (96, (1, 1)), (33, (50, 31)), (300, (120, 160))]:
         assert images.crop(np.zeros((*shape, 3), np.uint8), size).shape == (size, size, 3)
 
@@ -132,7 +132,7 @@ def test_an_image_that_cannot_be_written_is_one_line_and_leaves_nothing(tmp_path
 def test_the_expected_size_ignores_videos_without_a_first_frame(tmp_path, monkeypatch):
     path = write_video(tmp_path / "v.mp4", 60)
     plan, _ = plan_of(path)
-    assert images.mean_size(plan) == len(images.encode(next(video.frames(path, first_frame(path)))[1], SETTINGS))
+    assert images.mean_size(plan) == len(images.encode(next(video.frames(path, first_frame(path)))[1], SETTINGS, {}))
     os.truncate(path, 100)
     assert images.mean_size(plan) == 0
 

@@ -15,7 +15,7 @@ import torch
 from moco import checkpoint, distributed, files, models, plots, provenance
 from moco.analysis import features, units
 from moco.cli import UserError
-from moco.data import augment, loader
+from moco.data import augment, loader, sources
 
 
 def parse_args(argv=None):
@@ -77,6 +77,8 @@ def describe_units(neurons, best, frames, selectivity, preferred_class):
             entry["selectivity"] = float(selectivity[unit])
             entry["preferred_class"] = frames.classes[preferred_class[unit]]
         entry["files"] = [frames.name(index) for index in best.indices[:, unit]]
+        if frames.source(0):
+            entry["sources"] = [sources.describe(frames.source(index)) for index in best.indices[:, unit]]
         entry["activations"] = best.values[:, unit].tolist()
         entries.append(entry)
     return entries

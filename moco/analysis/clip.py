@@ -13,7 +13,7 @@ import torch
 from moco import checkpoint, cli, distributed, files
 from moco.analysis import features, film
 from moco.cli import UserError
-from moco.data import augment, loader
+from moco.data import augment, loader, sources
 from moco.videos import images, video
 from moco.videos.probe import probe
 
@@ -111,6 +111,12 @@ class Clip:
         for image in self._video_images() if self.folder is None else self._folder_images():
             shape = shape or image.shape
             yield image if image.shape == shape else _resize_to_cover(image, shape)
+
+    def captions(self):
+        """Where each image that could be read comes from, in words; None if no manifest records it."""
+        if self.folder is None or self.folder.source(0) is None:
+            return None
+        return [sources.describe(self.folder.source(i)) for i in self.images if i not in self.bad]
 
     def _video_images(self):
         crop = self.crop
@@ -213,12 +219,14 @@ def _batches(images, size):
 def film_frames(clip, clip_maps, title, low, high, side_by_side=False):
     """Yield the frames of the film: the images of clip under the colors of its ClipMaps, from low to high."""
     brightness = film.brightness(clip_maps.darkest, clip_maps.brightest, MEAN, STD)
-    layout = None
+    layout, captions = None, clip.captions()
     with cli.Progress(len(clip_maps.maps), "film", "frames") as progress:
-        for image, small in zip(clip, clip_maps.maps, strict=True):
+        for i, (image, small) in enumerate(zip(clip, clip_maps.maps, strict=True)):
             height, width = image.shape[:2]
             if layout is None:
                 layout = film.Layout(height, width, title, low, high, 2 if side_by_side else 1)
+            if captions:
+                layout.set_title(f"{title}: {captions[i]}")
             indices = film.color_indices(upsample(small, height, width, clip_maps.stride), low, high)
             overlay = film.overlay(image, indices, brightness)
             yield layout(image, overlay) if side_by_side else layout(overlay)

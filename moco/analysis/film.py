@@ -75,6 +75,7 @@ class Layout:
         edge = max(4, height // 40)
         bar_width = max(8, height // 28)
         font = _load_font(title, text_height)
+        self._edge, self._text_height = edge, text_height
         ticks = [f"{value:.2g}" for value in (high, (low + high) / 2, low)]
         tick_width = max(int(font.getlength(tick)) for tick in ticks)
         top = edge + text_height + edge
@@ -83,12 +84,21 @@ class Layout:
         size = bar_left + bar_width + edge + tick_width + edge, top + height + edge
         canvas = Image.new("RGB", tuple(side + side % 2 for side in size), "white")
         draw = ImageDraw.Draw(canvas)
-        draw.text((edge, top - edge), _truncate(title, font, size[0] - 2 * edge), "black", font, anchor="ls")
         for tick, y, anchor in zip(ticks, (0, height / 2, height), ("lt", "lm", "lb"), strict=True):
             draw.text((bar_left + bar_width + edge, top + y), tick, "black", font, anchor=anchor)
         self.canvas = np.array(canvas)
         bar = np.linspace(255, 0, height).round().astype(int)
         self.canvas[top : top + height, bar_left : bar_left + bar_width] = (255 * JET[bar, None]).astype(np.uint8)
+        self.set_title(title)
+
+    def set_title(self, title):
+        """Write another title above the next frames."""
+        font, width = _load_font(title, self._text_height), self.canvas.shape[1]
+        strip = Image.new("RGB", (width, self._edge + self._text_height + self._edge), "white")
+        position = self._edge, self._edge + self._text_height
+        text = _truncate(title, font, width - 2 * self._edge)
+        ImageDraw.Draw(strip).text(position, text, "black", font, anchor="ls")
+        self.canvas[: strip.height] = np.array(strip)
 
     def __call__(self, *images):
         """A frame (H', W', 3) uint8 with images (height, width, 3); both sides are even."""

@@ -109,6 +109,11 @@ class FrameFolder:
             return (self.folders[part] / images.path(i)).read_bytes()
         return tars.read(images.slot(i), None if images is tars else images.path(i))
 
+    def source(self, i):
+        """The manifest.Source of image i; None if its folder has no manifest."""
+        part, i = self._locate(i)
+        return self._parts[part].source(i) if isinstance(self._parts[part], manifest.Manifest) else None
+
     def label(self, i):
         """The label of image i: an index into classes."""
         return bisect_right(self._starts, int(i)) - 1

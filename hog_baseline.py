@@ -59,12 +59,12 @@ def all_features(frames, images, workers, cache):
         known = np.setdiff1d(images, missing)
         size = augment.decode(frames.read(known[0])).shape if len(known) else None
         with WorkerPool(workers) as pool, cli.Progress(len(paths), "HOG", "images") as progress:
-            for i, path, found in zip(missing, paths, pool.map(read_features, paths), strict=True):
+            for i, path, result in zip(missing, paths, pool.map(read_features, paths), strict=True):
                 progress.update()
-                if isinstance(found, str):
-                    progress.say(f"{path}: {found}; left out")
+                if isinstance(result, str):
+                    progress.say(f"{path}: {result}; left out")
                     continue
-                shape, row = found
+                shape, row = result
                 size = size or shape
                 if shape != size:
                     sizes = " and ".join(f"{width}x{height}" for height, width, _ in (shape, size))

@@ -190,6 +190,8 @@ def accuracy_by_training_images(curves, path):
     curves: {split: {model: [(training images, mean, std or None), ...]}}, accuracies from 0 to 1. The spread is drawn
     as a band.
     """
+    from matplotlib.ticker import NullLocator
+
     models = list(dict.fromkeys(model for lines in curves.values() for model in lines))
     labels, titles = drawable(models), drawable(list(curves))
     style = dict(zip(models, itertools.cycle(itertools.product(("-", "--", ":"), COLORS))))
@@ -204,6 +206,9 @@ def accuracy_by_training_images(curves, path):
                 (drawn[model],) = axes.plot(images, 100 * mean, line, color=color, marker="o", markersize=3)
                 axes.fill_between(images, 100 * (mean - std), 100 * (mean + std), color=color, alpha=0.15, linewidth=0)
             axes.set(xscale="log", xlabel="training images", ylabel="top-1 accuracy (%)", ylim=(0, 100), title=title)
+            ticks = sorted({round(n) for points in lines.values() for n, _, _ in points})
+            axes.set_xticks(ticks, [str(n) for n in ticks])  # the default is powers of ten in math mode
+            axes.xaxis.set_minor_locator(NullLocator())
             axes.grid(axis="y", color="0.9")
         _legend(figure, [drawn[model] for model in models], labels)
 
@@ -388,15 +393,20 @@ def scatter(points, values, path, title, name):
         numbers, name = np.array([position[value] for value in values]), f"{name}, in order"
     labels = drawable(groups) if numbers is None else []
     name = name if find_font(name) else ""
-    with _figure(path, 5.6 + 0.07 * max(map(len, labels), default=8), 5, [*labels, title, name]) as figure:
+    width, height = 5.6 + 0.07 * max(map(len, labels), default=8), max(5, 0.3 + 0.18 * len(labels))
+    with _figure(path, width, height, [*labels, title, name]) as figure:
         axes = figure.subplots()
         style = dict(s=np.clip(4000 / len(points), 2, 20), linewidths=0)
         if numbers is None:
             for group, (marker, color) in zip(groups, itertools.product("osD^v", COLORS), strict=False):
                 axes.scatter(*points[[value == group for value in values]].T, color=color, marker=marker, **style)
             _legend(figure, list(axes.collections), labels)
+            for handle in figure.legends[0].legend_handles:
+                handle.set_sizes([20])
         else:
             axes.scatter(*points[np.isnan(numbers)].T, color="0.8", **style)
             drawn = axes.scatter(*points.T, c=numbers, cmap="viridis", plotnonfinite=False, **style)
             figure.colorbar(drawn, label=name, shrink=0.7)
-        axes.set(xticks=(), yticks=(), aspect="equal", title=title if find_font(title) else "")
+        axes.set(xticks=(), yticks=())
+        axes.set_aspect("equal", "datalim")
+        axes.set_title(title if find_font(title) else "")

@@ -67,7 +67,7 @@ def parse_args(argv=None):
 class Export:
     """The embeddings of one model: the model, the files and the widths of its layers, and the folder of its parts.
 
-    record: what embeddings.json says of it.
+    record: its entry in embeddings.json.
     """
 
     name: str
@@ -132,7 +132,7 @@ def begin(args, exports, rows, save_dir):
         "dtype": args.dtype,
     }
     summary = save_dir / "embeddings.json"
-    with files.atomic_write(save_dir / "images.csv") as part:  # in place once nothing else is overwritten
+    with files.atomic_write(save_dir / "images.csv") as part:  # renamed only if the export may go there
         write_table(part, rows)
         settings["images_csv_sha256"] = provenance.sha256(part)
         if summary.exists() and not args.overwrite:
@@ -162,6 +162,15 @@ def compute(exports, data, images, folder, shard):
     if missing:
         print(f"{missing} parts of other shards are missing; the shard that ends last joins all")
     return not missing
+
+
+def lock_to_join(save_dir):
+    """The lock of save_dir for a shard that joins all parts; None if another shard joins or has joined them."""
+    try:
+        lock = files.lock(save_dir)
+    except UserError:
+        return None
+    return None if (save_dir / "embeddings.json").exists() else lock
 
 
 def join(args, exports, frames, images, settings, save_dir):
@@ -223,6 +232,8 @@ def main(argv=None):
     args = parse_args(argv)
     if bool(args.data) == bool(args.list):
         raise UserError("give a folder of images, or --list with a table of files")
+    if args.shard and args.overwrite:
+        raise UserError("--overwrite would discard the work of other shards; give another --save-dir, or no --shard")
     frames = embeddings.ImageList(args.list) if args.list else loader.FrameFolder(args.data)
     plan = None if args.list else manifest.load(args.data)
     images = embeddings.every_nth(frames, plan, args.every) if args.every > 1 else np.arange(len(frames))
@@ -247,7 +258,10 @@ def main(argv=None):
         key = hashlib.sha256(json.dumps(settings).encode()).hexdigest()[:16]
         if not compute(exports, data, images, save_dir / f"parts-{key}", args.shard or (0, 1)):
             return
-        lock = lock or files.lock(save_dir)
+        lock = lock or lock_to_join(save_dir)
+        if lock is None:
+            print("another shard joins the parts")
+            return
         join(args, exports, frames, images, settings, save_dir)
     for export in exports:
         analyze(args, export, frames, images, save_dir / "images.csv")

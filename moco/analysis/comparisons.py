@@ -3,7 +3,6 @@
 import itertools
 
 import numpy as np
-from scipy import stats
 
 CONFIDENCE = 0.95
 LINES = 12  # of text at most
@@ -18,7 +17,10 @@ def corrected_t(differences, n_train, n_test):
     small share of the training images it is conservative, as the sets that it trains on hardly overlap. low, high: of
     the CONFIDENCE interval; p: of no difference, two-sided.
     """
-    k, mean = len(differences), float(np.mean(differences))
+    from scipy import stats  # here and below, as it takes half a second
+
+    k = len(differences)
+    mean = float(np.mean(differences))
     error = np.sqrt((1 / k + n_test / n_train) * np.var(differences, ddof=1))
     if error < 1e-12:  # all differences are equal
         return mean, mean, float(abs(mean) < 1e-12)
@@ -31,8 +33,10 @@ def mcnemar(a, b):
 
     a, b: (N,) whether each is right on each of N test images. Only images on which one of them is right count: these
     are binomial with probability 1/2. It assumes independent images, which neighboring frames of a video are not, and
-    says nothing of other training images.
+    does not account for the choice of training images.
     """
+    from scipy import stats
+
     only_a, only_b = int(np.sum(a & ~b)), int(np.sum(b & ~a))
     return float(stats.binomtest(only_a, only_a + only_b).pvalue) if only_a + only_b else 1.0
 
@@ -43,14 +47,14 @@ def compare(models):
     models: {model: {task: entry}}, entries as accuracy.summarize() makes them. Each has task, models (a, b),
     difference (of top-1 accuracy, a - b), test, p, and for several splits low and high.
     """
-    found = []
+    comparisons = []
     tasks = dict.fromkeys(task for by_task in models.values() for task in by_task)
     for task in tasks:
         entries = {name: by_task[task] for name, by_task in models.items() if "splits" in by_task.get(task, ())}
         for (a, first), (b, second) in itertools.combinations(entries.items(), 2):
             if first["splits"] == second["splits"]:
-                found.append({"task": task, "models": [a, b], **_difference(first, second)})
-    return found
+                comparisons.append({"task": task, "models": [a, b], **_difference(first, second)})
+    return comparisons
 
 
 def _difference(first, second):
@@ -64,12 +68,12 @@ def _difference(first, second):
     return {"difference": float(differences.mean()), "low": low, "high": high, "test": test, "p": p}
 
 
-def text(found):
+def text(comparisons):
     """The comparisons as lines of text, in % of top-1 accuracy; none if they are more than LINES."""
-    if len(found) > LINES:
-        return f"{len(found)} comparisons of models: see comparisons in results.json"
+    if len(comparisons) > LINES:
+        return f"{len(comparisons)} comparisons of models: see comparisons in results.json"
     lines = []
-    for each in found:
+    for each in comparisons:
         interval = f" [{100 * each['low']:+.1f}, {100 * each['high']:+.1f}]" if "low" in each else ""
         a, b = each["models"]
         lines.append(f"{a} - {b}, {each['task']}: {100 * each['difference']:+.1f}{interval}, p = {each['p']:.2g}")

@@ -3,8 +3,6 @@
 import warnings
 
 import numpy as np
-from sklearn.exceptions import ConvergenceWarning
-from sklearn.linear_model import LogisticRegression
 
 from moco import cli
 from moco.analysis import splits
@@ -46,6 +44,8 @@ def logistic(x, y, seed):
     Its C is the smallest of C_VALUES with the highest accuracy on VALIDATION of the images of each class, drawn by
     seed, when fitted on the others; 1 if no class has an image to spare.
     """
+    from sklearn.exceptions import ConvergenceWarning  # here and below, as it takes a second
+
     fitted = splits.nested_share(np.arange(len(y)), y, 1 - VALIDATION, seed)
     held_out = np.setdiff1d(np.arange(len(y)), fitted)
     best = 1.0
@@ -61,6 +61,8 @@ def logistic(x, y, seed):
 
 
 def _regression(c):
+    from sklearn.linear_model import LogisticRegression
+
     return LogisticRegression(C=c, max_iter=MAX_ITERATIONS)
 
 

@@ -80,8 +80,8 @@ def nearest(embeddings, k):
     k = min(k, len(known) - 1)
     search = NearestNeighbors(n_neighbors=k, metric="cosine", algorithm="brute")
     with sklearn.config_context(working_memory=MEMORY):
-        distances, found = search.fit(np.asarray(embeddings[known], np.float32)).kneighbors()
+        distances, neighbors = search.fit(np.asarray(embeddings[known], np.float32)).kneighbors()
     numbers, similarities = np.full((len(embeddings), k), -1), np.full((len(embeddings), k), np.nan)
-    numbers[known] = known[found]
+    numbers[known] = known[neighbors]
     similarities[known] = 1 - distances
     return numbers, similarities

@@ -16,7 +16,7 @@ from PIL import Image
 from torch import nn
 
 import read_saycam
-from moco import checkpoint, models, provenance
+from moco import checkpoint, files, models, provenance
 from moco.analysis import embeddings, features, similarity
 from moco.cli import UserError
 from moco.data import loader, manifest
@@ -190,6 +190,21 @@ def test_shards_write_the_files_of_one_run(tmp_path, order):
     assert outputs(tmp_path / "one") == outputs(tmp_path / "shards")
 
 
+@pytest.mark.parametrize("other", ["is joining", "has joined"])
+def test_one_of_two_shards_that_end_together_joins_the_parts(frames, tmp_path, monkeypatch, capsys, other):
+    def lock(folder):
+        if other == "is joining":
+            raise UserError("another run is writing")
+        (folder / "embeddings.json").write_text("{}")
+        return open(folder / ".run.lock", "w")
+
+    export(frames, tmp_path / "out", "--shard", "0/2")
+    monkeypatch.setattr(files, "lock", lock)
+    monkeypatch.setattr(script, "join", None)
+    export(frames, tmp_path / "out", "--shard", "1/2")
+    assert capsys.readouterr().out.endswith("another shard joins the parts\n")
+
+
 def test_a_corrupt_image_keeps_its_row_and_is_reported(frames, tmp_path, capsys):
     corrupt = [3, *range(8, 16)]  # a whole part, too
     images = loader.FrameFolder(frames)
@@ -314,7 +329,7 @@ def test_mistakes_are_one_line_before_any_work(frames, tmp_path, monkeypatch):
     }.items():
         (tmp_path / f"{name}.csv").write_text(text)
     for data, words, message in [
-        (frames, ["--rdm", "cosine"], "a matrix of 24 images would have 0.0 GB|the matrix of 24 images would have"),
+        (frames, ["--rdm", "cosine"], "the matrix of 24 images would have 0.0 GB"),
         (frames, ["--tsne", "--color-by", "age"], "--color-by age: images.csv has the columns file, class"),
         (frames, ["--layer", 7, "--model", "resnet18", "--layer", 77], "there is no layer 77"),
         (frames, ["--list", "list.csv"], "give a folder of images, or --list"),
@@ -324,6 +339,7 @@ def test_mistakes_are_one_line_before_any_work(frames, tmp_path, monkeypatch):
         (None, ["--list", tmp_path / "gone.csv"], r"there is no file x.png \(and 1 more\)"),
         (None, ["--list", tmp_path / "ragged.csv"], "ragged.csv, line 2: it does not have 1 columns"),
         (frames, ["--save-dir", frames / "out"], "is inside the data folder"),
+        (frames, ["--shard", "0/2", "--overwrite"], "--overwrite would discard the work of other shards"),
         (frames, ["--model-path", "none.tar"], "no checkpoint none.tar"),
     ]:
         with pytest.raises(UserError, match=message):

@@ -2,19 +2,21 @@
 
     python hog_baseline.py toybox --split iid exemplar --seeds 5 --save-dir hog
 
-In: a folder with one folder of images per class, all of one size. Out, in --save-dir: the printed table as results.json
-and accuracies.pdf, the confusion matrix, the predictions by file name, and every split, all as linear_decoding.py
-writes them; its --compare hog/results.json includes them in its own table and figure.
+Input: a folder with one folder of images per class, all of one size. Output, in --save-dir: the printed table as
+results.json and accuracies.pdf, the confusion matrix, the predictions by file name, and every split, all as
+linear_decoding.py writes them; its --compare hog/results.json includes them in its own table and figure.
 
 Features are kept on disk, 4 bytes per value; a fit loads those of its training images. For 84,000 images of 224x224
 this takes 4 GB of disk, and 2 GB of memory if half of them are used for training.
 """
 
+from moco import cli  # isort: skip  # first: Ctrl-C while torch loads then ends in one line
+
 import numpy as np
 from skimage.feature import hog
 from sklearn.linear_model import SGDClassifier
 
-from moco import cli, files, provenance
+from moco import files, provenance
 from moco.analysis import features, readouts, report, splits
 from moco.cli import UserError
 from moco.data import augment

@@ -2,10 +2,13 @@
 
     python linear_decoding.py toybox --model-name random imagenet TC-SAY --split iid exemplar --seeds 5 --save-dir out
 
-In: a folder with one folder of images per class, and models: published names or checkpoints. Out, in --save-dir: the
-printed table as results.json and accuracies.pdf; for each model and split the confusion matrix, the predictions by file
-name and the decoded model NAME_labeledS_5_SPLIT.tar; every split, as --split-file reads it. Figures are PDF and PNG.
+Input: a folder with one folder of images per class, and models: published names or checkpoints. Output, in --save-dir:
+the printed table as results.json and accuracies.pdf; for each model and split the confusion matrix, the predictions by
+file name and the decoded model NAME_labeledS_5_SPLIT.tar; every split, as --split-file reads it. Figures are PDF and
+PNG.
 """
+
+from moco import cli  # isort: skip  # first: Ctrl-C while torch loads then ends in one line
 
 import copy
 from dataclasses import dataclass
@@ -15,7 +18,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from moco import checkpoint, cli, distributed, files, models, provenance, released
+from moco import checkpoint, distributed, files, models, provenance, released
 from moco.analysis import features, readouts, report, splits
 from moco.cli import UserError
 from moco.data import augment, loader
@@ -35,7 +38,11 @@ def parse_args(argv=None):
         "(moco/released.py lists all)",
     )
     add("--models-dir", default=".", metavar="DIR", help="folder of the files of --model-name")
-    add("--checkpoint-key", metavar="KEY", help="which network of a checkpoint with several: teacher, encoder_k, ...")
+    add(
+        "--checkpoint-key",
+        metavar="KEY",
+        help="for a checkpoint with several networks, the key of the one to use: teacher, encoder_k, ...",
+    )
     add("--model-path", nargs="+", default=[], metavar="PATH", help="checkpoints, 'random' or 'imagenet'")
     add("--names", nargs="+", metavar="NAME", help="names of the models in all results; default: their file names")
     add(

@@ -80,7 +80,7 @@ def parse_args(argv=None):
     todo = parser.add_mutually_exclusive_group()
     todo.add_argument("--dry-run", action="store_true", help="print the plan and write nothing")
     todo.add_argument("--plan", action="store_true", help="write the plan, manifest.json, and stop")
-    todo.add_argument("--shard", type=shard, metavar="I/N", help="read only part I of N, with I from 0 to N - 1")
+    todo.add_argument("--shard", type=cli.shard, metavar="I/N", help="read only part I of N, with I from 0 to N - 1")
     todo.add_argument(
         "--locate",
         nargs="+",
@@ -101,14 +101,6 @@ def fraction(text):
         return float(Fraction(text))
     except ZeroDivisionError as error:
         raise ValueError(text) from error
-
-
-def shard(text):
-    """(part, number of parts) from I/N."""
-    part, parts = (int(word) for word in text.split("/"))
-    if not 0 <= part < parts:
-        raise ValueError(text)
-    return part, parts
 
 
 def settings_of(args):

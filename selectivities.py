@@ -2,15 +2,17 @@
 
     python selectivities.py labeled_S --model-path TC-S.tar --layer 1 2 6 10 14 18 --save-dir selectivity
 
-In: a folder with one folder of images per class, and a model. Out, for each layer L: selectivity_L.npy, (units,);
+Input: a folder with one folder of images per class, and a model. Output, for each layer L: selectivity_L.npy, (units,);
 selectivity_L.npz, the same with each unit's preferred class and its mean activation for each class; and a figure of
 the distribution of selectivity by layer. With --pca also the dimensionality of the features: the variance that their
 first principal components explain (Figure A1).
 """
 
+from moco import cli  # isort: skip  # first: Ctrl-C while torch loads then ends in one line
+
 import numpy as np
 
-from moco import checkpoint, cli, distributed, files, models, plots, provenance
+from moco import checkpoint, distributed, files, models, plots, provenance
 from moco.analysis import features, units
 from moco.cli import UserError
 from moco.data import loader

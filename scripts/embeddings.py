@@ -2,11 +2,11 @@
 
     python scripts/embeddings.py stimuli --model-path TC-S.tar dino.pth random --layer 1 6 --save-dir embeddings
 
-In: a frame folder, a folder with one folder of images per class, a flat folder, or a table of files; and models. Out,
-in --save-dir: for each model and layer MODEL_layer_L.npy, (images, features), a row of which is a row of images.csv:
-file, class and, where a manifest has them, recording, frame number, second, child, date and age; embeddings.json, with
-models and layers. A corrupt image has a row of NaN. On request, dissimilarity matrices, t-SNE and nearest neighbors,
-with figures. Re-run the command to resume.
+Input: a frame folder, a folder with one folder of images per class, a flat folder, or a table of files; and models.
+Out, in --save-dir: for each model and layer MODEL_layer_L.npy, (images, features), a row of which is a row of
+images.csv: file, class and, where a manifest has them, recording, frame number, second, child, date and age;
+embeddings.json, with models and layers. A corrupt image has a row of NaN. On request, dissimilarity matrices, t-SNE and
+nearest neighbors, with figures. Re-run the command to resume.
 """
 
 import csv
@@ -42,7 +42,11 @@ def parse_args(argv=None):
     add("--list", metavar="CSV", help="in place of a folder, a table whose column 'file' has paths relative to it")
     add("--model-path", nargs="+", required=True, metavar="PATH", help="checkpoints, 'random' or 'imagenet'")
     add("--model", type=models.arch_name, metavar="ARCH", help="architecture, if not stored in the checkpoint")
-    add("--checkpoint-key", metavar="KEY", help="which network of a checkpoint with several: teacher, encoder_k, ...")
+    add(
+        "--checkpoint-key",
+        metavar="KEY",
+        help="for a checkpoint with several networks, the key of the one to use: teacher, encoder_k, ...",
+    )
     add(
         "--layer",
         type=models.layer,

@@ -3,10 +3,11 @@
     python scripts/pack_frames.py frames_S --save-dir packed_S --verify
     python scripts/pack_frames.py packed_S --save-dir frames_S --unpack
 
-In: a folder of frames with its manifest.json, or any folder with a folder of images per class. Out, in --save-dir: one
-tar per video or, without a manifest, per class and gigabyte; manifest.json; and tars.index, which says where each image
-is. All scripts read a packed folder as they read the images, with the same results to the last bit: thousands of files
-in place of millions, for clusters that limit their number or are slow to open them. Re-run the command to resume.
+Input: a folder of frames with its manifest.json, or any folder with a folder of images per class. Output, in
+--save-dir: one tar per video or, without a manifest, per class and gigabyte; manifest.json; and tars.index, which says
+where each image is. All scripts read a packed folder as they read the images, with the same results to the last bit:
+thousands of files in place of millions, for clusters that limit their number or are slow to open them. Re-run the
+command to resume.
 """
 
 import os

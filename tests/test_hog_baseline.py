@@ -101,7 +101,7 @@ def test_unreadable_images_are_left_out_and_other_sizes_are_an_error(stripes, tm
 
 
 def test_sizes_are_compared_by_side_and_not_by_area(tmp_path):
-    """HOGs of 64x96 and 96x64 are equally long, and would tell classes apart by their shape."""
+    """HOGs of 64x96 and 96x64 are equally long, and would distinguish classes by their shape."""
     for name, shape in (("tall", (96, 64)), ("wide", (64, 96))):
         (tmp_path / "data" / name).mkdir(parents=True)
         for i in range(4):

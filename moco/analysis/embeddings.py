@@ -1,6 +1,5 @@
 """Export the embeddings of many images: which images, what is known of each, and files that are written in parts."""
 
-import functools
 from bisect import bisect_left
 from itertools import groupby, pairwise
 from pathlib import Path
@@ -70,18 +69,6 @@ def every_nth(frames, plan, n):
     return np.concatenate([np.arange(first, end, n) for first, end in pairwise(starts)])
 
 
-def source(plan, i):
-    """(name of the recording, frame number, second) of image i of a manifest.Manifest.
-
-    The frame number is None for a recording of variable rate, whose second is known to 1 / fps.
-    """
-    video = plan.videos[plan.video(i)]
-    position = plan._slot(i) - video["first_slot"]
-    if video.get("step"):
-        return video["name"], position * video["step"], position * video["step"] / video["rate"]
-    return video["name"], None, position / plan._plan["settings"]["fps"]
-
-
 def table(frames, plan, images):
     """Yield the rows of images.csv for some images (indices), as lists: first the names of its columns.
 
@@ -89,15 +76,14 @@ def table(frames, plan, images):
     """
     rows = getattr(frames, "rows", None)
     yield ["file", "class", *(rows[0] if rows else SOURCE if plan else ())]
-    recording = functools.cache(lambda number: plan.recording(number)[1])
     for i in images:
         row = [frames.name(i), frames.classes[frames.label(i)]]
         if rows:
             row += rows[i].values()
         elif plan:
-            name, frame, second = source(plan, int(i))
-            known = recording(plan.video(int(i)))
-            row += [name, frame, round(second, 3), known.child, known.date, known.age_months]
+            source = plan.source(int(i))
+            known = source.recording
+            row += [source.name, source.frame, round(source.second, 3), known.child, known.date, known.age_months]
         yield row
 
 

@@ -89,11 +89,11 @@ class Layout:
         self.canvas = np.array(canvas)
         bar = np.linspace(255, 0, height).round().astype(int)
         self.canvas[top : top + height, bar_left : bar_left + bar_width] = (255 * JET[bar, None]).astype(np.uint8)
-        self.set_title(title)
+        self.set_title(title, font)
 
-    def set_title(self, title):
+    def set_title(self, title, font=None):
         """Write another title above the next frames."""
-        font, width = _load_font(title, self._text_height), self.canvas.shape[1]
+        font, width = font or _load_font(title, self._text_height), self.canvas.shape[1]
         strip = Image.new("RGB", (width, self._edge + self._text_height + self._edge), "white")
         position = self._edge, self._edge + self._text_height
         text = _truncate(title, font, width - 2 * self._edge)

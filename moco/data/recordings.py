@@ -1,6 +1,5 @@
 """What is known of a recording: child, date and age; and which recordings to use, by these or by name."""
 
-import csv
 import re
 from dataclasses import asdict, dataclass, field, fields
 from datetime import date
@@ -80,20 +79,15 @@ def read_table(path):
     file: a name or a path relative to the folder of videos. Further columns are kept under their names; empty cells
     are unknown. Raises UserError, which names the line, for a table that cannot be read so.
     """
-    rows = csv.DictReader(files.read_text(path).splitlines())
-    if not rows.fieldnames or "file" not in rows.fieldnames:
-        raise UserError(f"--recordings {path} has no column 'file'; its first line must name the columns")
     table = {}
-    for row in rows:
-        if None in row or None in row.values():
-            raise UserError(f"--recordings {path}, line {rows.line_num}: it has not {len(rows.fieldnames)} columns")
-        name = row.pop("file").strip()
+    for number, row in enumerate(files.read_table(path, "file"), 2):
+        name = row.pop("file")
         if name in table:
-            raise UserError(f"--recordings {path}, line {rows.line_num}: {name} is there twice")
+            raise UserError(f"--recordings {path}, line {number}: {name} is there twice")
         try:
-            table[name] = _from_row({column: cell.strip() for column, cell in row.items() if cell.strip()})
+            table[name] = _from_row({column: cell for column, cell in row.items() if cell})
         except ValueError as error:
-            raise UserError(f"--recordings {path}, line {rows.line_num}: {error}") from error
+            raise UserError(f"--recordings {path}, line {number}: {error}") from error
     return table
 
 
@@ -117,7 +111,12 @@ def add_flags(parser):
     group = parser.add_argument_group("which recordings are used")
     add = group.add_argument
     add("--children", nargs="+", metavar="CHILD", help="recordings of these children")
-    add("--ages", type=age_range, metavar="FROM-TO", help="age in months: 6-12 is from 6 up to but not 12; -12; 12-")
+    add(
+        "--ages",
+        type=age_range,
+        metavar="FROM-TO",
+        help="age range in months: 6-12 is 6 <= age < 12; -12 is below 12; 12- is 12 and above",
+    )
     add("--select", nargs="+", metavar="PATTERN", help="names that match one of these shell patterns: 'S_2013*'")
     add("--exclude", nargs="+", metavar="PATTERN", help="skip recordings whose names match one of these patterns")
     add("--list", metavar="FILE", help="names listed in this file, one per line")

@@ -1,6 +1,5 @@
 """Tables of moments: which seconds of which videos to extract, and of which class each is."""
 
-import csv
 import math
 
 from moco import files
@@ -16,24 +15,18 @@ def read_table(path):
     file: a video's name, or its path relative to the folder of videos. UserError, which names the line, for a table
     that cannot be read so.
     """
-    rows = csv.DictReader(files.read_text(path).splitlines())
-    if not rows.fieldnames or not {"file", "seconds"} <= set(rows.fieldnames):
-        raise UserError(f"--moments {path} needs columns 'file' and 'seconds' in its first line")
     table = {}
-    for row in rows:
-        where = f"--moments {path}, line {rows.line_num}"
+    for number, row in enumerate(files.read_table(path, "file", "seconds"), 2):
         try:
             second = float(row["seconds"])
-        except (TypeError, ValueError):
+        except ValueError:
             second = math.nan
         if not 0 <= second < math.inf:
-            raise UserError(f"{where}: {row['seconds']} is not a number of seconds")
-        name = (row.get("class") or CLASS).strip()
-        if "/" in name or name.startswith(".") or name == manifest.NAME or "\0" in name:
-            raise UserError(f"{where}: {name} cannot be the name of a class folder")
-        table.setdefault(row["file"].strip(), {}).setdefault(name, []).append(second)
-    if not table:
-        raise UserError(f"--moments {path} has no rows")
+            raise UserError(f"--moments {path}, line {number}: {row['seconds']} is not a number of seconds")
+        name = row.get("class") or CLASS
+        if "/" in name or "\0" in name or name.startswith(".") or name == manifest.NAME:
+            raise UserError(f"--moments {path}, line {number}: {name} cannot be the name of a class folder")
+        table.setdefault(row["file"], {}).setdefault(name, []).append(second)
     return table
 
 

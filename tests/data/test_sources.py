@@ -186,7 +186,7 @@ def test_moments_become_classes_of_the_nearest_frames(videos, tmp_path, capsys):
 @pytest.mark.parametrize(
     "text, message",
     [
-        ("file\nv.mp4", "needs columns 'file' and 'seconds'"),
+        ("file\nv.mp4", "has no column 'seconds'"),
         ("file,seconds\nv.mp4,noon", "line 2: noon is not a number"),
         ("file,seconds\nv.mp4,nan", "line 2: nan is not a number"),
         ("file,seconds,class\nv.mp4,1,../x", "line 2: ../x cannot be the name of a class folder"),

@@ -12,7 +12,7 @@ from moco import cli  # isort: skip  # first: Ctrl-C while torch loads then ends
 import numpy as np
 import torch
 
-from moco import checkpoint, distributed, files, models, plots, provenance
+from moco import checkpoint, distributed, files, models, pictures, plots, provenance
 from moco.analysis import features, units
 from moco.cli import UserError
 from moco.data import augment, loader, sources
@@ -128,7 +128,7 @@ def main(argv=None):
     for entry in entries:
         paths = [frames.path(index) for index in best.indices[:, entry["unit"]]]
         rows.append(image_row(entry, paths, labels, args.image_size))
-    plots.image_rows(rows, path)
+    pictures.image_rows(rows, path)
     print(f"top {len(best.values)} of {counts.sum()} images for {len(entries)} units: {path.with_suffix('.pdf')}")
     if len(best.values) < args.top:
         print(f"fewer images than --top {args.top} could be read")

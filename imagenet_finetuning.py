@@ -18,6 +18,7 @@ import torch
 from moco import checkpoint, distributed, files, models
 from moco.cli import UserError
 from moco.data import augment, loader
+from moco.data.sampler import EpochSampler
 from moco.training import engine
 from moco.training.run import CheckpointFormat, Run, RunOptions
 
@@ -126,7 +127,7 @@ def evaluate(args, context, batches):
 def train(args, context):
     """The fine-tuning, or the evaluation, in one of its processes."""
     val = loader.FrameFolder(Path(args.data) / "val")
-    in_order = loader.EpochSampler(len(val), args.batch_size, context=context, train=False)
+    in_order = EpochSampler(len(val), args.batch_size, context=context, train=False)
     center = augment.Recipe("center", args.image_size)
     val_batches = loader.FrameLoader(val, center, in_order, context.device, args.workers)
     if args.evaluate:
@@ -140,7 +141,7 @@ def train(args, context):
         images = listed(frames, args.train_list)
     else:
         images = retained(frames.labels(), args.frac_retained, args.seed)
-    sampler = loader.EpochSampler(images, args.batch_size, args.seed, context)
+    sampler = EpochSampler(images, args.batch_size, args.seed, context)
     crops = augment.Recipe("imagenet", args.image_size)
     batches = loader.FrameLoader(frames, crops, sampler, context.device, args.workers)
 

@@ -14,7 +14,7 @@ from moco import cli  # isort: skip  # first: Ctrl-C while torch loads then ends
 import numpy as np
 import torch
 
-from moco import checkpoint, distributed, files, models, plots, provenance, vit
+from moco import checkpoint, distributed, files, models, pictures, plots, provenance, vit
 from moco.analysis import features, film, maps
 from moco.cli import UserError
 from moco.data import loader
@@ -113,7 +113,7 @@ def show_attention(args, opened, frames):
     columns += [overlay_heatmaps(head.numpy(), images) for head in heads]
     names = plots.drawable([frames.classes[frames.label(i)] for i in indices])
     provenance.write(path.parent, provenance.flags(args), opened.checkpoints)
-    plots.image_rows([([name], row) for name, row in zip(names, zip(*columns, strict=True), strict=True)], path)
+    pictures.image_rows([([name], row) for name, row in zip(names, zip(*columns, strict=True), strict=True)], path)
     print(f"{len(images)} images, {attention.shape[1]} heads: {path.with_suffix('.pdf')} and .png")
 
 
@@ -159,7 +159,7 @@ def main(argv=None):
         for i, k in zip(indices.tolist(), predicted.tolist(), strict=True)
     ]
     provenance.write(path.parent, provenance.flags(args), opened.checkpoints)
-    plots.image_grid(shown, captions, path, f"class activation maps: {labels[names[number]]}")
+    pictures.image_grid(shown, captions, path, f"class activation maps: {labels[names[number]]}")
     print(f"{len(shown)} images: {path.with_suffix('.pdf')} and .png")
 
 

@@ -16,6 +16,7 @@ import torch
 from moco import checkpoint, distributed, files, models
 from moco.cli import UserError
 from moco.data import augment, loader, recordings
+from moco.data.sampler import EpochSampler
 from moco.training import engine
 from moco.training.run import CheckpointFormat, Run, RunOptions
 
@@ -73,7 +74,7 @@ def train(args, context):
             f"{frames.folder} has a single class, {frames.classes[0]}; temporal classification needs several"
         )
     recipe = augment.Recipe(args.recipe if args.augmentation else "none", args.image_size, args.augment_on)
-    sampler = loader.EpochSampler(len(frames), args.batch_size, args.seed, context)
+    sampler = EpochSampler(len(frames), args.batch_size, args.seed, context)
     batches = loader.FrameLoader(frames, recipe, sampler, context.device, args.workers)
 
     torch.manual_seed(args.seed)

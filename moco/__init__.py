@@ -17,7 +17,8 @@ directly in this folder may be imported from anywhere, those of a package by scr
     layouts                 the network in a file of another library
     safe_pickle             data out of a pickle, without running it
     released                published networks by name
-    plots                   every figure
+    plots                   figures of numbers
+    pictures                figures of images
 
     data/                   for videos, training and analysis
         manifest            the plan of a frame folder
@@ -25,6 +26,7 @@ directly in this folder may be imported from anywhere, those of a package by scr
         packed              images in tars
         recordings          child, date and age of a recording; which of them to use
         sources             where an image comes from, and tables of it
+        sampler             the order of images in an epoch
         loader              folder -> batches
         workers             processes that read batches
         augment             augmentation on the CPU

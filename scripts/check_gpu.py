@@ -27,6 +27,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from moco import checkpoint, cli, distributed, files, models  # noqa: E402
 from moco.data import augment, loader  # noqa: E402
+from moco.data.sampler import EpochSampler
 from scripts.benchmark_train import STEPS, make_steps  # noqa: E402
 from scripts.check_gpu_training import ERROR, FIRST, LAST  # noqa: E402
 from scripts.timing import measure  # noqa: E402
@@ -154,7 +155,7 @@ def check_color(setup):
     std = 255 * torch.tensor(loader.STD)[:, None, None]
 
     def first_batch(recipe, on, device):
-        sampler = loader.EpochSampler(len(frames), 16, 0)
+        sampler = EpochSampler(len(frames), 16, 0)
         batches = loader.FrameLoader(frames, augment.Recipe(recipe, setup.image_size, on), sampler, device)
         return std * next(iter(batches.epoch(0)))[0].cpu()
 

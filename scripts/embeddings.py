@@ -229,7 +229,7 @@ def save_nearest(rows, k, frames, images, stem):
         shown = [augment.decode(frames.read(images[each])) for each in (row, *numbers[row, :COLUMNS])]
         caption = plots.drawable([frames.classes[frames.label(images[row])], Path(frames.name(images[row])).name])
         pictures.append((caption, [augment.resize_center_crop(image, 160) for image in shown]))
-    plots.image_rows(pictures, f"{stem}_nearest")
+    pictures.image_rows(pictures, f"{stem}_nearest")
 
 
 def main(argv=None):

@@ -10,7 +10,7 @@ import torch
 import feature_animation
 import linear_combination_maps
 import selectivities
-from moco import checkpoint, models, plots, vit
+from moco import checkpoint, models, pictures, vit
 from moco.cli import UserError
 from tests.support.inputs import make_frames
 
@@ -33,7 +33,7 @@ def dino(tmp_path):
 def test_attention_is_that_of_the_teachers_class_token(tmp_path, dino, monkeypatch, flags, columns):
     frames = make_frames(tmp_path / "frames", size=64)
     drawn = []
-    monkeypatch.setattr(plots, "image_rows", lambda rows, path: drawn.extend(rows))
+    monkeypatch.setattr(pictures, "image_rows", lambda rows, path: drawn.extend(rows))
     shown = []
     original = linear_combination_maps.overlay_heatmaps
     monkeypatch.setattr(

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import highly_activating_imgs as script
-from moco import checkpoint, plots
+from moco import checkpoint, pictures
 from moco.analysis import features, units
 from moco.cli import UserError
 from moco.data import loader
@@ -84,18 +84,18 @@ def test_one_unit_under_its_published_name(frames, tmp_path, network):
 
 def test_several_units_have_a_row_each_with_selectivity_and_preferred_class(frames, tmp_path, network, monkeypatch):
     drawn = []
-    monkeypatch.setattr(plots, "image_rows", lambda rows, path: drawn.extend(rows))
+    monkeypatch.setattr(pictures, "image_rows", lambda rows, path: drawn.extend(rows))
     found, _ = show(frames, tmp_path / "out", network, "--neuron_idx", 5, 3, "--top", 4, "--layer", 10)
     images = loader.FrameFolder(frames)
     rows = every_mean(network, images, 10)
     class_means = np.stack([rows[images.labels() == label].mean(0) for label in range(3)])
     selectivity, preferred_class = units.selectivity(class_means)
-    for unit, entry, (margin, pictures) in zip((5, 3), found, drawn, strict=True):
+    for unit, entry, (margin, shown) in zip((5, 3), found, drawn, strict=True):
         assert entry["unit"] == unit
         assert entry["selectivity"] == pytest.approx(selectivity[unit], abs=1e-4)
         assert entry["preferred_class"] == f"class_000{preferred_class[unit]}"
         assert list(margin) == [f"unit {unit}", f"selectivity {selectivity[unit]:.2f}", entry["preferred_class"]]
-        assert [picture.shape for picture in pictures] == [(64, 64, 3)] * 4
+        assert [picture.shape for picture in shown] == [(64, 64, 3)] * 4
 
 
 def test_the_most_selective_units_are_picked(frames, tmp_path, network):

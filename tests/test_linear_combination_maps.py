@@ -9,7 +9,7 @@ import torch
 from torch.nn import functional
 
 import linear_combination_maps as script
-from moco import checkpoint, models, plots, provenance
+from moco import checkpoint, models, pictures, plots, provenance
 from moco.analysis import features, maps
 from moco.cli import UserError
 from moco.data import loader
@@ -141,7 +141,7 @@ def test_maps_that_are_not_finite_are_an_error(frames, tmp_path):
 def test_captions_number_the_classes_of_the_model(frames, network, tmp_path, monkeypatch):
     """A class that no font can draw has one number, whether it is the true or the predicted one."""
     drawn = []
-    monkeypatch.setattr(plots, "image_grid", lambda images, captions, *_: drawn.extend(captions))
+    monkeypatch.setattr(pictures, "image_grid", lambda images, captions, *_: drawn.extend(captions))
     monkeypatch.setattr(plots, "find_font", lambda text: None)
     (frames / "class_0000").rename(frames / "zebra")  # a class that the model does not have
     draw(frames, tmp_path / "out", "--model-path", network, "--class-idx", 1, "--batch-size", 24)

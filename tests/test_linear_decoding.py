@@ -14,6 +14,7 @@ from moco import checkpoint, models, plots, provenance
 from moco.analysis import features, readouts, splits
 from moco.cli import UserError
 from moco.data import augment, loader
+from moco.data.sampler import EpochSampler
 from tests.support import golden
 from tests.support.inputs import make_frames, save_network
 
@@ -144,7 +145,7 @@ def test_cached_and_uncached_decoding_are_equal(tmp_path):
     labels = torch.from_numpy(frames.labels())
     for seed in range(5):
         train = np.random.default_rng(seed).permutation(images)[:24]
-        batches = loader.FrameLoader(frames, augment.Recipe("none", 64), loader.EpochSampler(train, 24, seed), CPU)
+        batches = loader.FrameLoader(frames, augment.Recipe("none", 64), EpochSampler(train, 24, seed), CPU)
         ways = [
             linear_decoding.cached_epochs(torch.from_numpy(rows[train]), labels[train], 24, 15),
             linear_decoding.drifting_epochs(AlwaysEval(trunk), batches, labels, 15),

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 import moco_img
 from moco.cli import UserError
 from moco.data import loader, manifest
+from moco.data.sampler import EpochSampler
 from moco.distributed import ProcessContext
 from moco_utils import EpochPairs, TemporalPairs, learning_rate, resolve_bn_splits
 from tests.data.test_manifest import images, make
@@ -102,7 +103,7 @@ def test_processes_draw_their_own_parts_of_one_whole(frames, monkeypatch):
     parts = []
     for rank in range(2):
         context = ProcessContext(rank, 2)
-        order = loader.EpochSampler(lambda epoch: EpochPairs(again, epoch), 4, 5, context, drop_last=True)
+        order = EpochSampler(lambda epoch: EpochPairs(again, epoch), 4, 5, context, drop_last=True)
         order.epoch = 3
         parts.append([indices.tolist() for _, _, indices in order])
         assert asked == [position for position in range(12) if position % 2 == rank]

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.ft2font import FT2Font
 from matplotlib.image import AxesImage
 
-from moco import plots
+from moco import pictures, plots
 from moco.cli import UserError
 
 
@@ -73,8 +73,8 @@ def test_a_confusion_is_bright_where_it_is_often(tmp_path):
 def test_a_grid_shows_each_picture_once_and_marks_the_wrong_ones(tmp_path):
     red = np.zeros((3, 20, 20, 3))
     red[..., 0] = 1
-    plots.image_grid(red, [("a", "a")] * 3, tmp_path / "right", "all right")
-    plots.image_grid(red * [[[[1]]], [[[0]]], [[[0]]]], [("a", "b")] * 3, tmp_path / "wrong", "all wrong")
+    pictures.image_grid(red, [("a", "a")] * 3, tmp_path / "right", "all right")
+    pictures.image_grid(red * [[[[1]]], [[[0]]], [[[0]]]], [("a", "b")] * 3, tmp_path / "wrong", "all wrong")
     right, wrong = (picture(tmp_path / name) for name in ("right", "wrong"))
     assert share(right, "#ff0000") == pytest.approx(3 * share(wrong, "#ff0000"), rel=0.02)
     assert share(wrong, plots.COLORS[5]) > 0 == share(right, plots.COLORS[5])
@@ -108,7 +108,7 @@ def test_many_images_take_time_in_proportion(tmp_path, monkeypatch):
     drawn, draw = [], AxesImage.make_image
     monkeypatch.setattr(AxesImage, "make_image", lambda self, *args: drawn.append(self) or draw(self, *args))
     images = np.zeros((300, 2, 2, 3), np.uint8)
-    plots.image_grid(images, [("a", "b")] * 300, tmp_path / "grid", "many")
+    pictures.image_grid(images, [("a", "b")] * 300, tmp_path / "grid", "many")
     assert len(drawn) == 600
     width, height = inches(tmp_path / "grid")
     assert width == 12 and height < plots.MAX_INCHES
@@ -118,7 +118,7 @@ def test_many_images_take_time_in_proportion(tmp_path, monkeypatch):
 @pytest.mark.parametrize(("n_rows", "n_columns"), [(64, 2), (1, 250)])
 def test_rows_of_images_have_a_largest_size(tmp_path, n_rows, n_columns):
     image = np.full((2, 2, 3), (255, 0, 0), np.uint8)
-    plots.image_rows([(["unit 3"], [image] * n_columns)] * n_rows, tmp_path / "rows")
+    pictures.image_rows([(["unit 3"], [image] * n_columns)] * n_rows, tmp_path / "rows")
     assert max(inches(tmp_path / "rows")) <= plots.MAX_INCHES + 0.01
     page = picture(tmp_path / "rows")
     assert max(page.shape) <= plots.MAX_PIXELS and share(page, "#ff0000") > 0.5
@@ -126,7 +126,7 @@ def test_rows_of_images_have_a_largest_size(tmp_path, n_rows, n_columns):
 
 def test_rows_show_their_images_from_the_left(tmp_path):
     red, blue = np.full((9, 9, 3), (255, 0, 0), np.uint8), np.full((9, 9, 3), (0, 0, 255), np.uint8)
-    plots.image_rows([(["unit 1", "car"], [red, red]), (["unit 2"], [blue])], tmp_path / "rows")
+    pictures.image_rows([(["unit 1", "car"], [red, red]), (["unit 2"], [blue])], tmp_path / "rows")
     page = picture(tmp_path / "rows")
     assert share(page, "#ff0000") == pytest.approx(2 * share(page, "#0000ff"), rel=0.05)
     ys, xs = np.nonzero((page == (0, 0, 255)).all(-1))
@@ -161,9 +161,9 @@ def test_names_are_drawn_as_they_are(tmp_path, monkeypatch):
     counts = np.eye(len(ODD), dtype=int)
     assert {*ODD, "$x$"} <= texts(monkeypatch, lambda: plots.confusion_matrix(counts, ODD, tmp_path / "matrix", "$x$"))
     captions, images = [(name, "x_1") for name in ODD], np.zeros((len(ODD), 4, 4, 3))
-    drawn = texts(monkeypatch, lambda: plots.image_grid(images, captions, tmp_path / "grid", "$t$"))
+    drawn = texts(monkeypatch, lambda: pictures.image_grid(images, captions, tmp_path / "grid", "$t$"))
     assert {*ODD, "→ x_1", "$t$"} <= drawn
-    drawn = texts(monkeypatch, lambda: plots.image_rows([([name], images) for name in ODD], tmp_path / "rows"))
+    drawn = texts(monkeypatch, lambda: pictures.image_rows([([name], images) for name in ODD], tmp_path / "rows"))
     assert set(ODD) <= drawn
     curves = {name: {1: np.linspace(0.1, 1, 200)} for name in ODD}
     drawn = texts(monkeypatch, lambda: plots.variance_explained(curves, tmp_path / "variance"))

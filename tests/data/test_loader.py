@@ -14,6 +14,7 @@ from torchvision import datasets, transforms
 
 from moco.cli import UserError
 from moco.data import augment, loader
+from moco.data.sampler import EpochSampler
 from moco.distributed import ProcessContext
 from tests import support
 
@@ -33,7 +34,7 @@ def image(path, color=90):
 
 def batches_of(frames, recipe, batch_size, workers=0, seed=0, views=1, source=None, context=SINGLE, **options):
     """A FrameLoader on the CPU; source: all frames unless given; options: of its sampler."""
-    sampler = loader.EpochSampler(len(frames) if source is None else source, batch_size, seed, context, **options)
+    sampler = EpochSampler(len(frames) if source is None else source, batch_size, seed, context, **options)
     return loader.FrameLoader(frames, recipe, sampler, "cpu", workers, views)
 
 
@@ -53,10 +54,10 @@ def test_the_shares_of_the_processes_make_up_the_epoch(total, per_process, world
     used = total - (left_out if train else 0)
     if used == 0:
         with pytest.raises(UserError, match=f"{total} images do not fill one batch"):
-            loader.EpochSampler(total, size, seed, ProcessContext(0, world), train, drop_last)
+            EpochSampler(total, size, seed, ProcessContext(0, world), train, drop_last)
         return
     contexts = [ProcessContext(rank, world) for rank in range(world)]
-    ranks = [loader.EpochSampler(total, size, seed, context, train, drop_last) for context in contexts]
+    ranks = [EpochSampler(total, size, seed, context, train, drop_last) for context in contexts]
     shares = [list(order) for order in ranks]
     indices = ranks[0].indices()
     assert np.array_equal(np.sort(indices), np.arange(total))
@@ -264,16 +265,16 @@ def test_a_training_step_without_images_is_an_error(many):
 def test_a_last_batch_of_one_image_per_process_is_left_out_of_training(total, world_size, steps):
     """Batch norm has no variance over one image; at least two images per process are a step."""
     size = 4 * world_size
-    samplers = [loader.EpochSampler(total, size, context=ProcessContext(r, world_size)) for r in range(world_size)]
+    samplers = [EpochSampler(total, size, context=ProcessContext(r, world_size)) for r in range(world_size)]
     for sampler in samplers:
         shares = [len(indices) for _, _, indices in sampler]
         assert len(shares) == len(sampler) == steps and min(shares) >= 2
-    whole = loader.EpochSampler(total, size, train=False)
+    whole = EpochSampler(total, size, train=False)
     assert sum(len(indices) for _, _, indices in whole) == total
 
 
 def test_a_batch_size_of_one_image_per_process_is_allowed():
-    sampler = loader.EpochSampler(5, 1)
+    sampler = EpochSampler(5, 1)
     assert [len(indices) for _, _, indices in sampler] == [1] * 5
 
 

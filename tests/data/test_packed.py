@@ -22,6 +22,7 @@ from moco.analysis import features
 from moco.cli import UserError
 from moco.data import augment, loader, packed
 from moco.data.recordings import Selection
+from moco.data.sampler import EpochSampler
 from scripts import pack_frames
 from tests import support
 from tests.data.test_frame_folder import NAMES as VIDEOS
@@ -289,7 +290,7 @@ def test_corrupt_images_are_replaced_and_counted(tmp_path, capsys):
         file.seek(list(packed.scan(tars / "b-0000.tar"))[7][1])
         file.write(b"x")
     batches = [
-        loader.FrameLoader(each, augment.Recipe("none", 32), loader.EpochSampler(240, 20), "cpu", workers)
+        loader.FrameLoader(each, augment.Recipe("none", 32), EpochSampler(240, 20), "cpu", workers)
         for each, workers in zip(frames, (0, 0, 2), strict=True)
     ]
     for each in zip(*(each.epoch(0) for each in batches), strict=True):

@@ -69,8 +69,8 @@ def test_a_table_says_what_it_has(tmp_path, encoding):
     [
         ("name,child\na,b\n", "no column 'file'"),
         ("", "no column 'file'"),
-        ("file,child\na\n", "line 2: it has not 2 columns"),
-        ("file,child\na,b,c\n", "line 2: it has not 2 columns"),
+        ("file,child\na\n", "line 2: it does not have 2 columns"),
+        ("file,child\na,b,c\n", "line 2: it does not have 2 columns"),
         ("file,child\na,b\na,c\n", "line 3: a is there twice"),
         ("file,age_days\na,six\n", "line 2: .*six"),
         ("file,date\na,17.4.2013\n", "line 2: .*17.4.2013"),

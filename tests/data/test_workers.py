@@ -24,7 +24,7 @@ photos = sys.argv[1]
 
 def make(batch_size=4, workers=2):
     frames = loader.FrameFolder(photos)
-    sampler = loader.EpochSampler(len(frames), batch_size)
+    sampler = EpochSampler(len(frames), batch_size)
     return loader.FrameLoader(frames, augment.Recipe("released", 32), sampler, "cpu", workers)
 """
 

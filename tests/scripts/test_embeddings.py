@@ -146,7 +146,8 @@ script.main(sys.argv[1:])
 """
 
 
-def test_a_killed_and_resumed_export_is_equal_byte_for_byte(frames, tmp_path):
+def test_a_killed_and_resumed_export_is_equal_byte_for_byte(frames, tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["-c"])  # as in the killed process
     (frames / "class_0001" / "img_0003.jpeg").write_bytes(b"no image")
     export(frames, tmp_path / "a")
     words = [frames, "--model-path", "random", "--model", ARCH, "--image-size", 32, "--device", "cpu", "--workers", 0]

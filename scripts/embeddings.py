@@ -224,12 +224,12 @@ def save_nearest(rows, k, frames, images, stem):
     with files.atomic_write(f"{stem}_nearest.csv") as part:
         write_table(part, chain([("file", "rank", "neighbor", "cosine")], lines))
     known = np.flatnonzero(numbers[:, 0] >= 0)
-    pictures = []
+    examples = []
     for row in known[np.unique(np.linspace(0, len(known) - 1, ROWS).astype(int))]:
         shown = [augment.decode(frames.read(images[each])) for each in (row, *numbers[row, :COLUMNS])]
         caption = plots.drawable([frames.classes[frames.label(images[row])], Path(frames.name(images[row])).name])
-        pictures.append((caption, [augment.resize_center_crop(image, 160) for image in shown]))
-    pictures.image_rows(pictures, f"{stem}_nearest")
+        examples.append((caption, [augment.resize_center_crop(image, 160) for image in shown]))
+    pictures.image_rows(examples, f"{stem}_nearest")
 
 
 def main(argv=None):

@@ -18,6 +18,7 @@ import multiprocessing, os, signal, sys, threading, time
 import torch
 from moco import cli
 from moco.data import augment, loader
+from moco.data.sampler import EpochSampler
 
 SIGNALS = signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2
 photos = sys.argv[1]

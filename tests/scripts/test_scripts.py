@@ -7,10 +7,15 @@ import re
 import shutil
 import subprocess
 
+import cv2
+import numpy as np
 import pytest
 
+import read_saycam
+from moco import files
 from scripts import demo_report
 from tests.support import ROOT
+from tests.support.videos import write_video
 
 SHELL = sorted([*(ROOT / "scripts").glob("*.sh"), ROOT / "tests" / "scripts" / "slurm.sh", ROOT / ".ci" / "run"])
 
@@ -156,10 +161,12 @@ def test_the_report_of_the_demo_has_all_models_and_figures(tmp_path, capsys):
 
     models = {"HOG": 0.3, "random": 0.2, "TC": 0.5}
     models = {model: {"iid": entry(mean + 0.1), "exemplar": entry(mean)} for model, mean in models.items()}
+    write_video(files.make_output_dir(tmp_path / "videos") / "v.mp4", 120)
+    read_saycam.main([str(tmp_path / "videos"), "--save-dir", str(tmp_path / "frames"), "--seg-len", "1"])
     figures = ["decoding/accuracies.png", "TC/training_curve.png", "maps/class_book.png", "films/book.mp4"]
     for name in figures:
         (tmp_path / name).parent.mkdir(exist_ok=True)
-        (tmp_path / name).write_bytes(b"picture")
+        (tmp_path / name).write_bytes(cv2.imencode(".png", np.zeros((40, 60, 3), np.uint8))[1].tobytes())
     (tmp_path / "decoding" / "results.json").write_text(json.dumps({"models": models}))
     demo_report.main([str(tmp_path)])
     short = json.loads((tmp_path / "results.json").read_text())
@@ -169,4 +176,6 @@ def test_the_report_of_the_demo_has_all_models_and_figures(tmp_path, capsys):
     rows = [line.split()[0] for line in capsys.readouterr().out.splitlines()]
     assert rows[1:-1] == ["chance", "majority", "HOG", "random", "TC"]
     page = (tmp_path / "report.md").read_text()
-    assert all(f"(<{name}>)" in page for name in figures) and "| TC | 60.0 ± 2.0 | 50.0 ± 2.0 |" in page
+    assert (
+        all(f"(<{name}>)" in page for name in [*figures, "pipeline.png"]) and "| TC | 60.0 ± 2.0 | 50.0 ± 2.0 |" in page
+    )

@@ -24,7 +24,7 @@ import torch
 import torchvision
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from moco import checkpoint, cli, distributed, files, models, plots, provenance, released  # noqa: E402
+from moco import checkpoint, cli, distributed, files, models, pictures, plots, provenance, released  # noqa: E402
 from moco.analysis import embeddings, features, similarity  # noqa: E402
 from moco.cli import UserError  # noqa: E402
 from moco.data import augment, loader, manifest  # noqa: E402

@@ -19,7 +19,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from moco import cli, files  # noqa: E402
 from moco.cli import UserError  # noqa: E402
-from moco.data import loader, manifest, packed  # noqa: E402
+from moco.data import archive, loader, manifest, packed  # noqa: E402
 
 PART_BYTES = 10**9  # a tar of a class ends with the image that reaches this size
 
@@ -87,10 +87,10 @@ def pack(data, folder):
             for name in names:
                 tar = folder / name
                 if tar.exists():
-                    members = list(packed.scan(tar))
+                    members = list(archive.scan(tar))
                     progress.update(len(members))
                 else:
-                    members = packed.write_tar(tar, _read(frames, numbers, limit, progress))
+                    members = archive.write(tar, _read(frames, numbers, limit, progress))
                 builder.add(name, members)
                 numbers = _after(members, frames, numbers, tar)
                 if not numbers:
@@ -176,7 +176,7 @@ def unpack(data, folder):
     with Progress(len(frames), "unpack") as progress:
         for i in range(len(frames)):
             name, content = _content(frames, i)
-            if not packed.is_safe(name):
+            if not archive.is_safe_name(name):
                 raise UserError(f"{frames.path(i)} would be outside of {folder}; remove it from {data}")
             if content is None:
                 progress.say(f"{frames.path(i)}: cannot be read; left out")

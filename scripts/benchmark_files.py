@@ -118,6 +118,14 @@ def elsewhere(call, slow_folder=None, library=None):
     return json.loads(done.stdout.splitlines()[-1])
 
 
+def compile_delay(folder):
+    """Compile slow_files.c into folder; returns the library."""
+    library = folder / "slow_files.so"
+    source = ROOT / "scripts" / "slow_files.c"
+    subprocess.run(["cc", "-shared", "-fPIC", "-O2", "-o", library, source, "-ldl"], check=True)
+    return library
+
+
 def drop_caches():
     """Make the system forget what it has read from disks."""
     os.sync()
@@ -177,11 +185,7 @@ def files_and_tars(contents, images, runs):
             print(f"{kind}: {len(paths)} files and folders, {sum(path.st_blocks for path in paths) * 512 / 1e6:.0f} MB")
         if "WebDataset" in KINDS:
             folders["WebDataset"] = folders["tars"]
-        library = None
-        if compiler := shutil.which("cc"):
-            library = folder / "slow_files.so"
-            source = ROOT / "scripts" / "slow_files.c"
-            subprocess.run([compiler, "-shared", "-fPIC", "-O2", "-o", library, source, "-ldl"], check=True)
+        library = compile_delay(folder) if shutil.which("cc") else None
         rows += measure_reading(folders, images, runs, library)
         rows[0]["memory_mb"] = measure_memory(folder, MILLIONS)
     for kind, each in rows[0]["memory_mb"].items():

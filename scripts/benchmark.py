@@ -234,9 +234,11 @@ def hogs(args):
 
 def many_files(args):
     """FILES images as files, as tars and through WebDataset: written, opened and read, with and without delays."""
+    from moco.data import loader
+
     if args.frames is None:
         raise cli.UserError("--frames must name a folder of frames to write and read")
-    frames = benchmark_files.loader.FrameFolder(args.frames)
+    frames = loader.FrameFolder(args.frames)
     return benchmark_files.files_and_tars([frames.read(i) for i in range(len(frames))], FILES, args.runs)
 
 

@@ -34,21 +34,6 @@ def parse_args(argv=None):
     return parser.parse_args(argv)
 
 
-class ByteProgress(cli.Progress):
-    """Progress in images, which estimates the gigabytes that are left."""
-
-    def __init__(self, total, description):
-        super().__init__(total, description, "images")
-        self._bytes = self._images = 0
-
-    def add(self, size):
-        """Count an image of some bytes."""
-        self._bytes += size
-        self._images += 1
-        left = self._bytes / self._images * (self.total - self.done - 1)
-        self.update(postfix=f"{left / 1e9:.1f} GB left")
-
-
 class Progress(cli.Progress):
     """Progress in images, with an estimate of the gigabytes that are left."""
 

@@ -138,6 +138,28 @@ def test_an_index_that_cannot_be_stored_beside_the_tars_is_in_the_cache(pairs, t
         loader.FrameFolder(folder)
 
 
+TOPS = st.sampled_from(["", "a", "a-", "a.b", "Z", "é"])
+STEMS = st.text("ab-_.Z0é", min_size=1, max_size=3)
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.sets(st.tuples(TOPS, st.sampled_from(["", "in/", "in-2/", "in/d/"]), STEMS), min_size=1, max_size=12))
+def test_the_order_of_packed_images_is_that_of_the_files(tmp_path_factory, tree):
+    folder = tmp_path_factory.mktemp("order")
+    for top, inside, name in tree:
+        path = folder / "files" / top / inside / f"{name}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(name.encode())
+    try:
+        files = loader.FrameFolder(folder / "files")
+    except UserError:  # hidden ones only
+        return
+    tars = loader.FrameFolder(pack(folder / "files", folder / "tars"))
+    assert contents(tars) == contents(files) and tars.classes == files.classes
+    (folder / "tars" / packed.NAME).unlink()
+    assert contents(loader.FrameFolder(folder / "tars")) == contents(files)
+
+
 # --- tars of others
 
 

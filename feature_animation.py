@@ -2,11 +2,13 @@
 
     python feature_animation.py frames_S --model-path TC-S.tar --feature-idx 276 --save-dir films
 
-In: a folder of frames in order, or a video, and a model. Out: intphys_feature_animation_IDX.mp4 in --save-dir; the
-published code animated videos of intuitive physics.
+Input: a folder of frames in order, or a video, and a model. Output: intphys_feature_animation_IDX.mp4 in --save-dir;
+the published code animated videos of intuitive physics.
 """
 
-from moco import checkpoint, cli, distributed, models, provenance, vit
+from moco import cli  # isort: skip  # first: Ctrl-C while torch loads then ends in one line
+
+from moco import checkpoint, distributed, models, provenance, vit
 from moco.analysis import clip
 from moco.cli import UserError
 

@@ -2,11 +2,13 @@
 
     python feature_animation_class.py room.mp4 --model-path TC-S_labeledS_5_iid.tar --class-idx computer
 
-In: a folder of frames in order, or a video, and a model with a linear head, such as linear_decoding.py writes. Out:
-computers_feature_animation_IDX.mp4 in --save-dir; the published code animated videos of computers.
+Input: a folder of frames in order, or a video, and a model with a linear head, such as linear_decoding.py writes.
+Output: computers_feature_animation_IDX.mp4 in --save-dir; the published code animated videos of computers.
 """
 
-from moco import checkpoint, cli, distributed, models, plots, provenance
+from moco import cli  # isort: skip  # first: Ctrl-C while torch loads then ends in one line
+
+from moco import checkpoint, distributed, models, plots, provenance
 from moco.analysis import clip, maps
 
 

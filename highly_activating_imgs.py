@@ -2,14 +2,17 @@
 
     python highly_activating_imgs.py labeled_S --model-path TC-S.tar --neuron_idx 276 12 7 --save-dir top
 
-In: a folder with one folder of images per class, and a model. Out, in --save-dir: highly_activating_imgs_neuron_IDX.pdf
-and .png, with one row per unit, its selectivity and its preferred class; and the same as .json, with file names.
+Input: a folder with one folder of images per class, and a model. Output, in --save-dir:
+highly_activating_imgs_neuron_IDX.pdf and .png, with one row per unit, its selectivity and its preferred class; and the
+same as .json, with file names.
 """
+
+from moco import cli  # isort: skip  # first: Ctrl-C while torch loads then ends in one line
 
 import numpy as np
 import torch
 
-from moco import checkpoint, cli, distributed, files, models, plots, provenance
+from moco import checkpoint, distributed, files, models, plots, provenance
 from moco.analysis import features, units
 from moco.cli import UserError
 from moco.data import augment, loader

@@ -15,9 +15,9 @@ from skimage.feature import hog
 from sklearn.linear_model import SGDClassifier
 
 from moco import cli, files, provenance
-from moco.analysis import accuracy, features, report, splits
+from moco.analysis import features, readouts, report, splits
 from moco.cli import UserError
-from moco.data import augment, loader
+from moco.data import augment
 from moco.pool import WorkerPool
 
 BLOCK = 48  # pixels: 3x3 cells
@@ -72,7 +72,7 @@ def all_features(frames, images, workers, cache):
                 yield np.array([i]), row[None]
 
     key = features.cache_key(frames, images, "hog")
-    return features.cached_rows(cache / f"{key}.npy", frames, images, compute)
+    return features.cached_rows(cache / f"{key}.npy", frames, images, compute, "HOG")
 
 
 def readout(x, y, seed, workers):
@@ -83,36 +83,27 @@ def readout(x, y, seed, workers):
     return classifier.fit(x, y)
 
 
-def scores(classifier, rows, test, n_classes):
-    """The scores (n_test, n_classes) of the test images, indices into rows (N, C); -inf for classes not trained on."""
-    all_scores = np.full((len(test), n_classes), -np.inf)
-    for start in range(0, len(test), 2048):
-        part = slice(start, start + 2048)
-        margins = classifier.decision_function(rows[test[part]])
-        all_scores[part, classifier.classes_] = np.stack([-margins, margins], 1) if margins.ndim == 1 else margins
-    return all_scores
-
-
 def main(argv=None):
     args = parse_args(argv)
     results = report.Report(args.save_dir, args.data, args.overwrite, args.compare)
     tasks = []
     if args.data:
-        frames = loader.FrameFolder(args.data)
+        frames = report.open_frames(args.data, args.test_data)
         tasks = splits.make_tasks(frames, splits.SplitOptions.from_flags(vars(args)))
-        results.check_no_clash(["HOG"], tasks)
+        results.check_no_clash([readouts.result_name("HOG", each) for each in args.readout], tasks)
         cache = files.make_output_dir(args.features_dir or results.folder / "features")
     for task in tasks:
         rows = all_features(frames, task.images, args.workers, cache)
         task = task.drop(np.isnan(rows[:, 0]))
-        test_scores, votes = [], []
+        n_classes, scores, votes = len(task.classes), {each: [] for each in args.readout}, []
         for seed, (train, test) in zip(task.seeds, task.splits, strict=True):
-            classifier = readout(rows[train], task.labels[train], seed, args.workers)
-            test_scores.append(scores(classifier, rows, test, len(task.classes)))
+            x, y = rows[train], task.labels[train]
+            for each in scores:
+                fitted = readout(x, y, seed, args.workers) if each == "published" else readouts.logistic(x, y, seed)
+                scores[each].append(readouts.class_scores(fitted, rows, test, n_classes))
             if args.knn:
-                n_classes = len(task.classes)
-                votes.append(accuracy.knn_scores(rows[train], task.labels[train], rows[test], args.knn, n_classes))
-        results.add("HOG", task, test_scores, (args.knn, votes) if args.knn else None)
+                votes.append(readouts.knn_scores(x, y, rows[test], args.knn, n_classes))
+        results.add_readouts("HOG", task, scores, (args.knn, votes) if args.knn else None)
     provenance.write(results.folder, provenance.flags(args))
     results.finish(vars(args), tasks)
 

@@ -1,19 +1,21 @@
-"""Fine-tune on ImageNet: how much of it is learnable from a backbone that a child's videos taught.
+"""Fine-tune on ImageNet: how much of it is learnable from a trunk trained on a child's videos.
 
     python imagenet_finetuning.py imagenet --model-path TC-SAY.tar --freeze-trunk --save-dir TC-SAY-linear
 
 The paper has two protocols: linear, as above; and 1 %, the whole network on --frac-retained 0.01 of the images first,
-then linear from the result. In: a folder with train/ and val/, and a start checkpoint. Out, in --save-dir, after every
-epoch: ft_IN_START and best_ft_IN_START, log.jsonl, training_curve.pdf and .png; and train_list.txt, the images trained
-on.
+then linear from the result. Input: a folder with train/ and val/, and an initial checkpoint. Output, in --save-dir,
+after every epoch: ft_IN_START and best_ft_IN_START, log.jsonl, training_curve.pdf and .png; and train_list.txt, the
+images trained on.
 """
+
+from moco import cli  # isort: skip  # first: Ctrl-C while torch loads then ends in one line
 
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from moco import checkpoint, cli, distributed, files, models
+from moco import checkpoint, distributed, files, models
 from moco.cli import UserError
 from moco.data import augment, loader
 from moco.training import engine
@@ -24,19 +26,27 @@ def parse_args(argv=None):
     parser = cli.parser(__doc__)
     add = parser.add_argument
     add("data", help="folder with train/ and val/, each with one folder of images per class")
-    add("--model-path", metavar="FILE", help="checkpoint whose backbone training starts from; default: random weights")
+    add("--model-path", metavar="FILE", help="checkpoint to initialize the trunk from; default: random weights")
     add(
         "--model",
         type=models.arch_name,
         metavar="ARCH",
         help="architecture, if not stored in the checkpoint; default: resnext50_32x4d",
     )
-    add("--checkpoint-key", metavar="KEY", help="which network of a checkpoint with several: teacher, encoder_k, ...")
     add(
-        "--n_out", type=cli.number(int, 1), help="number of outputs of the start checkpoint; read from it, checked here"
+        "--checkpoint-key",
+        metavar="KEY",
+        help="for a checkpoint with several networks, the key of the one to use: teacher, encoder_k, ...",
     )
-    add("--freeze-trunk", action="store_true", help="train the head alone, on a frozen backbone")
-    add("--frac-retained", type=cli.number(float, 0, 1), default=1.0, help="share of each class's images to train on")
+    add(
+        "--n_out",
+        type=cli.number(int, 1),
+        help="number of outputs of the checkpoint; read from it, and checked if given",
+    )
+    add("--freeze-trunk", action="store_true", help="train the head alone, on a frozen trunk")
+    add(
+        "--frac-retained", type=cli.number(float, 0, 1), default=1.0, help="fraction of each class's images to train on"
+    )
     add("--train-list", metavar="FILE", help="train on the images listed in this file, such as train_list.txt")
     add("--evaluate", action="store_true", help="only report the accuracy of the checkpoint at --model-path on val/")
     add("--epochs", type=cli.number(int, 1), default=25, help="number of epochs")
@@ -60,7 +70,7 @@ def parse_args(argv=None):
 
 
 def retained(labels, share, seed):
-    """Sorted indices of a random share of the images of every class (labels, (N,)), at least one of each."""
+    """Sorted indices of a random fraction of the images of every class (labels, (N,)), at least one of each."""
     random = np.random.default_rng(seed)
     kept = []
     for label in np.unique(labels):
@@ -79,7 +89,7 @@ def listed(frames, path):
 
 
 def start_network(args, n_out):
-    """(arch, network) with n_out outputs and a random head, on the backbone that the flags name."""
+    """(arch, network) with n_out outputs and a random head, on the trunk that the flags name."""
     weights = checkpoint.weights(args.model_path, args.model, args.checkpoint_key) if args.model_path else None
     if weights and args.n_out not in (None, weights.n_out):
         raise UserError(f"the head of {args.model_path} has {weights.n_out} outputs, not {args.n_out}")

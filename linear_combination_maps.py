@@ -3,16 +3,18 @@
     python linear_combination_maps.py toybox --model-path TC-S_labeledS_5_iid.tar --class-idx car --class-only
     python linear_combination_maps.py toybox --model-path dino_s_vitb14.pth --attention --save-dir maps
 
-In: a folder with one folder of images per class, and a model with a linear head, such as linear_decoding.py writes.
-Out, in --save-dir: linear_combination_maps_class_IDX.pdf and .png, a random sample of images with true and predicted
+Input: a folder with one folder of images per class, and a model with a linear head, such as linear_decoding.py writes.
+Output, in --save-dir: linear_combination_maps_class_IDX.pdf and .png, a random sample of images with true and predicted
 class. With --attention, for a vision transformer of any training: linear_combination_maps_attention.pdf and .png, what
 the class token attends to in the last block.
 """
 
+from moco import cli  # isort: skip  # first: Ctrl-C while torch loads then ends in one line
+
 import numpy as np
 import torch
 
-from moco import checkpoint, cli, distributed, files, models, plots, provenance, vit
+from moco import checkpoint, distributed, files, models, plots, provenance, vit
 from moco.analysis import features, film, maps
 from moco.cli import UserError
 from moco.data import loader

@@ -16,7 +16,7 @@ from torch import nn
 from torch.nn import functional
 
 from moco import checkpoint, cli, distributed, files, models, provenance, released
-from moco.analysis import accuracy, features, report, splits
+from moco.analysis import features, readouts, report, splits
 from moco.cli import UserError
 from moco.data import augment, loader
 
@@ -57,7 +57,13 @@ def parse_args(argv=None):
     add("--epochs", type=cli.number(int, 1), default=100, help="number of epochs of the linear classifier")
     cli.shared_flags(parser, "--batch-size", help="images per training step")
     cli.shared_flags(parser, "--lr", "--image-size", "--device", "--print-freq")
-    return parser.parse_args(argv)
+    args = parser.parse_args(argv)
+    if args.bn_mode == "train" and args.readout != ["published"]:
+        raise UserError(
+            "--bn-mode train changes the features while the published classifier trains; --readout logistic "
+            "needs fixed ones: give --bn-mode eval or adapt"
+        )
+    return args
 
 
 def fit(classifier, epochs, lr, print_freq):
@@ -106,6 +112,7 @@ class Backbone:
     """A frozen network without its head: trunk maps images (N, 3, H, W) to features (N, C).
 
     name: in the results. head_name: of the head in the network's state dict. bn_mode: a value of --bn-mode.
+    description: of the model, in words.
     """
 
     name: str
@@ -113,6 +120,7 @@ class Backbone:
     arch: str
     head_name: str
     bn_mode: str
+    description: str
 
 
 def open_backbones(args):
@@ -133,43 +141,58 @@ def open_backbones(args):
         head_name = models.head_name(model.network)
         trunk = models.freeze(models.remove_head(model.network))
         bn_mode = args.bn_mode or ("adapt" if source == "random" else "eval")
-        backbones.append(Backbone(name, trunk, model.arch, head_name, bn_mode))
+        backbones.append(Backbone(name, trunk, model.arch, head_name, bn_mode, model.description))
         checkpoints |= model.checkpoints
     return backbones, checkpoints
 
 
 def decode(args, backbone, task, data, cache, results):
-    """Fit and test a linear classifier on a task with each seed; adds them to results, a report.Report."""
-    trunk = backbone.trunk.to(data.device)
-    scores, votes = [], []
+    """Fit and test linear classifiers on a task with each seed; adds them to results, a report.Report."""
+    trunk, n_classes = backbone.trunk.to(data.device), len(task.classes)
+    scores, votes = {readout: [] for readout in args.readout}, []
     for i, seed in enumerate(task.seeds):
         if backbone.bn_mode == "adapt":
-            features.adapt_batch_norm(trunk, data, task.images[task.splits[i][0]], seed, cache)
+            train_images = task.images[task.splits[i][0]]
+            features.adapt_batch_norm(trunk, data, train_images, seed, cache, backbone.description)
         if i == 0 or backbone.bn_mode == "adapt":
-            rows = features.extract_features(trunk, data, task.images, cache)
+            adapted = f", batch norm adapted to {len(train_images)} of them" if backbone.bn_mode == "adapt" else ""
+            what = f"features of {backbone.description}{adapted}"
+            rows = features.extract_features(trunk, data, task.images, cache, what)
         if i == 0:
             task = task.drop(np.isnan(rows[:, 0]))
         train, test = task.splits[i]
-        torch.manual_seed(seed)
-        classifier = nn.Linear(rows.shape[1], len(task.classes)).to(data.device)
-        if backbone.bn_mode == "train":
-            network = copy.deepcopy(trunk)
-            fitted = fit_drifting(args, classifier, network, task, train, data, seed)
-            test_rows = features.extract_features(network, data, task.images[test], cache)
-        else:
-            network = trunk
-            x, y = (torch.from_numpy(values[train]).to(data.device) for values in (rows, task.labels))
-            fitted = fit(classifier, cached_epochs(x, y, args.batch_size, args.epochs), args.lr, args.print_freq)
-            test_rows = rows[test]
-        with torch.no_grad():
-            scores.append(classifier(torch.tensor(test_rows).to(data.device)).cpu().numpy())
+        if "published" in scores:
+            classifier, network, fitted, test_rows = fit_published(args, backbone, task, i, rows, data, cache)
+            with torch.no_grad():
+                scores["published"].append(classifier(torch.tensor(test_rows).to(data.device)).cpu().numpy())
+            if i == 0:
+                head = {f"{backbone.head_name}.{key}": value for key, value in classifier.state_dict().items()}
+                state = network.state_dict() | head
+                results.save_classifier(backbone.name, task, backbone.arch, state, *fitted, scores["published"][0])
+        if "logistic" in scores:
+            classifier = readouts.logistic(rows[train], task.labels[train], seed)
+            scores["logistic"].append(readouts.class_scores(classifier, rows, test, n_classes))
         if args.knn:
-            n_classes = len(task.classes)
-            votes.append(accuracy.knn_scores(rows[train], task.labels[train], rows[test], args.knn, n_classes))
-        if i == 0:
-            head = {f"{backbone.head_name}.{key}": value for key, value in classifier.state_dict().items()}
-            results.save_classifier(backbone.name, task, backbone.arch, network.state_dict() | head, *fitted, scores[0])
-    results.add(backbone.name, task, scores, (args.knn, votes) if args.knn else None)
+            votes.append(readouts.knn_scores(rows[train], task.labels[train], rows[test], args.knn, n_classes))
+    results.add_readouts(backbone.name, task, scores, (args.knn, votes) if args.knn else None)
+
+
+def fit_published(args, backbone, task, i, rows, data, cache):
+    """Train a linear layer on split i of a task: the layer, its network, the results of fit(), and the test features.
+
+    rows: features of the task's images, (N, C), from the trunk as it is.
+    """
+    train, test = task.splits[i]
+    torch.manual_seed(task.seeds[i])
+    classifier = nn.Linear(rows.shape[1], len(task.classes)).to(data.device)
+    if backbone.bn_mode == "train":
+        network = copy.deepcopy(backbone.trunk)
+        fitted = fit_drifting(args, classifier, network, task, train, data, task.seeds[i])
+        what = f"features of {backbone.description}, batch norm drifted while a classifier trained"
+        return classifier, network, fitted, features.extract_features(network, data, task.images[test], cache, what)
+    x, y = (torch.from_numpy(values[train]).to(data.device) for values in (rows, task.labels))
+    fitted = fit(classifier, cached_epochs(x, y, args.batch_size, args.epochs), args.lr, args.print_freq)
+    return classifier, backbone.trunk, fitted, rows[test]
 
 
 def fit_drifting(args, classifier, network, task, train, data, seed):
@@ -187,10 +210,11 @@ def main(argv=None):
     results = report.Report(args.save_dir, args.data, args.overwrite, args.compare)
     tasks, checkpoints = [], {}
     if args.data:
-        frames = loader.FrameFolder(args.data)
+        frames = report.open_frames(args.data, args.test_data)
         tasks = splits.make_tasks(frames, splits.SplitOptions.from_flags(vars(args)))
         backbones, checkpoints = open_backbones(args)
-        results.check_no_clash([backbone.name for backbone in backbones], tasks)
+        names = [readouts.result_name(backbone.name, each) for backbone in backbones for each in args.readout]
+        results.check_no_clash(names, tasks)
         data = features.EvalData(frames, args.image_size, distributed.select_device(args.device), args.workers)
         cache = files.make_output_dir(args.features_dir or results.folder / "features")
         for backbone in backbones:

@@ -1,17 +1,19 @@
-"""MoCo on images: learn to see by telling frames apart, where two augmentations of one frame belong together.
+"""MoCo on images: contrastive learning in which two augmentations of one frame are a positive pair.
 
-A query must find the key of the same frame among those of many others (static contrastive learning: Orhan, Gupta &
-Lake, 2020, section 4.2, with He et al.'s MoCo, 2020).
+The other frames in the queue are the negatives (static contrastive learning: Orhan, Gupta & Lake, 2020, section 4.2,
+with the MoCo of He et al., 2020).
 
     python moco_img.py frames_S -a resnext50_32x4d --lr 0.015 --mlp --moco-t 0.2 --aug-plus --cos --save-dir moco_img-S
 
-In: a folder of frames. Out, in --save-dir: moco_img_checkpoint_NNNN.pth.tar after every epoch, last.tar to resume
-from, log.jsonl, training_curve.pdf and .png. Accuracy is that of finding the right key among all keys of the queue:
-high while the queue still holds its initial random keys, then low, then rising.
+Input: a folder of frames. Output, in --save-dir: moco_img_checkpoint_NNNN.pth.tar after every epoch, last.tar to resume
+from, log.jsonl, training_curve.pdf and .png. Accuracy is that of classifying the positive key against all keys of
+the queue: high while the queue still contains its initial random keys, then low, then rising.
 """
 
+from moco import cli  # isort: skip  # first: Ctrl-C while torch loads then ends in one line
+
 import moco_utils
-from moco import cli, distributed, files
+from moco import distributed, files
 from moco.data import loader, recordings
 
 

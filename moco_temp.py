@@ -1,19 +1,21 @@
-"""MoCo over time: learn to see by telling moments apart, where a frame and its neighbor belong together.
+"""MoCo over time: contrastive learning in which two frames next to each other in time are a positive pair.
 
-A query must find the key of a frame next to it in time among those of many others (temporal contrastive learning:
-Orhan, Gupta & Lake, 2020, section 4.2, with He et al.'s MoCo, 2020).
+The other frames in the queue are the negatives (temporal contrastive learning: Orhan, Gupta & Lake, 2020, section 4.2,
+with the MoCo of He et al., 2020).
 
     python moco_temp.py frames_S -a resnext50_32x4d --lr 0.015 --mlp --moco-t 0.2 --aug-plus --cos --save-dir temp-S
 
-In: a folder of frames, with the manifest of read_saycam.py or in order of time within each class. Out, in --save-dir:
-moco_temp_checkpoint_NNNN.pth.tar after every epoch, last.tar to resume from, log.jsonl, training_curve.pdf and .png.
---batch-size counts frames, two per pair.
+Input: a folder of frames, with the manifest of read_saycam.py or in order of time within each class. Output, in
+--save-dir: moco_temp_checkpoint_NNNN.pth.tar after every epoch, last.tar to resume from, log.jsonl, training_curve.pdf
+and .png. --batch-size counts frames, two per pair.
 """
+
+from moco import cli  # isort: skip  # first: Ctrl-C while torch loads then ends in one line
 
 from functools import partial
 
 import moco_utils
-from moco import cli, distributed, files
+from moco import distributed, files
 from moco.data import loader, recordings
 from moco_utils import EpochPairs, TemporalPairs
 

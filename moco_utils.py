@@ -14,7 +14,7 @@ from moco.training import engine
 from moco.training.metrics import topk_accuracy
 from moco.training.run import CheckpointFormat, Run, RunOptions
 
-PAIRS = 2  # the stream of random numbers that pairs are drawn from, beside those of the loader
+PAIRS = 2  # the stream of random numbers for pairs; the loader has its own
 MAX_DRAWS = 10_000  # of a frame, before a folder counts as one without neighbors
 
 
@@ -37,7 +37,7 @@ def parser(doc):
         type=int,
         nargs="*",
         default=[11, 20],
-        help="epochs at which the learning rate is multiplied by 0.1",
+        help="epochs at which the learning rate is multiplied by 0.1; as published, 20 is beyond the last epoch",
     )
     add("--cos", action="store_true", help="cosine learning rate, epoch by epoch, instead of --schedule")
     add("--momentum", type=cli.number(float, 0, 1), default=0.9, help="momentum of SGD")
@@ -47,15 +47,15 @@ def parser(doc):
     add("--moco-m", type=cli.number(float, 0, 1), default=0.999, help="momentum of the key encoder")
     add("--moco-t", type=cli.number(float, 1e-6), default=0.07, help="softmax temperature")
     add("--mlp", action="store_true", help="two-layer head, as in MoCo v2")
-    add("--model-path", metavar="FILE", help="checkpoint whose backbone both encoders start from, and MoCo's head")
+    add("--model-path", metavar="FILE", help="checkpoint to initialize both encoders from, head included if it fits")
     add("--aug-plus", action="store_true", help="augmentation of MoCo v2: weaker hue jitter, and blur")
     add(
         "--bn-splits",
         type=cli.number(int, 1),
         metavar="N",
-        help="in a single process, the parts of a batch that batch norm normalizes separately. Statistics of the whole "
-        "batch (1), shared by query and key, would give the key away; several processes avoid that by shuffling keys. "
-        "Default: 8, or as many as get two images each",
+        help="number of sub-batches with batch-norm statistics of their own, in a single process. With 1, query and "
+        "key share their statistics, which gives the positive key away; several processes shuffle the keys instead. "
+        "Default: 8, or as many as have at least two images",
     )
     cli.shared_flags(parser, "--lr", "--image-size", "--augment-on", "--workers")
     cli.shared_flags(parser, "--save-dir", "--seed", "--device", "--overwrite")
@@ -150,7 +150,7 @@ def objective(model, images, _):
 def load_start_weights(model, path):
     """Copy the whole query encoder of a MoCo checkpoint, if it has the same head, into both encoders of model.
 
-    Of other checkpoints model has the backbone already. The queue stays random.
+    Of other checkpoints model has the trunk already. The queue stays random.
     """
     start = checkpoint.read(path).get("state_dict", {})
     prefix = "module.encoder_q."

@@ -1,62 +1,98 @@
 """Extract frames from head-camera videos, in episodes: the classes of temporal classification.
 
     python read_saycam.py videos --save-dir frames --fps 5 --seg-len 288
+    python read_saycam.py --save-dir frames --locate class_0003/img_0412.jpeg S_20130417_0600_01.mp4@82.4
 
-In: folders of videos, read one after another in the order of their names. Out: class_0000/img_0000.jpeg and so on in
---save-dir, which torchvision's ImageFolder reads, and manifest.json, which says where every image came from. Frames are
-scaled, cropped around the center and rotated by 180 degrees, as the head camera hangs upside down. Re-run the command
-to resume.
+Input: folders of videos, read one after another in the order of their names. Output: class_0000/img_0000.jpeg and so on
+in --save-dir, which torchvision's ImageFolder reads; manifest.json, which records where every image comes from; and
+videos.csv, a row per video. Frames are scaled, cropped around the center and rotated by 180 degrees, as the head camera
+hangs upside down. Re-run the command to resume.
 """
 
+from moco import cli  # isort: skip  # first: Ctrl-C while torch loads then ends in one line
+
 import os
-from contextlib import suppress
 from fractions import Fraction
-from functools import partial
 from pathlib import Path
 
-import cv2
-import numpy as np
+from moco import files, pool
+from moco.cli import UserError
+from moco.data import manifest, recordings, sources
+from moco.videos import extract, listing, moments
 
-from moco import cli, files, pool
-from moco.data import manifest
-from moco.videos import extract, listing, video
-from moco.videos.video import crop, frame_step, sampled_frames
-
-# The flags on which the images depend: a run is resumed only with the same ones.
-SETTINGS = ("fps", "seg-len", "class-by", "size", "quality", "shift")
-SETTINGS += ("no-rotate", "published-step", "drop-last", "recursive")
+# Flags that change the images: a run is resumed only with the same values.
+SETTINGS = ("fps", "seg-len", "class-by", "size", "quality", "shift", "published-step", "drop-last", "recursive")
+IF_GIVEN = ("whole", "recordings", "moments", "children", "select", "exclude", "list", "hours")  # in later versions
 
 
 def parse_args(argv=None):
     parser = cli.parser(__doc__)
-    parser.add_argument("data", nargs="+", metavar="FOLDER", help="folder of videos; several are read in turn")
-    cli.shared_flags(parser, "--save-dir", "--workers")
+    parser.add_argument(
+        "data", nargs="*", metavar="FOLDER", help="folder of videos; several are read one after another"
+    )
+    cli.shared_flags(parser, "--save-dir", "--workers", "--seed")
     number, positive = cli.number, cli.number(fraction, 1e-4, 1e7)
-    parser.add_argument("--fps", type=positive, default=5.0, help="frames a second to take, such as 5 or 1/2")
+    parser.add_argument("--fps", type=positive, default=5.0, help="sampled frames per second, such as 5 or 1/2")
     parser.add_argument("--seg-len", type=positive, default=288.0, help="length of an episode in seconds")
     parser.add_argument(
         "--class-by",
         choices=["time", "video", "name"],
         default="time",
-        help="a class for each episode, each video, or each first part of a file name (up to its first underscore)",
+        help="one class per episode, per video, or per first part of a file name (up to its first underscore)",
     )
     parser.add_argument("--size", type=number(int, 8, 4096), default=224, help="side of the square images in pixels")
     parser.add_argument("--quality", type=number(int, 1, 100), default=95, help="JPEG quality")
     parser.add_argument(
         "--shift", type=number(int, 0), default=16, help="pixels of a 224-pixel image that the crop moves up"
     )
-    parser.add_argument("--no-rotate", action="store_true", help="do not turn frames by 180 degrees")
     parser.add_argument(
-        "--published-step", action="store_true", help="take every int(native) // fps + 1-th frame, as published"
+        "--rotate",
+        type=int,
+        choices=recordings.ROTATIONS,
+        default=180,
+        help="degrees clockwise by which frames are rotated; a column rotate of --recordings has priority",
     )
-    parser.add_argument("--drop-last", action="store_true", help="leave out the last episode where it is short")
+    parser.add_argument("--no-rotate", dest="rotate", action="store_const", const=0, help="the same as --rotate 0")
+    parser.add_argument(
+        "--whole", action="store_true", help="keep the whole frame, with a minor edge of --size pixels, not a square"
+    )
+    parser.add_argument(
+        "--published-step", action="store_true", help="sample every (int(native) // fps + 1)-th frame, as published"
+    )
+    parser.add_argument(
+        "--drop-last", action="store_true", help="leave out the last episode if it is shorter than --seg-len"
+    )
     parser.add_argument("--recursive", action="store_true", help="read videos in sub-folders too")
-    parser.add_argument("--strict", action="store_true", help="end with status 1 if any video or frame was left out")
+    parser.add_argument("--strict", action="store_true", help="exit with status 1 if any video or frame was left out")
+    parser.add_argument(
+        "--recordings",
+        metavar="CSV",
+        help="table of what is known of the videos: file, and any of child, date, age_months, age_days, part, rotate, "
+        "and further columns; without it, SAYCam's file names are understood",
+    )
+    parser.add_argument(
+        "--moments",
+        metavar="CSV",
+        help="extract the frames nearest to the moments in a table of file, seconds and, optionally, class, which "
+        "become the class folders; instead of sampling at --fps",
+    )
+    recordings.add_flags(parser)
     todo = parser.add_mutually_exclusive_group()
     todo.add_argument("--dry-run", action="store_true", help="print the plan and write nothing")
     todo.add_argument("--plan", action="store_true", help="write the plan, manifest.json, and stop")
-    todo.add_argument("--shard", type=shard, metavar="I/N", help="read part I of N only, I from 0 to N - 1")
-    return parser.parse_args(argv)
+    todo.add_argument("--shard", type=shard, metavar="I/N", help="read only part I of N, with I from 0 to N - 1")
+    todo.add_argument(
+        "--locate",
+        nargs="+",
+        metavar="IMAGE",
+        help="print from which video, frame and second the images of --save-dir are; or, for VIDEO@SECONDS, which "
+        "image is nearest to it",
+    )
+    todo.add_argument("--table", action="store_true", help="write frames.csv into --save-dir, a row per image")
+    args = parser.parse_args(argv)
+    if not (args.data or args.locate or args.table):
+        parser.error("give a folder of videos")
+    return args
 
 
 def fraction(text):
@@ -68,98 +104,71 @@ def fraction(text):
 
 
 def shard(text):
-    """(part, of how many) from I/N."""
+    """(part, number of parts) from I/N."""
     part, parts = (int(word) for word in text.split("/"))
     if not 0 <= part < parts:
         raise ValueError(text)
     return part, parts
 
 
-def jpeg(picture, settings):
-    """A video frame as the bytes of its JPEG image."""
-    image = crop(picture, settings["size"], settings["shift"], not settings["no-rotate"])
-    return cv2.imencode(".jpeg", image, [cv2.IMWRITE_JPEG_QUALITY, settings["quality"]])[1].tobytes()
+def settings_of(args):
+    """The flags that change the images, by name, as plain values."""
+    settings = {flag: getattr(args, flag.replace("-", "_")) for flag in SETTINGS}
+    settings["no-rotate"] = args.rotate == 0
+    given = {flag: getattr(args, flag) for flag in IF_GIVEN}
+    given["rotate"] = args.rotate if args.rotate in (90, 270) else None
+    given["ages"] = args.ages and recordings.format_ages(args.ages)
+    given["seed"] = args.seed if args.hours else None
+    return settings | {flag: value for flag, value in given.items() if value not in (None, False)}
 
 
-def plan_video(settings, path):
-    """The entry of a video file in the plan, a dict; or the reason why it cannot be read."""
-    try:
-        info = video.probe(path)
-    except video.UnreadableVideo as error:
-        return str(error)
-    fps, published = settings["fps"], settings["published-step"]
-    return {
-        "width": info.width,
-        "height": info.height,
-        "rate": info.rate,
-        "frames": info.frames,
-        "step": frame_step(info.rate, fps, published) if info.is_constant_rate() else None,
-        "slots": len(sampled_frames(info, fps, published)),
-    }
+def locate(images, names):
+    """Print where the images called names are from, and which are nearest to VIDEO@SECONDS; images: a Manifest."""
+    for name in names:
+        video, at, second = name.rpartition("@")
+        try:
+            i = sources.find_moment(images, video, float(second)) if at else sources.find_image(images, name)
+        except ValueError as error:
+            raise UserError(f"--locate {name}: {second} is not a number of seconds") from error
+        print(f"{images.path(i)}: {sources.describe(images.source(i))}")
 
 
-def extract_frames(folder, plan, task, report):
-    """Write the images of one video into its slots; returns (runs of slots without an image, the reason or None)."""
-    path, entry = task
-    settings, first = plan["settings"], entry["first_slot"]
-    written, reported, reason = np.zeros(entry["slots"], bool), 0, None
-    try:
-        info = video.probe(path)
-        indices = sampled_frames(info, settings["fps"], settings["published-step"])[: entry["slots"]]
-        if (os.path.getsize(path), info.frames, len(indices)) != (entry["bytes"], entry["frames"], entry["slots"]):
-            raise video.UnreadableVideo("it has changed since the plan was made")
-        for position, picture in video.frames(path, indices, info):
-            extract.write_image(folder / manifest.slot_path(plan, entry, first + position), jpeg(picture, settings))
-            written[position] = True
-            if position % 32 == 31:
-                report(int(indices[position]) - reported)
-                reported = int(indices[position])
-    except video.UnreadableVideo as error:
-        reason = str(error)
-    if not written.all() and not reason:
-        reason = f"{np.count_nonzero(~written)} of {len(written)} frames are damaged"
-    missing = (np.flatnonzero(np.diff(written, prepend=True, append=True)) + first).reshape(-1, 2).tolist()
-    extract.clear(folder, plan, entry, missing)
-    report(entry["frames"] - reported)
-    return missing, reason
+def look_up(args):
+    """Answer --locate and --table from the manifest of --save-dir."""
+    images = manifest.load(args.save_dir)
+    if images is None:
+        raise UserError(f"{args.save_dir} has no {manifest.NAME}; give the folder of an earlier run as --save-dir")
+    if args.table:
+        print(f"{len(images)} images: {sources.write_frames_table(images)}")
+    else:
+        locate(images, args.locate)
 
 
 def main(argv=None):
     args = parse_args(argv)
-    cv2.setNumThreads(0)  # the workers read videos in parallel: threads within one would compete with them
-    os.environ.setdefault(
-        "MALLOC_MMAP_THRESHOLD_", str(2**22)
-    )  # so that the memory of a long video's index is returned to the system
-    settings = {flag: getattr(args, flag.replace("-", "_")) for flag in SETTINGS}
+    if args.locate or args.table:
+        return look_up(args)
+    # So that the memory of a long video's index is returned to the system.
+    os.environ.setdefault("MALLOC_MMAP_THRESHOLD_", str(2**22))
+    settings = settings_of(args)
     roots, folder = [os.path.abspath(each) for each in args.data], Path(args.save_dir)
-    videos = listing.list_videos(roots, args.recursive, folder)
-    plan = extract.matching_plan(folder, settings, videos)
+    scope = extract.Scope(
+        recordings.read_table(args.recordings) if args.recordings else {},
+        recordings.selection(args),
+        moments.read_table(args.moments) if args.moments else None,
+    )
+    videos = scope.choose(listing.list_videos(roots, args.recursive, folder))
+    plan, selections = extract.matching_plan(folder, settings, videos), {}
     with pool.WorkerPool(args.workers) as workers:
         if plan is None:
-            plan = extract.make_plan(roots, settings, videos, partial(plan_video, settings), workers)
+            plan, selections = extract.make_plan(roots, settings, videos, workers, scope)
         if not args.dry_run:
             files.make_output_dir(folder)
-            plan = extract.matching_plan(folder, settings, videos) or extract.begin(folder, plan)
+            plan = extract.matching_plan(folder, settings, videos) or extract.write_plan(folder, plan)
         if not args.dry_run and not args.plan:
-            plan = extract.read_videos(folder, plan, roots, extract_frames, workers, args.shard or (0, 1))
-    print(extract.summary(plan))
-    if args.dry_run:
-        print(f"expected size: {plan['slots'] * image_size(plan) / 1e9:.3g} GB")
-    left_out = manifest.left_out(plan)
-    for name, reason in left_out:
-        print(f"left out: {listing.printable(name)}: {reason}")
-    return 1 if args.strict and left_out else None
-
-
-def image_size(plan, samples=8):
-    """The mean size of an image in bytes, from the first frames of a few videos."""
-    settings, sizes = plan["settings"], []
-    for entry in plan["videos"][:: len(plan["videos"]) // samples + 1]:
-        path = os.path.join(plan["folders"][entry["folder"]], entry["name"])
-        with suppress(video.UnreadableVideo):  # it may be gone by now
-            _, picture = next(video.frames(path, np.arange(1), video.probe(path)), (0, None))
-            sizes += [] if picture is None else [len(jpeg(picture, settings))]
-    return sum(sizes) / max(1, len(sizes))
+            plan = extract.read_videos(folder, plan, roots, selections, workers, args.shard or (0, 1))
+    extract.print_summary(plan, with_size=args.dry_run)
+    return 1 if args.strict and manifest.left_out(plan) else None
 
 
 if __name__ == "__main__":

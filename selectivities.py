@@ -36,6 +36,7 @@ def parse_args(argv=None):
         metavar="FOLDER",
         help="also the variance explained by principal components, for data and for further folders of images",
     )
+    add("--features-dir", metavar="DIR", help="cache of computed features, which are not kept without it")
     cli.shared_flags(parser, "--batch-size", default=580, help="images per batch")
     cli.shared_flags(parser, "--image-size", "--workers", "--save-dir", "--seed", "--device")
     cli.shared_flags(parser, "--overwrite")
@@ -83,11 +84,14 @@ def variance_explained(covariance):
     return np.cumsum(variances) / variances.sum() if variances.any() else np.ones(len(variances))
 
 
-def measure(model, layers, data, batch_size, with_covariance):
-    """One pass over the images of data: units.ClassMeans and, if asked for, Covariance, one per layer."""
+def measure(model, layers, data, batch_size, with_covariance, cache=None, what="a network"):
+    """One pass over the images of data: units.ClassMeans and, if asked for, Covariance, one per layer.
+
+    cache, what: see units.layer_means.
+    """
     class_means = [units.ClassMeans(len(data.frames.classes)) for _ in layers]
     covariances = [Covariance() for _ in layers if with_covariance]
-    for means, labels, _ in units.layer_means(model, layers, data, batch_size):
+    for means, labels, _ in units.layer_means(model, layers, data, batch_size, cache=cache, what=what):
         for rows, of_layer in zip(means, class_means, strict=True):
             of_layer.add(rows, labels)
         for rows, of_layer in zip(means, covariances, strict=False):
@@ -137,8 +141,9 @@ def main(argv=None):
     print(f"model: {opened.description}")
     model = opened.network
     models.check_image_size(model, args.image_size)
+    cached = args.features_dir and files.make_output_dir(args.features_dir, folders), opened.description
 
-    class_means, covariances = measure(model, layers, data, batch_size, args.pca is not None)
+    class_means, covariances = measure(model, layers, data, batch_size, args.pca is not None, *cached)
     if np.count_nonzero(class_means[0].counts) < 2:
         raise UserError(f"only one class of {args.data} has images that can be read; selectivity compares several")
     provenance.write(save_dir, provenance.flags(args), opened.checkpoints)
@@ -152,7 +157,7 @@ def main(argv=None):
     curves = {}
     for each in (data, *further):
         if each is not data:
-            covariances = measure(model, layers, each, batch_size, with_covariance=True)[1]
+            covariances = measure(model, layers, each, batch_size, True, *cached)[1]
         folder = str(each.frames.folder)
         curves[folder] = {}
         for layer, covariance in zip(layers, covariances, strict=True):

@@ -1,17 +1,19 @@
-"""Temporal classification: learn to see by telling the episodes of a child's life apart.
+"""Temporal classification: learn features by classifying frames by the episode they are from.
 
-Every class is an episode of some minutes, as read_saycam.py cuts them. A network that tells from a single frame which
-episode it is from learns features of places, objects and people (Orhan, Gupta & Lake, 2020, section 4.1).
+Each class is an episode of a few minutes, as read_saycam.py cuts them. To classify single frames, the network has to
+learn features of places, objects and people (Orhan, Gupta & Lake, 2020, section 4.1).
 
     python temporal_classification.py frames_S --model resnext50_32x4d --save-dir TC-S
 
-In: a folder of frames, one folder per class. Out, in --save-dir: MODEL_epoch_N.tar after every epoch, last.tar to
+Input: a folder of frames, one folder per class. Output, in --save-dir: MODEL_epoch_N.tar after every epoch, last.tar to
 resume from, log.jsonl, training_curve.pdf and .png.
 """
 
+from moco import cli  # isort: skip  # first: Ctrl-C while torch loads then ends in one line
+
 import torch
 
-from moco import checkpoint, cli, distributed, files, models
+from moco import checkpoint, distributed, files, models
 from moco.cli import UserError
 from moco.data import augment, loader, recordings
 from moco.training import engine
@@ -42,7 +44,7 @@ def parse_args(argv=None):
     add("--epochs", type=cli.number(int, 1), help="number of epochs; default: 16, or 6 with --recipe paper")
     add("--n_out", type=cli.number(int, 1), help="number of outputs; default: the number of classes")
     add("--wd", "--weight-decay", dest="wd", type=cli.number(float, 0), default=0.0, help="weight decay")
-    add("--model-path", metavar="FILE", help="checkpoint whose backbone training starts from")
+    add("--model-path", metavar="FILE", help="checkpoint to initialize the trunk from; default: random weights")
     cli.shared_flags(
         parser, "--batch-size", help="total batch size over all processes; default: 256, or 732 with --recipe paper"
     )

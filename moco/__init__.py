@@ -25,15 +25,20 @@ directly in this folder may be imported from anywhere, those of a package by scr
         packed              a folder of tars of images
         archive             one tar
         recordings          child, date and age of a recording; which of them to use
+        sources             where an image comes from, and tables of it
         loader              folder -> batches
         workers             processes that read batches
         augment             augmentation on the CPU
         augment_device      color jitter and blur on the device
 
     videos/                 for analysis
+        moments             tables of moments to extract
         listing             the video files of some folders
-        video               one file: its properties, its frames
+        video               one file: decoding some of its frames
+        probe               one file: how many frames it has, in which order, when
+        images              one file -> its images: sampling, crop, JPEG
         extract             many files -> one frame folder
+        progress_log        which files are done
 
     training/
         engine              one epoch
@@ -44,9 +49,13 @@ directly in this folder may be imported from anywhere, those of a package by scr
 
     analysis/
         features            features of images, and their cache
+        embeddings          export of the embeddings of many images
+        similarity          dissimilarity, t-SNE, nearest neighbors
         maps                class activation maps
         units               statistics of single units
         splits              training and test images
+        readouts            logistic regression, nearest neighbors
+        comparisons         differences between models
         accuracy            accuracies, published values
         report              results of an evaluation
         clip                a series of frames and their maps

@@ -223,7 +223,7 @@ def load(path, arch=None, n_out=None, key=None):
 
 
 def build_from(path, arch, n_out):
-    """models.build(arch, n_out) with a random head, on the backbone of the checkpoint at path (None: random, too)."""
+    """models.build(arch, n_out) with a random head, on the trunk of the checkpoint at path (None: random, too)."""
     model = models.build(arch, n_out)
     return fill(model, weights(path, arch), drop_head=True) if path else model
 
@@ -280,7 +280,11 @@ def add_flags(parser):
     add = parser.add_argument
     add("--model-path", default="", metavar="FILE", help="checkpoint, 'random' or 'imagenet' (the default)")
     add("--model", type=models.arch_name, metavar="ARCH", help="architecture, if not stored in the checkpoint")
-    add("--checkpoint-key", metavar="KEY", help="which network of a checkpoint with several: teacher, encoder_k, ...")
+    add(
+        "--checkpoint-key",
+        metavar="KEY",
+        help="for a checkpoint with several networks, the key of the one to use: teacher, encoder_k, ...",
+    )
     add("--n_out", type=cli.number(int, 1), help="number of outputs; read from the checkpoint, checked if given")
 
 

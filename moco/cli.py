@@ -2,6 +2,7 @@
 
 import argparse
 import errno
+import importlib.util
 import io
 import os
 import sys
@@ -73,6 +74,19 @@ def _print_interrupt(kind, error, traceback):
 sys.excepthook = _print_interrupt
 
 
+def lazy_import(name):
+    """The module called name, loaded when one of its attributes is first used: --help need not wait for torchvision."""
+    if name not in sys.modules:
+        spec = importlib.util.find_spec(name)
+        spec.loader = importlib.util.LazyLoader(spec.loader)
+        module = sys.modules[name] = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        parent, _, child = name.rpartition(".")
+        if parent:  # 'from parent import child' would load a module that is no attribute yet
+            setattr(sys.modules[parent], child, module)
+    return sys.modules[name]
+
+
 class _Help(argparse.HelpFormatter):
     """Help with every default that exists, its text wrapped to the terminal but for indented command lines."""
 
@@ -132,6 +146,14 @@ def number(kind, low, high=None):
     return convert
 
 
+def shard(text):
+    """(part, number of parts) from I/N (an argparse type)."""
+    part, parts = (int(word) for word in text.split("/"))
+    if not 0 <= part < parts:
+        raise ValueError(text)
+    return part, parts
+
+
 SHARED_FLAGS = {
     "--save-dir": dict(default=".", metavar="DIR", help="output folder; created if missing"),
     "--seed": dict(default=0, type=number(int, 0, 2**32 - 1), metavar="N", help="random seed"),
@@ -150,11 +172,9 @@ SHARED_FLAGS = {
         type=number(int, 0),
         default=cores(),
         metavar="N",
-        help="worker processes, one per available CPU core unless given; 0: work in the main process",
+        help="worker processes (one per available CPU core); 0: work in the main process",
     ),
-    "--image-size": dict(
-        default=224, type=number(int, 32), metavar="PIXELS", help="side of the images that the network sees"
-    ),
+    "--image-size": dict(default=224, type=number(int, 32), metavar="PIXELS", help="input resolution of the network"),
     "--batch-size": dict(
         flags=["-b", "--batch-size"],
         default=256,

@@ -48,7 +48,7 @@ def add_flags(parser):
     add(
         "--multiprocessing-distributed",
         action="store_true",
-        help="start one process per GPU on this node: what happens anyway if several GPUs are visible",
+        help="start one process per GPU on this node; the default if several GPUs are visible",
     )
     add(
         "--processes-per-node",

@@ -1,6 +1,7 @@
 """Atomic writes, output folders and small text files."""
 
 import codecs
+import csv
 import errno
 import itertools
 import json
@@ -159,6 +160,24 @@ def read_list(path):
     if not lines:
         raise UserError(f"{path} is empty; it must have one entry per line")
     return lines
+
+
+def read_table(path, *columns):
+    """The rows of the CSV file at path as a list of dicts by column, without spaces around cells.
+
+    UserError for a file that cannot be read, that lacks one of columns, or has no rows or rows of other length.
+    """
+    reader = csv.DictReader(read_text(path).splitlines())
+    if missing := [column for column in columns if column not in (reader.fieldnames or ())]:
+        raise UserError(f"{path} has no column '{missing[0]}'; its first line must name the columns")
+    rows = []
+    for row in reader:
+        if None in row or None in row.values():
+            raise UserError(f"{path}, line {reader.line_num}: it does not have {len(reader.fieldnames)} columns")
+        rows.append({column: cell.strip() for column, cell in row.items()})
+    if not rows:
+        raise UserError(f"{path} has no rows")
+    return rows
 
 
 def read_json(path):

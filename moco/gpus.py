@@ -7,6 +7,9 @@ import torch
 
 from moco.cli import UserError
 
+DEVICE_FILE = Path("/dev/nvidia0")  # the first GPU of a machine
+DRIVER_FILE = Path("/proc/driver/nvidia/version")
+
 
 def cuda_device(index):
     """The torch device of a GPU; UserError if it does not exist or is too old for this build of torch."""
@@ -23,20 +26,23 @@ def cuda_device(index):
     return torch.device("cuda", index)
 
 
-def is_given(environment, device_file=Path("/dev/nvidia0")):
-    """Whether this machine or SLURM provides a GPU, unless CUDA_VISIBLE_DEVICES hides it."""
+def is_given(environment):
+    """Whether this machine or SLURM provides a GPU, unless CUDA_VISIBLE_DEVICES hides it.
+
+    environment: os.environ or another mapping.
+    """
     visible = environment.get("CUDA_VISIBLE_DEVICES")
     if visible is not None:
         return visible.strip() not in ("", "-1", "NoDevFiles")  # SLURM sets the last one in jobs without GPUs
-    indices = environment.get("SLURM_JOB_GPUS", "") + environment.get("SLURM_STEP_GPUS", "")  # such as 0 or 2,3
-    return device_file.exists() or indices != "" or environment.get("SLURM_GPUS_ON_NODE", "0") not in ("", "0")
+    indices = environment.get("SLURM_JOB_GPUS") or environment.get("SLURM_STEP_GPUS")
+    return bool(indices) or environment.get("SLURM_GPUS_ON_NODE", "0") not in ("", "0") or DEVICE_FILE.exists()
 
 
-def why_unusable(version_file=Path("/proc/driver/nvidia/version")):
+def why_unusable():
     """The reason why CUDA is not available, and what to do: the end of a message."""
     if torch.version.cuda is None:
         return f"torch {torch.__version__} is built without CUDA; install a build with CUDA, or give --device cpu"
-    release = re.search(r"Module.*?\s(\d+(?:\.\d+)+)", version_file.read_text()) if version_file.exists() else None
+    release = re.search(r"Module.*?\s(\d+(?:\.\d+)+)", DRIVER_FILE.read_text()) if DRIVER_FILE.exists() else None
     driver = f"NVIDIA driver {release[1]}" if release else "NVIDIA driver unknown"
     return (
         f"{driver}, torch {torch.__version__} for CUDA {torch.version.cuda}; "

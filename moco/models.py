@@ -7,20 +7,22 @@ from pathlib import Path
 
 import torch
 from torch import fx, nn
-from torchvision import models as torchvision_models
-from torchvision.models import feature_extraction
 
-from moco import vit
+from moco import cli
 from moco.cli import UserError
+
+torchvision = cli.lazy_import("torchvision")
+vit = cli.lazy_import("moco.vit")  # extends a class of torchvision
 
 PUBLISHED = ("resnet50", "resnext101_32x8d", "resnext50_32x4d", "mobilenet_v2")
 FAMILY = (*PUBLISHED, "resnet18", "resnet34", "resnet101", "resnet152", "wide_resnet50_2", "wide_resnet101_2")
+PENULTIMATE = "penultimate"  # layer: the input of the head
 NO_LINEAR_HEAD = ("squeezenet1_0", "squeezenet1_1")
 
 
 def names():
     """The names of torchvision's classification architectures with a linear head; vit.parse knows further ones."""
-    return [name for name in torchvision_models.list_models(module=torchvision_models) if name not in NO_LINEAR_HEAD]
+    return [name for name in torchvision.models.list_models(module=torchvision.models) if name not in NO_LINEAR_HEAD]
 
 
 def is_arch(name):
@@ -46,7 +48,7 @@ def build(arch, n_out=None, weights=None):
     damaged, and where torchvision has no weights for arch.
     """
     model = _pretrained(arch_name(arch), weights) if weights else _untrained(arch_name(arch))
-    if isinstance(model, torchvision_models.VisionTransformer):
+    if isinstance(model, torchvision.models.VisionTransformer):
         model.__class__ = vit.VisionTransformer
     if isinstance(getattr(model, "classifier", None), nn.Sequential) and _is_dropout_and_linear(model.classifier):
         model.classifier = model.classifier[-1]
@@ -61,16 +63,16 @@ def _untrained(arch):
     if arch not in names():
         return vit.build(arch)
     options = {"aux_logits": False, "init_weights": True} if arch in ("googlenet", "inception_v3") else {}
-    return torchvision_models.get_model(arch, **options)
+    return torchvision.models.get_model(arch, **options)
 
 
 def _pretrained(arch, weights):
     if arch not in names():
         raise UserError(f"torchvision has no ImageNet weights for {arch}; choose vit_b_16, or give a checkpoint")
-    entry = torchvision_models.get_model_weights(arch)[weights]
+    entry = torchvision.models.get_model_weights(arch)[weights]
     cached = Path(torch.hub.get_dir()) / "checkpoints" / Path(entry.url).name
     try:
-        model = torchvision_models.get_model(arch, weights=entry)
+        model = torchvision.models.get_model(arch, weights=entry)
     except OSError as error:  # no network, or no room for the file
         raise UserError(
             f"cannot download the weights of {arch} ({error}); go online once or give a checkpoint"
@@ -119,16 +121,16 @@ def spatial_trunk(model):
     The head's input is the mean of these maps over space, which class activation maps rely on. UserError for an
     architecture whose head has another input.
     """
-    if isinstance(model, torchvision_models.ResNet):
+    if isinstance(model, torchvision.models.ResNet):
         stages = ("conv1", "bn1", "relu", "maxpool", "layer1", "layer2", "layer3", "layer4")
         return nn.Sequential(*(getattr(model, stage) for stage in stages))
-    if isinstance(model, (torchvision_models.MobileNetV2, torchvision_models.EfficientNet)):
+    if isinstance(model, (torchvision.models.MobileNetV2, torchvision.models.EfficientNet)):
         return model.features
-    if isinstance(model, torchvision_models.RegNet):
+    if isinstance(model, torchvision.models.RegNet):
         return nn.Sequential(model.stem, model.trunk_output)
-    if isinstance(model, torchvision_models.DenseNet):
+    if isinstance(model, torchvision.models.DenseNet):
         return nn.Sequential(model.features, nn.ReLU())
-    if isinstance(model, torchvision_models.VisionTransformer):
+    if isinstance(model, torchvision.models.VisionTransformer):
         raise UserError(
             f"{type(model).__name__} has no last spatial maps that its head averages, the head sees one token; "
             "linear_combination_maps.py --attention shows what this token attends to"
@@ -219,6 +221,8 @@ class LayerMeans(nn.Module):
     Names are those of torchvision's feature extraction: layer3.2.relu, encoder.layers.encoder_layer_5. Where a module
     is called several times in a forward pass, its name is the first call, followed by NAME_1, NAME_2.
 
+    PENULTIMATE is the input of the head of any network: the class token of a vision transformer.
+
     No layer after the requested ones is computed. UserError for a layer that does not exist.
     """
 
@@ -226,18 +230,25 @@ class LayerMeans(nn.Module):
         super().__init__()
         model.eval()
         self.layers = tuple(layers)
-        names = {layer: _node_name(model, layer) for layer in layers}
+        self.trunk = remove_head(copy.deepcopy(model)) if PENULTIMATE in layers else None
+        names = {layer: _node_name(model, layer) for layer in layers if layer != PENULTIMATE}
         numbers = [layer for layer, name in names.items() if name is None]
         self.numbered = _NumberedLayers(model, numbers) if numbers else None
         nodes = {layer: name for layer, name in names.items() if name is not None}
         self.nodes = _NamedNodes(model, nodes) if nodes else None
 
     def forward(self, x):
-        means = {}
+        means = {} if self.trunk is None else {PENULTIMATE: self.trunk(x)}
         for part in (self.numbered, self.nodes):
             if part is not None:
                 means |= part(x)
         return [means[layer] for layer in self.layers]
+
+    def widths(self, size):
+        """The number of features C of each layer, for images of size x size pixels."""
+        parameter = next(self.parameters())
+        with torch.inference_mode():
+            return [means.shape[1] for means in self(torch.zeros(1, 3, size, size, device=parameter.device))]
 
 
 def layer(text):
@@ -245,11 +256,21 @@ def layer(text):
     return int(text) if text.isdecimal() else text
 
 
+def layer_name(model, layer):
+    """The name of the module whose output is a layer of model; layer: as LayerMeans takes it."""
+    if (name := _node_name(model, layer)) is not None:
+        return name
+    names = {module: name for name, module in model.named_modules()}
+    block, unit = _blocks(model)[-layer]
+    module = block if layer == 1 else unit
+    return next((names[each] for each in (module, *reversed([*module.children()])) if each in names), PENULTIMATE)
+
+
 def _node_name(model, layer):
     """The name of a layer as a node of the network's graph; None for a number that _NumberedLayers knows."""
     if isinstance(layer, str):
         return layer
-    if isinstance(model, torchvision_models.VisionTransformer):
+    if isinstance(model, torchvision.models.VisionTransformer):
         depth = len(model.encoder.layers)
         _check_number(model, layer, depth)
         return f"encoder.layers.encoder_layer_{depth - layer}"
@@ -288,9 +309,9 @@ class _NumberedLayers(nn.Module):
 
 def _blocks(model):
     """[(block, its first unit)] of a model, from the images to what the head sees."""
-    if isinstance(model, torchvision_models.MobileNetV2):
+    if isinstance(model, torchvision.models.MobileNetV2):
         return [(block, block.conv[0] if hasattr(block, "conv") else block) for block in model.features]
-    if isinstance(model, torchvision_models.ResNet):
+    if isinstance(model, torchvision.models.ResNet):
         stem = nn.Sequential(model.conv1, model.bn1, model.relu)
         inner = [block for stage in (model.layer1, model.layer2, model.layer3, model.layer4) for block in stage]
         units = [(block, nn.Sequential(block.conv1, block.bn1, block.relu)) for block in inner]
@@ -306,6 +327,8 @@ class _NamedNodes(nn.Module):
 
     def __init__(self, model, nodes):
         super().__init__()
+        from torchvision.models import feature_extraction  # as late as torchvision itself
+
         self.nodes = nodes
         known = feature_extraction.get_graph_node_names(model)[1]
         for name in nodes.values():
@@ -313,7 +336,7 @@ class _NamedNodes(nn.Module):
                 similar = get_close_matches(name, known, 3, 0.3)
                 raise UserError(f"{type(model).__name__} has no layer {name}; did you mean {', '.join(similar)}?")
         self.extractor = feature_extraction.create_feature_extractor(model, list(dict.fromkeys(nodes.values()))).eval()
-        self.has_class_token = isinstance(model, torchvision_models.VisionTransformer)
+        self.has_class_token = isinstance(model, torchvision.models.VisionTransformer)
 
     def forward(self, x):
         means = _NodeMeans(self.extractor, self.has_class_token).run(x)

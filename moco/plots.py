@@ -25,6 +25,8 @@ STYLE = {
 MAX_INCHES = 190  # a PDF reader shows pages of up to 200 inches
 MAX_PIXELS = 6000  # per side of a PNG
 MAX_LABELS = 55  # on an axis of a confusion matrix, which then is 16 inches long
+MAX_CELLS = 1200  # per side of a dissimilarity matrix
+MAX_GROUPS = 40  # in the legend of a scatter plot
 LABEL_LENGTH = 40  # characters of a name in a figure
 DEFAULT_FONT = "DejaVu Sans"  # comes with matplotlib
 
@@ -182,6 +184,30 @@ def accuracy_bars(models, path):
         axes.set(ylabel="top-1 accuracy (%)", ylim=(0, 106), yticks=range(0, 101, 20), xlim=(-0.6, len(tasks) - 0.4))
 
 
+def accuracy_by_training_images(curves, path):
+    """Top-1 accuracy against the number of training images, a panel per split, to path + '.pdf' and '.png'.
+
+    curves: {split: {model: [(training images, mean, std or None), ...]}}, accuracies from 0 to 1. The spread is drawn
+    as a band.
+    """
+    models = list(dict.fromkeys(model for lines in curves.values() for model in lines))
+    labels, titles = drawable(models), drawable(list(curves))
+    style = dict(zip(models, itertools.cycle(itertools.product(("-", "--", ":"), COLORS))))
+    legend = max(1.4, 0.4 + 0.07 * max(map(len, labels)))
+    with _figure(path, 3.4 * len(curves) + legend, max(3, 0.18 * (len(models) + 2)), labels + titles) as figure:
+        drawn = {}
+        panels = figure.subplots(1, len(curves), squeeze=False)[0]
+        for axes, lines, title in zip(panels, curves.values(), titles, strict=True):
+            for model, points in lines.items():
+                images, mean, std = np.array([[n, mean, std or 0] for n, mean, std in points]).T
+                line, color = style[model]
+                (drawn[model],) = axes.plot(images, 100 * mean, line, color=color, marker="o", markersize=3)
+                axes.fill_between(images, 100 * (mean - std), 100 * (mean + std), color=color, alpha=0.15, linewidth=0)
+            axes.set(xscale="log", xlabel="training images", ylabel="top-1 accuracy (%)", ylim=(0, 100), title=title)
+            axes.grid(axis="y", color="0.9")
+        _legend(figure, [drawn[model] for model in models], labels)
+
+
 def confusion_matrix(counts, classes, path, title):
     """Counts (K, K), true classes by row and predicted ones by column, as fractions of a row, to path + '.pdf', '.png'.
 
@@ -243,6 +269,30 @@ def image_rows(rows, path):
                 axes.imshow(image, extent=(left, left + 0.96, top + 0.96, top), aspect="auto")
 
 
+def pipeline(stages, path):
+    """Stages from left to right with arrows between them, to path + '.pdf' and '.png'.
+
+    stages: [(title, images, columns)], images (H, W, 3) uint8 in a grid of columns.
+    """
+    side, gap = 2.6, 0.45
+    width = len(stages) * (side + gap) - gap + 0.1
+    with _page(path, width, side + 0.4, [title for title, *_ in stages]) as axes:
+        for number, (title, images, columns) in enumerate(stages):
+            left, middle = 0.05 + number * (side + gap), 0.35 + side / 2
+            axes.text(left + side / 2, 0.17, title, ha="center", va="center", fontsize=11)
+            if number:
+                arrow = dict(arrowstyle="-|>", linewidth=2, color="0.4", mutation_scale=18)
+                axes.annotate("", (left - 0.06, middle), (left - gap + 0.06, middle), arrowprops=arrow)
+            rows = -(-len(images) // columns)
+            for i, image in enumerate(images):
+                cell_width, cell_height = side / columns, side / rows
+                x, y = left + i % columns * cell_width, 0.35 + i // columns * cell_height
+                scale = 0.96 * min(cell_width / image.shape[1], cell_height / image.shape[0])
+                w, h = scale * image.shape[1], scale * image.shape[0]
+                x, y = x + (cell_width - w) / 2, y + (cell_height - h) / 2
+                axes.imshow(image, extent=(x, x + w, y + h, y), aspect="auto")
+
+
 def selectivity_by_layer(values, path):
     """The distribution of selectivity in each layer, with its mean (Figure 7a), to path + '.pdf' and '.png'.
 
@@ -269,7 +319,7 @@ def selectivity_by_layer(values, path):
 def variance_explained(curves, path):
     """The variance explained by the first principal components, to path + '.pdf' and '.png' (Figure A1).
 
-    curves: {folder: {layer: (C,) share of the variance that 1, 2, ... C components explain}}.
+    curves: {folder: {layer: (C,) fraction of the variance that 1, 2, ... C components explain}}.
     """
     from matplotlib.ticker import StrMethodFormatter
 
@@ -287,3 +337,66 @@ def variance_explained(curves, path):
         axes.axhline(90, color="0.6", linewidth=0.8, zorder=0)
         axes.set(xscale="log", xlabel="principal components", ylabel="variance explained (%)", ylim=(0, 101))
         axes.xaxis.set_major_formatter(StrMethodFormatter("{x:.0f}"))  # the default is powers of ten in math mode
+
+
+def dissimilarity(matrix, labels, classes, path, title):
+    """A dissimilarity matrix (N, N) with images in the order of their classes, to path + '.pdf' and '.png'.
+
+    labels: (N,) indices into classes. Images whose rows are NaN are left out. A large matrix is averaged in blocks.
+    """
+    order = np.argsort(labels, kind="stable")
+    order = order[~np.isnan(matrix[order, order])]
+    step = -(-len(order) // MAX_CELLS)
+    starts = np.arange(0, len(order), step)
+    rows = np.stack([matrix[order[first : first + step]].mean(0)[order] for first in starts])
+    means = np.add.reduceat(rows, starts, axis=1) / np.diff([*starts, len(order)])
+    present, sizes = np.unique(labels[order], return_counts=True)
+    edges = np.cumsum([0, *sizes]) / step
+    names = drawable([classes[label] for label in present])
+    shown = range(0, len(names), -(-len(names) // MAX_LABELS))
+    side = 2.2 + 0.16 * max(len(shown), 16)
+    with _figure(path, side + 0.8, side, [*names, title]) as figure:
+        axes = figure.subplots()
+        image = axes.imshow(means, cmap="viridis", extent=(0, len(order) / step, len(order) / step, 0))
+        ticks = [(edges[i] + edges[i + 1]) / 2 for i in shown]
+        axes.set_xticks(ticks, [names[i] for i in shown], rotation=90)
+        axes.set_yticks(ticks, [names[i] for i in shown])
+        axes.tick_params(length=0)
+        if len(names) <= MAX_LABELS:
+            for edge in edges[1:-1]:
+                axes.axhline(edge, color="white", linewidth=0.5)
+                axes.axvline(edge, color="white", linewidth=0.5)
+        axes.set_title(title if find_font(title) else "")
+        figure.colorbar(image, label="dissimilarity", shrink=0.7)
+
+
+def scatter(points, values, path, title, name):
+    """Points (N, 2), colored by values (N strings), to path + '.pdf' and '.png'. Points that are NaN are left out.
+
+    name: of the values. Values that are all numbers have a color scale; other values have a legend, or if they are more
+    than MAX_GROUPS a color scale in the order in which they appear.
+    """
+    known = ~np.isnan(points[:, 0])
+    points, values = points[known], [value for value, is_known in zip(values, known, strict=True) if is_known]
+    groups = list(dict.fromkeys(values))
+    try:
+        numbers = np.array([float(value) if value else np.nan for value in values])
+    except ValueError:
+        numbers = None
+    if numbers is None and len(groups) > MAX_GROUPS:
+        position = {group: number for number, group in enumerate(groups)}
+        numbers, name = np.array([position[value] for value in values]), f"{name}, in order"
+    labels = drawable(groups) if numbers is None else []
+    name = name if find_font(name) else ""
+    with _figure(path, 5.6 + 0.07 * max(map(len, labels), default=8), 5, [*labels, title, name]) as figure:
+        axes = figure.subplots()
+        style = dict(s=np.clip(4000 / len(points), 2, 20), linewidths=0)
+        if numbers is None:
+            for group, (marker, color) in zip(groups, itertools.product("osD^v", COLORS), strict=False):
+                axes.scatter(*points[[value == group for value in values]].T, color=color, marker=marker, **style)
+            _legend(figure, list(axes.collections), labels)
+        else:
+            axes.scatter(*points[np.isnan(numbers)].T, color="0.8", **style)
+            drawn = axes.scatter(*points.T, c=numbers, cmap="viridis", plotnonfinite=False, **style)
+            figure.colorbar(drawn, label=name, shrink=0.7)
+        axes.set(xticks=(), yticks=(), aspect="equal", title=title if find_font(title) else "")

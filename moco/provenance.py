@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from moco import files
+from moco.cli import UserError, program
 
 NOT_RECORDED = ("override", "overwrite")  # flags about earlier results
 
@@ -21,12 +22,27 @@ def flags(args):
 
 
 def write(folder, flags, checkpoints=None):
-    """Write args.json into folder: flags, versions, commit and, if given, checkpoints as {name: SHA-256}."""
+    """Write args.json into folder: flags, versions, commit and, if given, checkpoints as {name: SHA-256}.
+
+    If another script has left its args.json there, such as the training whose folder an analysis writes into, the file
+    is called args_SCRIPT.json.
+    """
+    path, script = Path(folder) / "args.json", Path(program()).stem
+    if path.exists() and _is_of_another(path, script):
+        path = path.with_name(f"args_{script}.json")
     versions = {"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__}
-    record = {**flags, "versions": versions, "commit": commit()}
+    record = {**flags, "script": script, "versions": versions, "commit": commit()}
     if checkpoints:
         record["checkpoints"] = checkpoints
-    files.write_json(Path(folder) / "args.json", record)
+    files.write_json(path, record)
+
+
+def _is_of_another(path, script):
+    """Whether the record at path is that of another script; an old or damaged one is not known to be."""
+    try:
+        return files.read_json(path).get("script", script) != script
+    except UserError:
+        return False
 
 
 def commit():

@@ -17,7 +17,7 @@ class Task:
     """A process that a launcher, "torchrun" or "srun", started.
 
     rank: among all world_size processes. local_rank: among the local_world_size processes of this node. own_gpus:
-    whether the process sees only GPUs of its own. own_cores: whether cores() counts only cores of its own.
+    whether no other process sees the GPUs of this one. own_cores: whether cores() counts this process's share only.
     """
 
     launcher: str

@@ -5,8 +5,8 @@
     python scripts/benchmark.py decode --frames tests/golden/images --runs 1 --save-dir benchmark
     python scripts/benchmark.py train --runs 5 --save-dir benchmark
 
-Run it on an idle machine. In: videos or frames, depending on the part. Out: one printed table per part with one row per
-implementation, and benchmark_PART.json in --save-dir.
+Run it on an idle machine. Input: videos or frames, depending on the part. Output: one printed table per part with one
+row per implementation, and benchmark_PART.json in --save-dir.
 """
 
 import random

@@ -2,8 +2,8 @@
 
     python scripts/check_gpu.py --frames frames_S --save-dir check
 
-In: optionally a folder of frames, for realistic loading speeds. Out: a table of what holds, what does not and what
-could not be checked, and check_gpu.json. The exit status is 1 if something does not hold. It takes some minutes.
+Input: optionally a folder of frames, for realistic loading speeds. Output: a table of what holds, what does not and
+what could not be checked, and check_gpu.json. The exit status is 1 if something does not hold. It takes some minutes.
 """
 
 import itertools
@@ -33,7 +33,7 @@ from scripts.timing import measure  # noqa: E402
 
 ROOT = Path(__file__).resolve().parents[1]
 TRAINERS = ("temporal_classification", "moco_img", "moco_temp")
-CPU_SIZE = dict(arch="mobilenet_v2", image_size=64, batch_size=16, small_batch=8, n=29)  # n: frames
+CPU_SIZE = dict(arch="shufflenet_v2_x0_5", image_size=64, batch_size=16, small_batch=8, n=29)  # n: frames
 GPU_SIZE = dict(arch="resnext50_32x4d", image_size=224, batch_size=256, small_batch=64, n=4094)
 ERROR_SECONDS = 60  # within which an error in one process must end all
 NEEDS_GPU = "needs a GPU"

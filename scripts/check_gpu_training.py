@@ -2,7 +2,8 @@
 
     python -m scripts.check_gpu_training '[["moco_img", ["frames", "--epochs", "1"], {"syncs": true}]]'
 
-In: JSON list of [trainer, flags, options of observe()]; under torchrun in every process. Out: one line of JSON per run.
+Input: JSON list of [trainer, flags, options of observe()]; under torchrun in every process. Output: one line of JSON
+per run.
 """
 
 import hashlib

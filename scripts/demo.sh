@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-# The full pipeline on a small data set: videos to frames, temporal classification, linear decoding, attention maps.
+# The full pipeline on a small data set: videos to frames, temporal classification, linear decoding, maps and a film.
 #     bash scripts/demo.sh [--full] [VIDEO_DIR]
 # Without VIDEO_DIR it renders synthetic videos, and labeled images of toys that are in none of the videos. With
-# VIDEO_DIR the linear classifiers have to tell those videos apart. --full also trains MoCo, on images and over time.
+# VIDEO_DIR the linear classifiers are trained to distinguish those videos. --full also trains MoCo, on images and over time.
 # Results go to demo/ and replace those of an earlier demo. IMAGES=100000 trains three times as long.
 set -euo pipefail
 videos=''
@@ -34,7 +34,7 @@ bash scripts/setup.sh
 SECONDS=0
 python=$PWD/.venv/bin/python
 mkdir -p demo
-rm -rf demo/frames demo/TC demo/moco_img demo/moco_temp demo/labeled demo/hog demo/decoding demo/maps demo/results.json
+rm -rf demo/frames demo/TC demo/moco_img demo/moco_temp demo/labeled demo/hog demo/decoding demo/maps demo/films
 
 if [ -z "$videos" ]; then
     step "Rendering videos of toys in rooms"
@@ -55,7 +55,7 @@ step "Videos to frames: 5 per second, in episodes of $episode seconds"
 if [ ${#splits[@]} = 1 ]; then
     "$python" read_saycam.py "$videos" --save-dir "$labeled" --fps 5 --class-by video
     if [ "$(find "$labeled" -mindepth 1 -maxdepth 1 -type d | wc -l)" -lt 2 ]; then
-        echo "demo.sh: error: $videos has only one readable video; decoding tells videos apart and needs two" >&2
+        echo "demo.sh: error: $videos has only one readable video; decoding distinguishes videos and needs two" >&2
         exit 2
     fi
 fi
@@ -93,11 +93,11 @@ decoding=("$labeled" --split "${splits[@]}" --seeds 3)
 "$python" linear_decoding.py "${decoding[@]}" --model "$model" --model-path "${models[@]}" \
     --names "${names[@]}" --image-size "$size" --batch-size 32 --compare demo/hog/results.json --save-dir demo/decoding
 
-step "Attention maps of class $class"
+step "Attention maps and a film of class $class"
 "$python" linear_combination_maps.py "$labeled" --model-path "demo/decoding/TC_labeledS_5_${splits[-1]}.tar" \
     --class-idx "$class" --class-only --image-size 128 --save-dir demo/maps
+"$python" feature_animation_class.py demo/frames --model-path "demo/decoding/TC_labeledS_5_${splits[-1]}.tar" \
+    --class-idx "$class" --image-size 128 --frames 100 --side-by-side --save-dir demo/films
 
-step "Done"
-"$python" scripts/demo_table.py demo/decoding/results.json --save-dir demo --overwrite
-printf '\nFigures:\n'
-find demo -name '*.png'
+step "Done: open demo/report.html"
+"$python" scripts/demo_report.py demo

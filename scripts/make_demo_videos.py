@@ -2,8 +2,9 @@
 
     python scripts/make_demo_videos.py --save-dir demo/world
 
-In: only a seed. Out: videos/*.mp4, upside down like those of the head camera; labeled/CATEGORY/*.jpeg, upright, of toys
-and rooms that are in no video; world.json, with the content of every episode and image.
+Input: only a seed. Output: videos/*.mp4, upside down like those of the head camera, and named as in SAYCam after
+child, date and age; labeled/CATEGORY/*.jpeg, upright, of toys and rooms that are in no video; world.json, with the
+content of every episode and image.
 """
 
 import functools
@@ -185,6 +186,14 @@ def photograph(folder, seed, category, rooms, numbers, views):
     return content
 
 
+def recording_name(k, n):
+    """The name of video k of n, of SAYCam's form: recordings of two children, each at growing ages."""
+    child, j = ("A", k) if k < n / 2 else ("S", k - (n + 1) // 2)
+    months = min(6 + 7 * j if child == "A" else 9 + 10 * j, 32)
+    year, month = divmod(2012 * 12 + 9 + months, 12)  # both were born on 17 October 2012
+    return f"{child}_{year}{month + 1:02d}17_{months:02d}00_{j + 1:02d}.mp4"
+
+
 def plan_episodes(rng, toys, n):
     """n or a few more episodes as [(number, (category, toy))], each category equally often, in random order."""
     subjects = []
@@ -208,7 +217,8 @@ def main(argv=None):
     jobs = []
     for k in range(args.videos):
         part = plan[k * args.episodes : (k + 1) * args.episodes]
-        jobs.append((film, videos / f"video_{k + 1:02d}.mp4", args.seed, part, range(ROOMS), filmed, args.seconds))
+        path = videos / recording_name(k, args.videos)
+        jobs.append((film, path, args.seed, part, range(ROOMS), filmed, args.seconds))
     for category in CATEGORIES:
         folder = files.make_output_dir(save_dir / "labeled" / category)
         jobs.append((photograph, folder, args.seed, category, range(ROOMS, 2 * ROOMS), labeled, args.views))

@@ -2,12 +2,10 @@
 
     python scripts/paper_report.py reproduction
 
-In: the output folder of reproduce.sh, finished or not. Out, in the same folder: report.md, and report.html, which is a
-single file with its figures. It only reads the files that the scripts wrote.
+Input: the output folder of reproduce.sh, finished or not. Output, in the same folder: report.md, and report.html, which
+is a single file with its figures. It only reads the files that the scripts wrote.
 """
 
-import base64
-import html
 import json
 import sys
 from pathlib import Path
@@ -16,6 +14,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from moco import cli, files  # noqa: E402
 from moco.analysis import accuracy  # noqa: E402
 from moco.cli import UserError  # noqa: E402
+from scripts import report_page  # noqa: E402
 
 TRAININGS = ["TC-S", "TC-A", "TC-Y", "TC-SAY", "moco_img-S", "moco_temp-S"]
 TRAININGS += ["TC-S-1-fps", "TC-S-half-length", "TC-S-no-augmentation"]
@@ -38,13 +37,6 @@ FIGURES = {  # folder -> title of its figures
     "selectivities": "Selectivity by layer, and variance explained by principal components (Figures 7a and A1)",
     "top_images": "Images that activate selective units most (Figures 7b and A5)",
 }
-STYLE = """
-body { font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; color: #222 }
-table { border-collapse: collapse; margin: 1rem 0 } td, th { padding: .2rem .8rem; border-bottom: 1px solid #ddd }
-th { text-align: left } td + td, th + th { text-align: right } th { border-bottom: 2px solid #888 }
-img { max-width: 100% } video { min-width: 20rem } figure { margin: 1.5rem 0 }
-h2 { margin-top: 2.5rem; border-bottom: 1px solid #ccc }
-"""
 
 
 def parse_args(argv=None):
@@ -157,7 +149,7 @@ def decoding(folder):
 
 
 def sections(results):
-    """The page as a list of (title, parts); a part is a paragraph, a table (list of rows) or the Path of a figure."""
+    """The sections of the page, as report_page.write takes them."""
     table, commits = trainings(results)
     code = f"Code: commit {', '.join(commits)}." if commits else "The commit of the code is unknown."
     curves = [path for name in TRAININGS if (path := results / name / "training_curve.png").exists()]
@@ -174,58 +166,12 @@ def sections(results):
     ]
 
 
-def as_markdown(page, results):
-    """The page in Markdown, with figures and films by their paths relative to results."""
-    lines = ["# The paper, reproduced", ""]
-    for title, parts in page:
-        lines += [f"## {title}", ""]
-        for part in parts:
-            if isinstance(part, str):
-                lines.append(part)
-            elif isinstance(part, list):
-                rows = [f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in row)} |" for row in part]
-                lines += [rows[0], "|---" * len(part[0]) + "|", *rows[1:]]
-            else:
-                path = part.relative_to(results).as_posix()
-                lines.append(f"{'!' if part.suffix == '.png' else ''}[{part.stem}](<{path}>)")
-            lines.append("")
-    return "\n".join(lines)
-
-
-def as_html(page):
-    """The page in HTML, with figures and films embedded."""
-    lines = ["<!DOCTYPE html><html lang='en'><head><meta charset='utf-8'><title>The paper, reproduced</title>"]
-    lines += [f"<style>{STYLE}</style></head><body><h1>The paper, reproduced</h1>"]
-    for title, parts in page:
-        lines.append(f"<h2>{html.escape(title)}</h2>")
-        for part in parts:
-            if isinstance(part, str):
-                lines.append(f"<p>{html.escape(part)}</p>")
-            elif isinstance(part, list):
-                tags = ["th"] + ["td"] * (len(part) - 1)
-                rows = [
-                    "".join(f"<{tag}>{html.escape(cell)}</{tag}>" for cell in row)
-                    for tag, row in zip(tags, part, strict=True)
-                ]
-                lines.append(f"<table>{''.join(f'<tr>{row}</tr>' for row in rows)}</table>")
-            else:
-                content = base64.b64encode(part.read_bytes()).decode()
-                name = html.escape(f"{part.parent.name}/{part.stem}", quote=True)
-                shown = f"<img alt='{name}' src='data:image/png;base64,{content}'>"
-                if part.suffix == ".mp4":
-                    shown = f"<video controls src='data:video/mp4;base64,{content}'></video>"
-                lines.append(f"<figure>{shown}<figcaption>{name}</figcaption></figure>")
-    return "\n".join([*lines, "</body></html>\n"])
-
-
 def main(argv=None):
     args = parse_args(argv)
     if not args.results.is_dir():
         raise UserError(f"there is no folder {args.results}; give the output folder of reproduce.sh")
     page = sections(args.results)
-    files.write_text(args.results / "report.md", as_markdown(page, args.results))
-    files.write_text(args.results / "report.html", as_html(page))
-    print(f"page: {args.results / 'report.html'} and report.md")
+    report_page.write(args.results, "The paper, reproduced", page)
 
 
 if __name__ == "__main__":

@@ -47,13 +47,15 @@ mark_finished() { # ARGUMENTS: unless they are for no training, create 'finished
 }
 
 train_in_job() { # COMMAND: run it under srun, forward signals to it, and set $status
-    local child warned=
-    srun "$@" &
+    local child warned='' stopped=''
+    srun --kill-on-bad-exit=1 "$@" & # after an error in one task the others would wait for it
     child=$!
     # Only the batch script is warned of the time limit (--signal=B:); SIGTERM comes with scancel and preemption.
-    trap 'warned=yes; kill -USR2 "$child"' USR2
-    trap 'kill -TERM "$child"' TERM
+    trap 'warned=yes stopped=yes; kill -USR2 "$child"' USR2
+    trap 'stopped=yes; kill -TERM "$child"' TERM
     while status=0; wait "$child" || status=$?; kill -0 "$child" 2>/dev/null; do :; done
+    # Stopped tasks leave with 75 once the run is saved; the first one to leave may get the others killed.
+    [ -z "$stopped" ] || [ "$status" -le 128 ] || status=75
     if [ "$status" = 75 ] && [ -n "$warned" ]; then
         echo "job $SLURM_JOB_ID has saved and is requeued; it resumes when it starts again"
         trap - USR2 TERM

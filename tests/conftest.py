@@ -4,6 +4,9 @@ import os
 import signal
 import subprocess
 
+# Before torch is loaded: a second thread gains nothing on small inputs, and waits for the first one in a busy loop.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 import pytest
 import torch
 

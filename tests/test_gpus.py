@@ -19,19 +19,21 @@ def test_driver_and_cuda_are_named(tmp_path, monkeypatch, text, driver):
     monkeypatch.setattr(torch.version, "cuda", "13.0")
     if text is not None:
         (tmp_path / "version").write_text(text)
-    reason = gpus.why_unusable(tmp_path / "version")
+    monkeypatch.setattr(gpus, "DRIVER_FILE", tmp_path / "version")
+    reason = gpus.why_unusable()
     assert f"NVIDIA driver {driver}, torch {torch.__version__} for CUDA 13.0" in reason and "--device cpu" in reason
 
 
-def test_a_torch_without_cuda_is_named(tmp_path, monkeypatch):
+def test_a_torch_without_cuda_is_named(monkeypatch):
     monkeypatch.setattr(torch.version, "cuda", None)
-    assert "is built without CUDA" in gpus.why_unusable(tmp_path / "version")
+    assert "is built without CUDA" in gpus.why_unusable()
 
 
 @pytest.mark.parametrize("environment, device_file, given", [
     ({}, True, True),
     ({}, False, False),
     ({"SLURM_JOB_GPUS": "0,1"}, False, True),
+    ({"SLURM_JOB_GPUS": "0"}, False, True),
     ({"SLURM_GPUS_ON_NODE": "4"}, False, True),
     ({"SLURM_GPUS_ON_NODE": "0"}, False, False),
     ({"SLURM_JOB_GPUS": ""}, False, False),
@@ -41,11 +43,12 @@ def test_a_torch_without_cuda_is_named(tmp_path, monkeypatch):
     ({"CUDA_VISIBLE_DEVICES": "-1"}, True, False),
     ({"CUDA_VISIBLE_DEVICES": "NoDevFiles", "SLURM_JOB_ID": "3"}, True, False),
 ])  # fmt: skip
-def test_a_gpu_is_given_by_the_machine_or_slurm_unless_hidden(tmp_path, environment, device_file, given):
+def test_a_gpu_is_given_by_the_machine_or_slurm_unless_hidden(tmp_path, monkeypatch, environment, device_file, given):
     path = tmp_path / "nvidia0"
     if device_file:
         path.touch()
-    assert gpus.is_given(environment, path) == given
+    monkeypatch.setattr(gpus, "DEVICE_FILE", path)
+    assert gpus.is_given(environment) == given
 
 
 @pytest.mark.parametrize("capability, archs, works", [

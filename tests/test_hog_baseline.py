@@ -8,6 +8,7 @@ import pytest
 
 import hog_baseline
 import linear_decoding
+from moco.analysis import readouts
 from moco.cli import UserError
 from moco.data import loader
 from tests.support import golden
@@ -76,7 +77,7 @@ def test_scores_have_a_column_for_every_class_even_without_training_images():
     rows, labels = np.eye(6, dtype=np.float32), np.array([0, 0, 2, 2, 3, 3])
     for train, trained in ((np.array([0, 2]), {0, 2}), (np.array([0, 2, 4]), {0, 2, 3})):
         classifier = hog_baseline.readout(rows[train], labels[train], 0, 0)
-        found = hog_baseline.scores(classifier, rows, np.arange(6), 5)
+        found = readouts.class_scores(classifier, rows, np.arange(6), 5)
         assert found.shape == (6, 5)
         assert set(np.flatnonzero(np.isfinite(found).all(0))) == trained
         assert found[train].argmax(1).tolist() == labels[train].tolist()
@@ -142,3 +143,15 @@ def test_flags_and_nearest_neighbors_are_recorded(stripes, tmp_path, capsys):
     assert f"HOG (3-NN)  {100 * entry['knn']['mean']:.1f}" in capsys.readouterr().out.splitlines()
     record = json.loads((tmp_path / "out" / "args.json").read_text())
     assert record["knn"] == 3 and record["data"] == str(stripes) and "checkpoints" not in record
+
+
+def test_protocols_are_those_of_linear_decoding(stripes, tmp_path, capsys):
+    words = ["--readout", "published", "logistic", "--split", "halves", "--train-share", 0.5, 1, "--workers", 0]
+    found = classify(stripes, tmp_path / "out", *words)["models"]
+    assert {model: list(by_task) for model, by_task in found.items()} == {
+        model: ["halves 50%", "halves 100%"] for model in ("HOG", "HOG-logistic")
+    }
+    assert found["HOG-logistic"]["halves 100%"]["mean"] == 1
+    assert "HOG - HOG-logistic, halves 100%: +0.0, p = 1" in capsys.readouterr().out
+    index = [json.loads(line)["what"] for line in (tmp_path / "out" / "features" / "index.jsonl").open()]
+    assert index == [f"HOG, of 20 images in {stripes}"]

@@ -22,7 +22,7 @@ START = "start.tar"
 
 @pytest.fixture
 def data(tmp_path):
-    """A folder with train/ and val/, and a start checkpoint with a head of seven outputs beside it."""
+    """A folder with train/ and val/, and an initial checkpoint with a head of seven outputs beside it."""
     for side in ("train", "val"):
         make_frames(tmp_path / "imagenet" / side)
     torch.manual_seed(1)

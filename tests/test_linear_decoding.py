@@ -11,11 +11,11 @@ from torch import nn
 
 import linear_decoding
 from moco import checkpoint, models, plots, provenance
-from moco.analysis import features, splits
+from moco.analysis import features, readouts, splits
 from moco.cli import UserError
 from moco.data import augment, loader
 from tests.support import golden
-from tests.support.inputs import save_network
+from tests.support.inputs import make_frames, save_network
 
 ARCH = "shufflenet_v2_x0_5"
 CPU = torch.device("cpu")
@@ -179,8 +179,10 @@ def test_compared_results_are_in_the_table_and_the_figure(frames, network, tmp_p
     found = decode(frames, tmp_path / "b", "--model-path", network, "--compare", tmp_path / "a" / "results.json")
     assert list(found["models"]) == ["one", "net"]
     linear_decoding.main(["--compare", str(tmp_path / "b" / "results.json"), "--save-dir", str(tmp_path / "c")])
-    rows = [line.split()[0] for line in capsys.readouterr().out.splitlines()[-6:-1]]
-    assert rows == ["top-1", "chance", "majority", "one", "net"]
+    rows = [line.split()[0] for line in capsys.readouterr().out.splitlines()[-8:-1]]
+    assert rows == ["top-1", "chance", "majority", "one", "net", "differences", "one"]
+    (comparison,) = found["comparisons"]  # the same model on one split
+    assert (comparison["difference"], comparison["p"], comparison["test"]) == (0, 1, "McNemar, exact")
     assert (tmp_path / "c" / "accuracies.pdf").stat().st_size > 1000
 
 
@@ -203,6 +205,8 @@ def test_mistakes_are_one_line_before_any_work(frames, network, tmp_path, monkey
         ([frames, "--model-path", network, "--save-dir", frames / "out"], "out is inside the data folder"),
         ([frames, "--model-name", "random", "--model", "alexnet", "--image-size", 32], "alexnet|AlexNet"),
         ([frames, "--model-path", network, "--seed", 2**32 - 1, "--seeds", 2], "seeds are from 0 to 4294967295"),
+        ([frames, "--model-path", network, "--test-data", frames], "frames is the folder to train on; give another"),
+        ([frames, "--model-path", network, "--bn-mode", "train", "--readout", "logistic"], "logistic needs fixed ones"),
         ([tmp_path / "nowhere", "--model-path", network], "nowhere"),
         ([frames / "class_0000", "--model-path", network], "has one class"),
     ]:
@@ -304,3 +308,51 @@ def test_file_names_that_are_not_utf8_are_in_the_predictions(frames, network, tm
                 pytest.skip("this file system takes UTF-8 names only")
     decode(frames, tmp_path / "out", "--model-path", network)
     assert rb"/\udcff_0003.jpeg" in (tmp_path / "out" / "predictions_net_iid.csv").read_bytes()
+
+
+def test_readouts_and_shares_are_in_one_table_and_a_figure(frames, network, tmp_path, capsys):
+    words = ["--model-path", network, "--readout", "published", "logistic", "--train-share", 0.5, 1, "--seeds", 2]
+    found = decode(frames, tmp_path / "out", *words, "--knn", 2)
+    assert list(found["models"]) == ["net", "net-logistic"]
+    entries = found["models"]["net-logistic"]
+    assert list(entries) == ["iid 50%", "iid 100%"]
+    half = splits.make_tasks(loader.FrameFolder(frames), splits.SplitOptions(seeds=2, train_share=(0.5,)))[0]
+    assert entries["iid 50%"]["train_images"] == [len(train) for train, _ in half.splits]
+    assert entries["iid 50%"]["test_images"] == [12, 12]
+    assert "knn" in found["models"]["net"]["iid 50%"] and "knn" not in entries["iid 50%"]
+    assert (tmp_path / "out" / "training_images.pdf").stat().st_size > 1000
+    assert {each["task"] for each in found["comparisons"]} == {"iid 50%", "iid 100%"}
+    assert "net - net-logistic, iid 50%: " in capsys.readouterr().out
+    plain = decode(frames, tmp_path / "plain", "--model-path", network, "--seeds", 2)["models"]["net"]["iid"]
+    assert plain["each"] == found["models"]["net"]["iid 100%"]["each"] and "train_share" not in plain
+    (rows,) = (np.load(path) for path in (tmp_path / "plain" / "features").glob("*.npy"))
+    (task,) = splits.make_tasks(loader.FrameFolder(frames), splits.SplitOptions(seeds=2))
+    train, test = task.splits[1]
+    expected = readouts.logistic(rows[train], task.labels[train], 1).score(rows[test], task.labels[test])
+    assert entries["iid 100%"]["each"][1] == pytest.approx(expected)
+
+
+def test_a_second_folder_is_tested_on(frames, network, tmp_path):
+    other = make_frames(tmp_path / "other", ["class_0000", "class_0002", "more"], 5, 48)
+    found = decode(frames, tmp_path / "out", "--model-path", network, "--test-data", other, "--seeds", 2)
+    entry = found["models"]["net"]["to other"]
+    assert (entry["train_images"], entry["test_images"]) == ([16, 16], [10, 10])
+    assert list(entry["per_class"]) == ["class_0000", "class_0002"] and "hits" in entry
+    with open(tmp_path / "out" / "predictions_net_to_other.csv", newline="") as file:
+        assert {row["file"].split("/")[0] for row in csv.DictReader(file)} == {"other"}
+
+
+def test_the_cache_has_an_index_in_words(frames, network, tmp_path):
+    words = ["--model-path", network, "random", "--model", ARCH, "--names", "TC", "noise", "--seeds", 2]
+    for name in "ab":
+        decode(frames, tmp_path / name, *words, "--features-dir", tmp_path / "cache")
+    lines = [json.loads(line) for line in (tmp_path / "cache" / "index.jsonl").read_text().splitlines()]
+    files = {path.name for path in (tmp_path / "cache").iterdir() if path.suffix in (".npy", ".tar")}
+    assert len(lines) == len(files) == 5 and {line["file"] for line in lines} == files
+    where = f"32 pixels, of 24 images in {frames}"
+    network_words = f"{ARCH} from {network} (SHA-256 {provenance.sha256(network)[:12]})"
+    assert lines[0]["what"] == f"features of {network_words}, {where}"
+    statistics = f"batch-norm statistics of {ARCH} with random weights, 32 pixels, of 12 images in {frames}, seed"
+    assert [line["what"] for line in lines[1::2]] == [f"{statistics} 0", f"{statistics} 1"]
+    adapted = f"features of {ARCH} with random weights, batch norm adapted to 12 of them, {where}"
+    assert [line["what"] for line in lines[2::2]] == [adapted] * 2

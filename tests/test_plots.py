@@ -7,6 +7,7 @@ import warnings
 import cv2
 import numpy as np
 import pytest
+from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import RendererAgg
 from matplotlib.figure import Figure
 from matplotlib.ft2font import FT2Font
@@ -202,3 +203,40 @@ def test_a_legend_of_many_models_fits(tmp_path):
     plots.accuracy_bars({f"model {i}": {"iid": entry(0.5)} for i in range(64)}, tmp_path / "bars")
     page = picture(tmp_path / "bars")
     assert (page[:4] == 255).all() and (page[-4:] == 255).all()  # nothing runs over the edge
+
+
+def test_a_dissimilarity_matrix_is_ordered_by_class_and_averaged(tmp_path, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(plots, "MAX_CELLS", 3)
+    imshow = Axes.imshow
+    monkeypatch.setattr(
+        Axes, "imshow", lambda self, image, **style: drawn.append(image) or imshow(self, image, **style)
+    )
+    matrix = np.arange(49.0).reshape(7, 7)
+    matrix[3] = matrix[:, 3] = np.nan
+    labels = np.array([1, 0, 1, 0, 0, 1, 1])
+    plots.dissimilarity(matrix, labels, ["a", "b"], tmp_path / "rdm", "title")
+    order = [1, 4, 0, 2, 5, 6]
+    expected = [[matrix[np.ix_(rows, columns)].mean() for columns in np.reshape(order, (3, 2))]
+                for rows in np.reshape(order, (3, 2))]  # fmt: skip
+    np.testing.assert_allclose(drawn[0], expected)
+    picture(tmp_path / "rdm")
+
+
+def test_points_have_a_legend_or_a_color_scale(tmp_path):
+    points = np.random.default_rng(0).normal(size=(90, 2))
+    points[7] = np.nan
+    plots.scatter(points, ["_a", "b", "c"] * 30, tmp_path / "groups", "title", "class")
+    plots.scatter(points, [f"class {i}" for i in range(90)], tmp_path / "many", "title", "class")
+    plots.scatter(points, ["", *map(str, range(89))], tmp_path / "numbers", "title", "age_months")
+    pages = {name: picture(tmp_path / name) for name in ("groups", "many", "numbers")}
+    for color in plots.COLORS[:3]:
+        assert share(pages["groups"], color) > 20 * share(pages["many"], color)
+    assert share(pages["many"], "#440154") > 0 < share(pages["numbers"], "#440154")  # the first color of the scale
+
+
+def test_accuracies_by_number_of_training_images_have_a_line_a_model(tmp_path):
+    curves = {"iid": {"TC": [(10, 0.3, 0.1), (100, 0.6, 0.02)], "HOG": [(10, 0.2, None), (100, 0.4, None)]}}
+    plots.accuracy_by_training_images(curves | {"halves": {"HOG": [(5, 0.1, None)]}}, tmp_path / "lines")
+    page = picture(tmp_path / "lines")
+    assert share(page, plots.COLORS[0]) > 0 < share(page, plots.COLORS[1])

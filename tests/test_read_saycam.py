@@ -1,4 +1,4 @@
-"""The reader, run as its user runs it, over good, odd, broken and hostile files."""
+"""The script as a user runs it: names, images, resuming, shards, flags."""
 
 import subprocess
 import sys
@@ -13,7 +13,8 @@ from torchvision.datasets import ImageFolder
 import read_saycam
 from moco import cli
 from moco.data import manifest
-from moco.videos import extract, video
+from moco.videos import images, progress_log
+from moco.videos.probe import probe
 from tests import support
 from tests.support.videos import number, numbered, write_video
 
@@ -45,7 +46,7 @@ def left_out(save_dir):
 
 @pytest.fixture(scope="module")
 def videos(tmp_path_factory):
-    """Five videos of different lengths, 120 frames at most."""
+    """Five videos of different lengths, at most 120 frames."""
     folder = tmp_path_factory.mktemp("videos")
     for name, count in {"a": 100, "b": 37, "c": 120, "d": 6, "e": 1}.items():
         write_video(folder / f"{name}.mp4", count)
@@ -53,14 +54,14 @@ def videos(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def whole(videos, tmp_path_factory):
-    """What one undisturbed run makes of them."""
-    folder = tmp_path_factory.mktemp("whole")
+def expected(videos, tmp_path_factory):
+    """The files that one uninterrupted run in one process writes."""
+    folder = tmp_path_factory.mktemp("expected")
     assert read(videos, folder, *SMALL) is None
     return tree(folder)
 
 
-def test_names_and_pictures_are_the_published_ones(tmp_path):
+def test_names_and_images_are_the_published_ones(tmp_path):
     assert read(GOLDEN / "videos", tmp_path, "--fps", "5", "--seg-len", "4") is None
     golden = np.load(GOLDEN / "frames.npz")
     assert sorted(name for name in tree(tmp_path) if name.endswith("jpeg")) == list(golden["names"])
@@ -71,48 +72,48 @@ def test_names_and_pictures_are_the_published_ones(tmp_path):
         assert np.abs(small.astype(int) - thumb).mean() <= 1.5
 
 
-def test_every_image_is_the_frame_that_the_plan_says(videos, whole, tmp_path):
-    expected = [k for count in (100, 37, 120, 6, 1) for k in range(0, count, 6)]
+def test_every_image_shows_the_frame_that_is_planned(videos, tmp_path):
+    numbers = [k for count in (100, 37, 120, 6, 1) for k in range(0, count, 6)]
     assert read(videos, tmp_path, "--seg-len", "2") is None
-    images = manifest.load(tmp_path)
-    assert [number(tmp_path / images.path(i)) for i in range(len(images))] == expected
-    assert [images.path(i) for i in (0, 9, 10)] == [
+    filled = manifest.load(tmp_path)
+    assert [number(tmp_path / filled.path(i)) for i in range(len(filled))] == numbers
+    assert [filled.path(i) for i in (0, 9, 10)] == [
         "class_0000/img_0000.jpeg", "class_0000/img_0009.jpeg", "class_0001/img_0000.jpeg",
     ]  # fmt: skip
 
 
 @pytest.mark.parametrize("workers", [1, 2, 5])
-def test_bytes_are_the_same_for_any_number_of_workers(videos, whole, tmp_path, workers):
+def test_files_are_the_same_for_any_number_of_workers(videos, expected, tmp_path, workers):
     assert read(videos, tmp_path, *SMALL, workers=workers) is None
-    assert tree(tmp_path) == whole
+    assert tree(tmp_path) == expected
 
 
-def test_bytes_are_the_same_for_a_plan_filled_in_shards(videos, whole, tmp_path):
+def test_files_are_the_same_for_shards_of_a_plan(videos, expected, tmp_path):
     assert read(videos, tmp_path, *SMALL, "--plan") is None
     assert list(tree(tmp_path)) == [manifest.NAME]
     for shard in ("2/3", "0/3", "1/3"):
         with pytest.raises(cli.UserError, match=f"python read_saycam.py {videos} --save-dir {tmp_path} .*--seg-len 2"):
             manifest.load(tmp_path)
         assert read(videos, tmp_path, *SMALL, "--shard", shard) is None
-    assert tree(tmp_path) == whole
+    assert tree(tmp_path) == expected
 
 
-def test_bytes_are_the_same_after_five_kills(tmp_path):
+def test_files_are_the_same_after_five_kills(tmp_path):
     folder, killed, plain = tmp_path / "videos", tmp_path / "killed", tmp_path / "plain"
     folder.mkdir()
-    # 1200 large images: seconds of work, of which the kills let through a fraction, however late they come.
+    # 1200 large images take seconds, so that every kill comes long before the end.
     for k in range(8):
         write_video(folder / f"{k}.mp4", 150, options={"preset": "ultrafast"})
     large = ("--fps", "30", "--size", "672")
     assert read(folder, plain, *large, workers=2) is None
     draws = np.random.default_rng(0)
     for _ in range(5):
-        images = len(list(killed.rglob("*.jpeg")))
+        before = len(list(killed.rglob("*.jpeg")))
         process = start(folder, killed, *large, "--workers", "2")
-        goal = images + draws.integers(1, 60)  # those written over again do not count
+        goal = before + draws.integers(1, 60)  # new images; those written again do not count
         while process.poll() is None and len(list(killed.rglob("*.jpeg"))) < goal:
             time.sleep(0.01)
-        assert process.poll() is None, "it ended before it could be killed"
+        assert process.poll() is None, "the process ended before the kill"
         process.kill()
         process.communicate()
     assert not manifest.read(killed)["complete"]
@@ -121,25 +122,24 @@ def test_bytes_are_the_same_after_five_kills(tmp_path):
 
 
 def test_a_video_that_is_done_is_not_read_again(videos, tmp_path, monkeypatch):
-    asked = []
-    monkeypatch.setattr(video, "frames", lambda path, *rest: asked.append(Path(path).stem) or iter(()))
+    opened = []
+    monkeypatch.setattr(images, "frames", lambda path, *rest: opened.append(Path(path).stem) or iter(()))
     read(videos, tmp_path, *SMALL, "--plan")
     plan = manifest.read(tmp_path)
-    extract.mark_done(tmp_path, 1, [], None)
-    with open(next(tmp_path.glob("filled-*")), "a") as ledger:
-        ledger.write('\n{"video": 2, "miss')  # cut off by a kill
+    progress_log.mark_done(tmp_path, plan, 1, [], None)
+    with open(next(tmp_path.glob("filled-*")), "a") as log:
+        log.write('\n{"video": 2, "miss')  # cut off by a kill
     read(videos, tmp_path, *SMALL)
-    assert sorted(asked) == ["a", "c", "d", "e"]
-    assert len(plan["videos"]) == 5
+    assert sorted(opened) == ["a", "c", "d", "e"]
 
 
 @pytest.mark.parametrize(
-    "flags, said", [(["--fps", "4"], "--fps was 5.0, not 4.0"), (["--no-rotate"], "--no-rotate was False, not True")]
+    "flags, message", [(["--fps", "4"], "--fps was 5.0, not 4.0"), (["--no-rotate"], "--no-rotate was False, not True")]
 )
-def test_other_settings_on_the_same_folder_are_refused_by_name(videos, tmp_path, flags, said):
+def test_other_settings_on_the_same_folder_are_refused_by_name(videos, tmp_path, flags, message):
     read(videos, tmp_path, *SMALL, "--plan")
     before = tree(tmp_path)
-    with pytest.raises(cli.UserError, match=said):
+    with pytest.raises(cli.UserError, match=message):
         read(videos, tmp_path, *SMALL, *flags)
     assert tree(tmp_path) == before
 
@@ -160,14 +160,14 @@ def test_frames_of_unknown_origin_are_not_overwritten(videos, tmp_path):
     assert tree(tmp_path) == {}
 
 
-def test_a_ledger_of_unknown_origin_is_not_believed(videos, tmp_path):
-    extract.mark_done(tmp_path, 0, [], None)
+def test_a_progress_log_of_unknown_origin_is_refused(videos, tmp_path):
+    (tmp_path / "filled-host-1.jsonl").write_text('{"video": 0, "missing": [], "reason": null}')
     with pytest.raises(cli.UserError, match="has a filled-.* already"):
         read(videos, tmp_path, *SMALL)
 
 
 @pytest.mark.parametrize("flag", ["--fps=1/0", "--fps=0", "--fps=nan", "--seg-len=inf", "--shard=3/3", "--size=0"])
-def test_a_flag_that_cannot_be_is_refused(videos, tmp_path, flag):
+def test_an_impossible_value_of_a_flag_is_refused(videos, tmp_path, flag):
     with pytest.raises(SystemExit) as end:
         read(videos, tmp_path, flag)
     assert end.value.code == 2
@@ -182,7 +182,7 @@ def test_a_dry_run_prints_the_plan_and_writes_nothing(videos, tmp_path, capsys):
     assert not (tmp_path / "frames").exists()
 
 
-def test_classes_by_name_and_by_video_are_what_image_folder_sees(tmp_path):
+def test_classes_by_name_and_by_video_are_those_of_image_folder(tmp_path):
     folders = {"S": ["cup_1.mp4", "cup_1_0.mp4", "cup.mp4", "Ball 2.mp4"], "A": ["cup_1.mp4", "ü_1.mp4"]}
     for folder, names in folders.items():
         (tmp_path / folder).mkdir()
@@ -191,15 +191,15 @@ def test_classes_by_name_and_by_video_are_what_image_folder_sees(tmp_path):
     for by in ("name", "video"):
         save_dir = tmp_path / by
         assert read([tmp_path / "S", tmp_path / "A"], save_dir, "--size", "64", "--class-by", by) is None
-        images, plain = manifest.load(save_dir), ImageFolder(save_dir)
-        assert images.classes == plain.classes
-        assert [(str(save_dir / images.path(i)), images.label(i)) for i in range(len(images))] == plain.samples
+        filled, plain = manifest.load(save_dir), ImageFolder(save_dir)
+        assert filled.classes == plain.classes
+        assert [(str(save_dir / filled.path(i)), filled.label(i)) for i in range(len(filled))] == plain.samples
     assert (tmp_path / "name" / "cup" / "cup_1_0000.jpeg").is_file()
     assert manifest.load(tmp_path / "name").classes == ["Ball 2", "cup", "ü"]
     assert (tmp_path / "video" / "cup_1.2" / "img_0000.jpeg").is_file()
 
 
-def test_videos_that_follow_one_another_over_several_folders(tmp_path):
+def test_videos_of_several_folders_follow_one_another(tmp_path):
     for folder in ("S", "A"):
         (tmp_path / folder / "deeper").mkdir(parents=True)
         write_video(tmp_path / folder / "one.mp4", 12)
@@ -216,60 +216,41 @@ def test_videos_that_follow_one_another_over_several_folders(tmp_path):
 
 def test_size_quality_rotation_shift_and_the_short_last_class(videos, tmp_path):
     read(videos, tmp_path / "a", "--size", "96", "--quality", "30", "--no-rotate", "--seg-len", "2", "--drop-last")
-    images = manifest.load(tmp_path / "a")
-    assert images.class_sizes() == [10, 10, 10, 10]
-    image = tmp_path / "a" / images.path(3)
+    filled = manifest.load(tmp_path / "a")
+    assert filled.class_sizes() == [10, 10, 10, 10]
+    image = tmp_path / "a" / filled.path(3)
     assert cv2.imread(str(image)).shape == (96, 96, 3)
     assert number(image, rotated=False) == 18
     read(videos, tmp_path / "b", "--size", "96", "--no-rotate", "--seg-len", "2.5")
-    assert image.stat().st_size < 0.7 * (tmp_path / "b" / images.path(3)).stat().st_size
+    assert image.stat().st_size < 0.7 * (tmp_path / "b" / filled.path(3)).stat().st_size
     assert manifest.load(tmp_path / "b").class_sizes()[0] == 12
     with pytest.raises(cli.UserError, match="--drop-last"):
         read(videos, tmp_path / "c", "--drop-last")
     assert not (tmp_path / "c").exists()
 
 
-def test_more_frames_a_second_than_there_are_takes_all_and_says_so(videos, tmp_path, capsys):
+def test_a_rate_above_the_native_one_uses_all_frames_and_prints_a_line(videos, tmp_path, capsys):
     read(videos, tmp_path, "--size", "64", "--fps", "60")
-    assert "5 of 5 videos have fewer than 60 frames a second" in capsys.readouterr().out
+    assert "5 of 5 videos have fewer than 60 frames per second" in capsys.readouterr().out
     assert len(manifest.load(tmp_path)) == 264
-
-
-@pytest.mark.parametrize(
-    "native, fps, nearest, published",
-    [(30000 / 1001, 5, 6, 6), (30, 5, 6, 7), (25, 5, 5, 6), (24.99, 5, 5, 5), (30, 0.5, 60, 61), (5, 60, 1, 1)],
-)
-def test_frame_step(native, fps, nearest, published):
-    assert read_saycam.frame_step(native, fps) == nearest
-    assert read_saycam.frame_step(native, fps, published=True) == published
 
 
 def test_a_video_of_variable_rate_is_sampled_by_time(tmp_path):
     times = np.cumsum(np.random.default_rng(0).integers(10, 90, 200))
     write_video(tmp_path / "v.mp4", 200, times=times)
-    held = video.probe(tmp_path / "v.mp4")
-    taken = read_saycam.sampled_frames(held, 5)
-    seconds = (times[taken] - times[0]) / 1000
-    assert not held.is_constant_rate()
-    assert np.array_equal(np.floor(seconds * 5), np.arange(len(taken)))
-    assert np.all((times[taken[1:] - 1] - times[0]) / 1000 < np.arange(1, len(taken)) / 5)
+    info = probe(tmp_path / "v.mp4")
+    sampled = images.sampled_frames(info, 5)
+    seconds = (times[sampled] - times[0]) / 1000
+    assert not info.is_constant_rate()
+    assert np.array_equal(np.floor(seconds * 5), np.arange(len(sampled)))
+    assert np.all((times[sampled[1:] - 1] - times[0]) / 1000 < np.arange(1, len(sampled)) / 5)
     read(tmp_path, tmp_path / "out")
-    assert [number(tmp_path / "out" / f"class_0000/img_{i:04d}.jpeg") for i in range(len(taken))] == list(taken)
+    assert [number(tmp_path / "out" / f"class_0000/img_{i:04d}.jpeg") for i in range(len(sampled))] == list(sampled)
 
 
-def test_the_crop_is_the_published_one_and_stays_inside_any_picture():
-    ramp = np.repeat(np.arange(256, dtype=np.uint8)[:, None, None], 256, 1).repeat(3, 2)
-    assert np.array_equal(read_saycam.crop(ramp)[:, 0, 0], np.arange(223, -1, -1))
-    assert np.array_equal(read_saycam.crop(ramp, shift=0, rotate=False)[:, 0, 0], np.arange(16, 240))
-    assert np.array_equal(read_saycam.crop(ramp, shift=4, rotate=False)[:, 0, 0], np.arange(12, 236))
-    assert np.array_equal(read_saycam.crop(ramp, shift=99, rotate=False)[:, 0, 0], np.arange(224))
-    for size, shape in [(224, (480, 640)), (224, (640, 360)), (96, (1, 1)), (33, (50, 31)), (300, (120, 160))]:
-        assert read_saycam.crop(np.zeros((*shape, 3), np.uint8), size).shape == (size, size, 3)
-
-
-def test_a_phone_video_comes_upright(tmp_path):
+def test_a_rotated_phone_video_is_upright(tmp_path):
     write_video(tmp_path / "v.mp4", 6, turn=90)
     read(tmp_path, tmp_path / "out", "--no-rotate")
     shown = np.rot90(numbered(0))[..., None].repeat(3, 2)
     image = cv2.imread(str(tmp_path / "out" / "class_0000" / "img_0000.jpeg"))
-    assert np.abs(image.astype(int) - read_saycam.crop(np.ascontiguousarray(shown), rotate=False)).mean() < 12
+    assert np.abs(image.astype(int) - images.crop(np.ascontiguousarray(shown), rotate=0)).mean() < 12

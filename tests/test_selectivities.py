@@ -1,5 +1,6 @@
 """Selectivity: the published values of six layers, undefined cases of the published code, and the script."""
 
+import itertools
 import json
 import os
 
@@ -233,3 +234,25 @@ def test_units_are_measured_in_float32(frames):
     model.conv1.register_forward_hook(lambda *_: seen.append(torch.backends.cudnn.allow_tf32))
     list(units.layer_means(model, [1], features.EvalData(loader.FrameFolder(frames), 64, CPU), 8))
     assert torch.backends.cudnn.allow_tf32 and seen and not any(seen)
+
+
+def test_cached_features_give_the_same_and_are_read_again(frames, network, tmp_path, monkeypatch):
+    (frames / "class_0001" / "img_0003.jpeg").write_bytes(b"no image")
+    words = ["--layer", 1, 6, "--pca"]
+    measure(frames, tmp_path / "plain", network, *words)
+    cache = tmp_path / "cache"
+    measure(frames, tmp_path / "first", network, *words, "--features-dir", cache)
+    (line,) = [json.loads(line) for line in (cache / "index.jsonl").open()]
+    assert line["what"].startswith("means of the layers 1, 6 of resnet18 from ")
+    os.utime(frames / "class_0001" / "img_0003.jpeg", (0, 0))
+    measure(frames, tmp_path / "other", network, "--layer", 6, 1, "--features-dir", cache)
+    assert len(list(cache.glob("*.npy"))) == 2
+    read = []
+    monkeypatch.setattr(loader.FrameFolder, "read", lambda self, i: read.append(int(i)) or b"")
+    measure(frames, tmp_path / "again", network, "--layer", 6, 1, "--features-dir", cache)
+    assert read == [11]  # an image that could not be read is tried again
+    for name, layer in itertools.product(("first", "other", "again"), (1, 6)):
+        plain, found = (np.load(tmp_path / each / f"selectivity_{layer}.npz") for each in ("plain", name))
+        assert found["images"].tolist() == [8, 7, 8]
+        for key in plain:
+            np.testing.assert_array_equal(plain[key], found[key])

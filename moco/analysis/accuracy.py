@@ -22,6 +22,12 @@ def topk_accuracy(scores, labels, k=1):
     return float((np.argpartition(-scores, k - 1, axis=1)[:, :k] == labels[:, None]).any(1).mean())
 
 
+def balanced_accuracy(scores, labels):
+    """The mean over classes of the fraction of their rows of scores (N, K) whose highest entry is the label (N,)."""
+    hits = scores.argmax(1) == labels
+    return float(np.mean([hits[labels == label].mean() for label in np.unique(labels)]))
+
+
 def confusion_matrix(task, scores):
     """Counts (K, K) of the test images of all seeds: rows are true classes, columns predicted classes.
 
@@ -31,24 +37,6 @@ def confusion_matrix(task, scores):
     for (_, test), seed_scores in zip(task.splits, scores, strict=True):
         np.add.at(counts, (task.labels[test], seed_scores.argmax(1)), 1)
     return counts
-
-
-def knn_scores(train, labels, test, k, n_classes):
-    """Scores (M, n_classes) of test features (M, C) from the k training features (N, C) of highest cosine similarity.
-
-    Each neighbor adds 1 plus a fraction of its similarity to the score of its class, so that the nearer class wins a
-    tied vote.
-    """
-    train = train / np.maximum(np.linalg.norm(train, axis=1, keepdims=True), 1e-12)
-    test = test / np.maximum(np.linalg.norm(test, axis=1, keepdims=True), 1e-12)
-    k = min(k, len(train))
-    scores = np.zeros((len(test), n_classes))
-    for start in range(0, len(test), 1024):
-        cosine = test[start : start + 1024] @ train.T
-        nearest = np.argpartition(-cosine, k - 1, axis=1)[:, :k]
-        rows = np.arange(len(cosine))[:, None]
-        np.add.at(scores[start : start + 1024], (rows, labels[nearest]), 1 + cosine[rows, nearest] / (k + 1))
-    return scores
 
 
 def mean_and_std(values):
@@ -61,18 +49,27 @@ def mean_and_std(values):
 def summarize(task, scores):
     """The entry of one model and task in results.json: top-1, top-5 for more than 5 classes, per class, baselines.
 
-    task: splits.Task. scores: for each seed the scores (n_test, K) of its test images.
+    For classes of unequal size also the balanced accuracy, the mean over the classes in the test images. splits: a
+    digest for each seed; hits: if there is one split only, whether the first seed is right on each test image. task:
+    splits.Task. scores: for each seed the scores (n_test, K) of its test images.
     """
     labels = [task.labels[test] for _, test in task.splits]
     pairs = list(zip(scores, labels, strict=True))
     summary = mean_and_std([topk_accuracy(*pair) for pair in pairs])
     if len(task.classes) > 5:
         summary["top5"] = mean_and_std([topk_accuracy(*pair, k=5) for pair in pairs])
+    if len(np.unique(np.bincount(task.labels))) > 1:
+        summary["balanced"] = mean_and_std([balanced_accuracy(*pair) for pair in pairs])
     counts = confusion_matrix(task, scores)
     tested = counts.sum(1)
     summary["per_class"] = {
         name: float(counts[i, i] / tested[i]) if tested[i] else None for i, name in enumerate(task.classes)
     }
+    summary["splits"] = task.digests()
+    if len(set(summary["splits"])) == 1:
+        summary["hits"] = "".join("01"[hit] for hit in (scores[0].argmax(1) == labels[0]).astype(int))
+    if task.share is not None:
+        summary |= {"split": task.split, "train_share": task.share}
     return summary | {
         "majority": task.majority,
         "chance": 1 / len(task.classes),
@@ -149,8 +146,20 @@ def with_knn(models):
         for task, entry in by_task.items():
             if knn := entry.get("knn"):
                 row = rows.setdefault(f"{model} ({knn['k']}-NN)", {})
-                row[task] = {"majority": entry["majority"], "chance": entry["chance"], **knn}
+                kept = ("majority", "chance", "split", "train_share", "train_images")
+                row[task] = {key: entry[key] for key in kept if key in entry} | knn
     return rows
+
+
+def by_training_images(models):
+    """{split: {model: [(training images, mean, std), ...]}} of the entries with a share of the training images."""
+    curves = {}
+    for model, by_task in with_knn(models).items():
+        for entry in by_task.values():
+            if "train_share" in entry:
+                points = curves.setdefault(entry["split"], {}).setdefault(model, [])
+                points.append((float(np.mean(entry["train_images"])), entry["mean"], entry["std"]))
+    return {split: {model: sorted(points) for model, points in lines.items()} for split, lines in curves.items()}
 
 
 def cells(models):
@@ -175,10 +184,12 @@ def table(models):
 
 
 def _cell(entry):
-    """An entry's accuracy in %, with standard deviation and published value if known; a dash for None."""
+    """An entry's accuracy in %, with standard deviation, balanced and published value if known; a dash for None."""
     if entry is None:
         return "-"
     text = f"{100 * entry['mean']:.1f}"
     if entry["std"] is not None:
         text += f" ± {100 * entry['std']:.1f}"
+    if "balanced" in entry:
+        text += f" (balanced {100 * entry['balanced']['mean']:.1f})"
     return text + (f" (published {100 * entry['published']:.1f})" if "published" in entry else "")

@@ -14,7 +14,8 @@ from moco import checkpoint, cli, distributed, files
 from moco.analysis import features, film
 from moco.cli import UserError
 from moco.data import augment, loader
-from moco.videos import video
+from moco.videos import images, video
+from moco.videos.probe import probe
 
 STRIDE = 32  # pixels of the image per location of a last map
 MEAN, STD = np.array(loader.MEAN), np.array(loader.STD)
@@ -28,7 +29,13 @@ def add_flags(parser, frames, batch_size):
     checkpoint.add_flags(parser)
     add("--frames", type=cli.number(int, 1), default=frames, metavar="N", help="maximum length of the film")
     add("--fps", type=cli.number(float, 0.01, 1000), default=5.0, help="frames per second")
-    add("--range", nargs=2, type=float, metavar=("LOW", "HIGH"), help="range of the colors; default: that of the clip")
+    add(
+        "--range",
+        nargs=2,
+        type=float,
+        metavar=("LOW", "HIGH"),
+        help="activations at the two ends of the color scale; default: the range over the clip",
+    )
     add("--side-by-side", action="store_true", help="also show the images without colors, on the left")
     add("--name", type=film.file_name, metavar="FILE", help="name of the film in --save-dir: .mp4, .webm or .gif")
     add("--shift", type=cli.number(int, 0), default=16, help="for videos: pixels of 224 that the crop moves up")
@@ -64,7 +71,7 @@ def color_range(limits):
 
 @dataclass(frozen=True)
 class Crop:
-    """How the frames of a video are cropped to squares of size pixels, see video.crop."""
+    """How the frames of a video are cropped to squares of size pixels, see images.crop."""
 
     size: int
     shift: int = 16
@@ -86,18 +93,18 @@ class Clip:
         self.bad = {}
         if Path(data).is_file():
             try:
-                self.info = video.probe(data)
+                info = probe(data)
             except video.UnreadableVideo as error:
                 raise UserError(f"cannot read the video {data}: {error}") from error
             self.folder = None
-            self.frame_indices = video.sampled_frames(self.info, fps)[:limit]
+            self.selection = info.select(images.sampled_frames(info, fps)[:limit])
         else:
             self.folder = loader.FrameFolder(data)
-            self.frame_indices = np.arange(min(limit, len(self.folder)))
+            self.images = range(min(limit, len(self.folder)))
 
     def __len__(self):
         """The number of images, including those that cannot be read."""
-        return len(self.frame_indices)
+        return len(self.selection if self.folder is None else self.images)
 
     def __iter__(self):
         shape = None
@@ -108,18 +115,16 @@ class Clip:
     def _video_images(self):
         crop = self.crop
         try:
-            for position, frame in video.frames(self.data, self.frame_indices, self.info):
-                image = video.crop(frame, crop.size, crop.shift, crop.rotate)
+            for _, frame in video.frames(self.data, self.selection):
+                image = images.crop(frame, crop.size, crop.shift, 180 if crop.rotate else 0)
                 yield np.ascontiguousarray(image[:, :, ::-1])
-                if position == len(self.frame_indices) - 1:
-                    return
         except video.UnreadableVideo as error:
             raise UserError(f"cannot read the video {self.data}: {error}") from error
 
     def _folder_images(self):
         with ThreadPoolExecutor(max(self.workers, 1)) as threads:
             for start in range(0, len(self), features.BATCH):
-                for image in threads.map(self._read, self.frame_indices[start : start + features.BATCH]):
+                for image in threads.map(self._read, self.images[start : start + features.BATCH]):
                     if image is not None:
                         yield image
 

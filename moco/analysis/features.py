@@ -2,7 +2,9 @@
 
 import copy
 import hashlib
+import json
 import os
+import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import chain
@@ -17,6 +19,7 @@ from moco.data import augment, loader
 
 BATCH = 64  # images per forward pass: as fast as larger batches, and small in memory
 END_BYTES = 4096  # of a file that enter a cache key
+INDEX = "index.jsonl"  # what each file of a cache is
 THREADS = 16  # a network disk serves several requests at once
 
 
@@ -38,12 +41,12 @@ class EvalData:
         return loader.in_order(self.frames, recipe, self.device, self.workers, images, batch_size).epoch(0)
 
 
-def adapt_batch_norm(trunk, data, images, seed, cache):
+def adapt_batch_norm(trunk, data, images, seed, cache, what="a network"):
     """Set the batch-norm statistics of trunk to those of some images in random batches. Labels are not used.
 
     trunk is changed in place; its previous statistics do not matter. data: EvalData. images: (N,) indices. cache:
-    folder in which the statistics are kept. UserError if fewer than two images can be read, or a statistic is not
-    finite.
+    folder in which the statistics are kept. what: the network in words, for the index of the cache. UserError if fewer
+    than two images can be read, or a statistic is not finite.
     """
     key = cache_key(data.frames, images, "statistics", seed, data.size, _digest(trunk, trunk.named_parameters()))
     path = Path(cache) / f"{key}.tar"
@@ -60,6 +63,8 @@ def adapt_batch_norm(trunk, data, images, seed, cache):
         raise UserError("the adapted batch-norm statistics are not finite; check the model's weights")
     if progress.done == len(images):  # else an image that cannot be read now is tried again next time
         checkpoint.write(path, statistics)
+        of = f"{len(images)} images in {data.frames.folder}, seed {seed}"
+        add_to_index(path, f"batch-norm statistics of {what}, {data.size} pixels, of {of}")
 
 
 def _batches_of_two_or_more(batches, progress):
@@ -77,25 +82,41 @@ def _batches_of_two_or_more(batches, progress):
     yield pending
 
 
-def extract_features(trunk, data, images, cache):
+def forward(network, data, images=None, batch_size=BATCH):
+    """Yield (features, labels, indices) batch by batch: [(n, C), ...] float32, (n,), (n,), as NumPy arrays.
+
+    network: images (n, 3, H, W) to a list of features, in evaluation mode on data.device. data: EvalData. images:
+    indices of the images to use, (N,); None: all. Images that cannot be read are left out. batch_size: images per
+    batch; the features do not depend on it. UserError if a feature is not finite.
+    """
+    total = len(data.frames) if images is None else len(images)
+    with cli.Progress(total, "features", "images") as progress, distributed.no_tf32():
+        for pictures, labels, indices in data.batches(images, batch_size):
+            with torch.inference_mode():  # in parts: the maps of a layer near the input are large
+                parts = [network(part) for part in pictures.split(BATCH)]
+            rows = [torch.cat(layer).cpu().numpy() for layer in zip(*parts, strict=True)]
+            for each in rows:
+                check_finite(each, data.frames, indices)
+            progress.update(len(indices))
+            yield rows, labels.cpu().numpy(), indices.numpy()
+
+
+def extract_features(trunk, data, images, cache, what="features"):
     """The features (N, C) of some images, float32, as an array on disk; NaN for images that cannot be read.
 
     trunk: images to features, on data.device; evaluated in eval mode. data: EvalData. images: (N,) increasing indices.
-    cache: folder in which features are kept. UserError if no image can be read, or a feature is not finite.
+    cache: folder in which features are kept. what: the features in words, for the index of the cache. UserError if no
+    image can be read, or a feature is not finite.
     """
     key = cache_key(data.frames, images, "features", data.size, _digest(trunk, trunk.state_dict().items()))
+    network = copy.deepcopy(trunk).eval().to(memory_format=torch.channels_last)  # faster; trunk keeps its layout
 
     def compute(missing):
-        network = copy.deepcopy(trunk).eval().to(memory_format=torch.channels_last)  # faster; trunk keeps its layout
-        with cli.Progress(len(missing), "features", "images") as progress, distributed.no_tf32():
-            for pictures, _, indices in data.batches(missing):
-                with torch.inference_mode():
-                    rows = network(pictures).cpu().numpy()
-                check_finite(rows, data.frames, indices)
-                progress.update(len(indices))
-                yield indices.numpy(), rows
+        for (rows,), _, indices in forward(lambda pictures: [network(pictures)], data, missing):
+            yield indices, rows
 
-    return cached_rows(Path(cache) / f"{key}.npy", data.frames, images, compute)
+    what = f"{what}, {data.size} pixels"
+    return cached_rows(Path(cache) / f"{key}.npy", data.frames, images, compute, what)
 
 
 def check_finite(features, frames, indices):
@@ -112,11 +133,12 @@ def check_finite(features, frames, indices):
 # --- cache
 
 
-def cached_rows(path, frames, images, compute):
+def cached_rows(path, frames, images, compute, what):
     """Rows of features (N, C) of some images of frames, float32, as a read-only array in the file path.
 
     compute(missing) yields (indices (n,), rows (n, C)) of those of the missing images that can be read; the other rows
-    are NaN, and are tried again when the file is used next. UserError if no image can be read.
+    are NaN, and are tried again when the file is used next. what: the features in words. UserError if no image can be
+    read.
     """
     kept = np.load(path, mmap_mode="r") if path.exists() else None
     missing = images if kept is None else images[np.isnan(kept[:, 0])]
@@ -135,7 +157,18 @@ def cached_rows(path, frames, images, compute):
         for indices, values in chain([first], parts):
             rows[np.searchsorted(images, indices)] = values
         rows.flush()
+    if kept is None:
+        add_to_index(path, f"{what}, of {len(images)} images in {frames.folder}")
     return np.load(path, mmap_mode="r")
+
+
+def add_to_index(path, what):
+    """Describe a new file of a cache by a line in the file index.jsonl beside it: {"file", "what", "date"}.
+
+    Several processes may share a cache: lines are appended. A line may outlive its file, which can be deleted any time.
+    """
+    line = {"file": path.name, "what": what, "date": time.strftime("%Y-%m-%d %H:%M:%S")}
+    files.append(path.with_name(INDEX), json.dumps(line) + "\n")
 
 
 def _empty_rows(path, n, width):

@@ -2,13 +2,15 @@
 
 import csv
 import os
+from pathlib import Path
 
 import numpy as np
 import torch
 
 from moco import checkpoint, cli, files, plots
-from moco.analysis import accuracy, splits
+from moco.analysis import accuracy, comparisons, readouts, splits
 from moco.cli import UserError
+from moco.data import loader
 
 MAX_STEM = 200  # bytes of a file name; file systems take 255, and temporary names are longer than final ones
 
@@ -17,11 +19,18 @@ def add_flags(parser):
     """Add the positional folder and the flags that all linear classifiers share to parser."""
     add = parser.add_argument
     add("data", nargs="?", help="folder with one folder of images per class; omit it to plot the results of --compare")
-    add("--knn", type=cli.number(int, 1), metavar="K", help="also report K-nearest-neighbor accuracies")
+    readouts.add_flags(parser)
     add("--compare", nargs="+", default=[], metavar="JSON", help="results.json files to include in table and figure")
     add("--features-dir", metavar="DIR", help="cache of computed features; default: features in --save-dir")
     splits.add_flags(parser)
     cli.shared_flags(parser, "--save-dir", "--seed", "--workers", "--overwrite")
+
+
+def open_frames(data, test_data):
+    """The loader.FrameFolder of a folder of labeled images and, if given, one of test images."""
+    if test_data and Path(test_data).resolve() == Path(data).resolve():
+        raise UserError(f"--test-data {test_data} is the folder to train on; give another one")
+    return loader.FrameFolder([data, test_data] if test_data else data, one_size=False)
 
 
 class Report:
@@ -79,6 +88,12 @@ class Report:
         counts = accuracy.confusion_matrix(task, scores)
         self._confusions.append((f"confusion_{model}_{task.slug}", counts, task.classes, f"{model}, {task.name}"))
 
+    def add_readouts(self, model, task, scores, knn=None):
+        """add() the results of each readout of a model, {readout: scores}; knn goes with the first."""
+        for readout, of_readout in scores.items():
+            self.add(readouts.result_name(model, readout), task, of_readout, knn)
+            knn = None
+
     def _write_predictions(self, name, task, scores):
         text = {"encoding": "utf-8", "errors": "surrogateescape", "newline": ""}  # file names may not be UTF-8
         with files.atomic_write(self.folder / name) as part, open(part, "w", **text) as file:
@@ -128,9 +143,14 @@ class Report:
                 "chance": 1 / len(first.classes),
                 "majority": first.majority,
             }
+        results["comparisons"] = comparisons.compare(self.models)
         files.write_json(self.folder / "results.json", results | {"models": self.models})
         print(accuracy.table(self.models))
+        if results["comparisons"]:
+            print(f"differences of top-1 %, 95 % intervals:\n{comparisons.text(results['comparisons'])}")
         for name, counts, classes, title in self._confusions:
             plots.confusion_matrix(counts, classes, self.folder / name, title)
         plots.accuracy_bars(accuracy.with_knn(self.models), self.folder / "accuracies")
+        if curves := accuracy.by_training_images(self.models):
+            plots.accuracy_by_training_images(curves, self.folder / "training_images")
         print(f"results and figures: {self.folder}")

@@ -1,5 +1,6 @@
 """Which labeled images a classifier trains on and which it is tested on, for each seed."""
 
+import hashlib
 import json
 import re
 from dataclasses import dataclass, field, fields, replace
@@ -7,7 +8,9 @@ from pathlib import Path
 
 import numpy as np
 
+from moco import files
 from moco.cli import UserError, number
+from moco.data import manifest
 
 BINARY_TASKS = (("car", "road"), ("door", "window"), ("foot", "hand"), ("chair", "table"))  # of the paper's Figure 4a
 MAX_SEED = 2**32 - 1  # the largest that scikit-learn takes
@@ -19,9 +22,19 @@ def add_flags(parser):
     add(
         "--split",
         nargs="+",
-        choices=["iid", "exemplar"],
+        choices=["iid", "exemplar", "halves", "recording"],
         default=["iid"],
-        help="iid: random halves; exemplar: held-out exemplars of each class",
+        help="iid: random halves; exemplar: held-out exemplars of each class; halves: train on the first half of each "
+        "class in time; recording: train on half of the recordings, drawn by seed",
+    )
+    add("--groups", metavar="CSV", help="columns file and recording, for --split recording; else from manifest.json")
+    add("--test-data", metavar="FOLDER", help="test on the images of the same classes in this folder, train on data")
+    add(
+        "--train-share",
+        type=share,
+        nargs="+",
+        metavar="S",
+        help="shares of the training images of each class, from 0 to 1; small ones are parts of larger ones",
     )
     add("--test-exemplars", type=number(int, 1), default=3, metavar="N", help="held-out exemplars per class")
     add("--split-file", metavar="JSON", help="use the split in this file instead: {'train': [names], 'test': [names]}")
@@ -33,6 +46,14 @@ def add_flags(parser):
     add("--num-classes", type=number(int, 2), help="number of classes; read from the data, checked if given")
 
 
+def share(text):
+    """A number above 0 and up to 1 (an argparse type)."""
+    value = float(text)
+    if not 0 < value <= 1:
+        raise ValueError(text)
+    return value
+
+
 @dataclass(frozen=True)
 class SplitOptions:
     """The values of the flags of add_flags, and of --seed."""
@@ -40,6 +61,9 @@ class SplitOptions:
     split: tuple = ("iid",)
     test_exemplars: int = 3
     split_file: str | None = None
+    groups: str | None = None
+    test_data: str | None = None
+    train_share: tuple | None = None
     subsample: bool = False
     published_sampling: bool = False
     seed: int = 0
@@ -65,7 +89,8 @@ class Task:
 
     name: such as 'iid'. classes: class names. images: (N,) indices into the folder. names: their N file names relative
     to the folder. labels: (N,) indices into classes. splits: for each seed a pair (train, test) of arrays of indices
-    into images. seeds: the seeds. left_out: names of images that are in no split because they cannot be read.
+    into images. seeds: the seeds. left_out: names of images that are in no split because they cannot be read. share:
+    the share of the training images of each class, of the split of this name; None: all, without being asked for.
     """
 
     name: str
@@ -76,11 +101,18 @@ class Task:
     splits: list
     seeds: list
     left_out: list = field(default_factory=list)
+    split: str = ""
+    share: float | None = None
 
     @property
     def slug(self):
         """The name as part of a file name."""
-        return re.sub(r"\W+", "_", self.name)
+        return re.sub(r"\W+", "_", self.name).strip("_")
+
+    def digests(self):
+        """A hash of the file names of each split."""
+        texts = (repr([[self.names[i] for i in side] for side in split]) for split in self.splits)
+        return [hashlib.sha256(text.encode()).hexdigest()[:16] for text in texts]
 
     @property
     def majority(self):
@@ -126,21 +158,62 @@ def by_exemplar(labels, exemplars, n_test, seed):
     return np.flatnonzero(~is_test), np.flatnonzero(is_test)
 
 
+def halves(names, labels):
+    """The first half of each class in time and the second: sorted arrays of indices (train, test).
+
+    Time is the natural order of the file names. labels: (N,) class of each image.
+    """
+    classes = [in_time(names.__getitem__, of_class) for of_class in _by_class(labels)]
+    train = np.concatenate([images[: len(images) // 2] for images in classes])
+    return np.sort(train), np.setdiff1d(np.arange(len(names)), train)
+
+
+def by_recording(recordings, seed):
+    """Hold out all images of half of the recordings, drawn at random: sorted arrays of indices (train, test).
+
+    recordings: (N,) the recording of each image, at least two in all.
+    """
+    different = np.unique(recordings)
+    held_out = np.random.default_rng(seed).choice(different, len(different) // 2, replace=False)
+    is_test = np.isin(recordings, held_out)
+    return np.flatnonzero(~is_test), np.flatnonzero(is_test)
+
+
+def nested_share(train, labels, share, seed):
+    """A random share of the training images (indices) of each class, at least one of each, sorted.
+
+    labels: (N,) of all images. With one seed a smaller share is part of a larger one.
+    """
+    random = np.random.default_rng(seed)
+    orders = [random.permutation(of_class) for of_class in _by_class(labels[train])]
+    return train[np.sort(np.concatenate([order[: max(1, round(share * len(order)))] for order in orders]))]
+
+
 def exemplar(name):
     """The exemplar in a file name like Toybox's, '01' of 'car/car_01_rxplus_003.jpeg'; None if there is none."""
     match = re.fullmatch(r".+?_(\d+)_.+", Path(name).name)
     return match and match[1]
 
 
-def every_tenth(names, labels):
-    """Sorted indices of every tenth image in time of each class (labels, (N,)), starting with its first.
+def every_nth(name, labels, n):
+    """Sorted indices of every n-th image in time of each class (labels, (N,)), starting with its first.
 
-    Time is the natural order of the file names: numbers in them compare by value.
+    name: function of an index that returns the image's file name. Time is the natural order of the file names: numbers
+    in them compare by value.
     """
-    kept = []
-    for label in np.unique(labels):
-        kept += sorted(np.flatnonzero(labels == label), key=lambda i: _natural_key(names[i]))[::10]
-    return np.sort(kept)
+    kept = [in_time(name, of_class)[::n] for of_class in _by_class(labels)]
+    return np.sort(np.concatenate(kept))
+
+
+def in_time(name, images):
+    """Indices of images in the natural order of their file names, as an array."""
+    return np.array(sorted(images, key=lambda i: _natural_key(name(i))), int)
+
+
+def _by_class(labels):
+    """The indices of the images of each class, in order."""
+    order = np.argsort(labels, kind="stable")
+    return np.split(order, np.flatnonzero(np.diff(labels[order])) + 1)
 
 
 def _natural_key(name):
@@ -150,42 +223,85 @@ def _natural_key(name):
 def make_tasks(frames, options):
     """The list of Tasks that SplitOptions ask for on the images of a loader.FrameFolder.
 
-    UserError if the images, their names or the seeds do not allow it.
+    frames: with test data, of both folders. UserError if the images, their names or the seeds do not allow it.
     """
     if options.seed < 0 or options.all_seeds[-1] > MAX_SEED:
         raise UserError(f"--seed {options.seed} --seeds {options.seeds}: seeds are from 0 to {MAX_SEED}")
+    if options.test_data and options.split_file:
+        raise UserError("give either --test-data or --split-file")
     names = [frames.name(i) for i in range(len(frames))]
     labels = np.asarray(frames.labels())
-    groups = BINARY_TASKS if options.binary_tasks else [options.classes or frames.classes]
-    if missing := [name for group in groups for name in group if name not in frames.classes]:
-        raise UserError(f"{frames.folder} has no class folder {missing[0]}; it has {', '.join(frames.classes)}")
-    kinds = ["own"] if options.split_file else list(dict.fromkeys(options.split))
+    class_names, is_test = _test_classes(frames, options.test_data)
+    known = _common_classes(class_names, is_test) if options.test_data else class_names
+    groups = BINARY_TASKS if options.binary_tasks else [options.classes or known]
+    if missing := [name for group in groups for name in group if name not in known]:
+        raise UserError(f"{frames.folder} has no class folder {missing[0]}; it has {', '.join(known)}")
+    kinds = list(dict.fromkeys(options.split))
+    if options.split_file:
+        kinds = ["own"]
+    elif options.test_data:
+        kinds = [f"to {Path(options.test_data).name}"]
     tasks = []
     for group in groups:
-        classes = [name for name in frames.classes if name in group]
-        images, task_labels = _select_images(frames, names, labels, classes, options)
+        classes = [name for name in known if name in group]
+        images, task_labels = _select_images(frames, names, labels, class_names, classes, options)
         task_names = [names[i] for i in images]
         for kind in kinds:
             words = ["subsample"] * options.subsample + [kind] * (kind != "iid" or not options.subsample)
             name = " ".join(words + ["/".join(classes)] * options.binary_tasks)
-            split = _splits(kind, task_names, task_labels, classes, options)
-            tasks.append(Task(name, classes, images, task_names, task_labels, split, options.all_seeds).validate())
+            if options.test_data:
+                sides = is_test[labels[images]]
+                split = [(np.flatnonzero(~sides), np.flatnonzero(sides))] * options.seeds
+            elif kind == "recording":
+                split = _recording_splits(frames, images, task_names, task_labels, classes, options)
+            else:
+                split = _splits(kind, task_names, task_labels, classes, options)
+            task = Task(name, classes, images, task_names, task_labels, split, options.all_seeds, split=name).validate()
+            tasks += [_with_share(task, each) for each in options.train_share] if options.train_share else [task]
     return tasks
 
 
-def _select_images(frames, names, labels, classes, options):
+def _with_share(task, share):
+    """The task with a share of its training images."""
+    splits = [
+        (nested_share(train, task.labels, share, seed), test)
+        for seed, (train, test) in zip(task.seeds, task.splits, strict=True)
+    ]
+    return replace(task, name=f"{task.name} {100 * share:g}%", splits=splits, share=share)
+
+
+def _test_classes(frames, test_data):
+    """The name of each class folder, without that of its folder; whether it is in the test data, (n,) bool."""
+    if not test_data:
+        return frames.classes, None
+    folders, names = zip(*(name.rsplit("/", 1) for name in frames.classes), strict=True)
+    return list(names), np.array([folder != folders[0] for folder in folders])
+
+
+def _common_classes(names, is_test):
+    """The classes in both folders; prints the others. UserError if there are fewer than two."""
+    sides = [{name for name, test in zip(names, is_test, strict=True) if test == side} for side in (False, True)]
+    common = [name for name in dict.fromkeys(names) if all(name in side for side in sides)]
+    for side, where in zip(sides, ("data", "--test-data"), strict=True):
+        if others := sorted(side - set(common)):
+            print(f"classes of {where} only, which are not used: {', '.join(others)}")
+    if len(common) < 2:
+        raise UserError(f"data and --test-data have {len(common)} classes in common; at least 2 are needed")
+    return common
+
+
+def _select_images(frames, names, labels, class_names, classes, options):
     """Indices of the images of these classes (a tenth of them with --subsample), and their labels within classes."""
     if len(classes) < 2:
         raise UserError(f"{frames.folder} has one class, {', '.join(classes)}; give at least two class folders")
     if options.num_classes not in (None, len(classes)):
         raise UserError(f"--num-classes {options.num_classes} does not match {frames.folder}: {len(classes)} classes")
-    new_label = np.full(len(frames.classes), -1)
-    new_label[[frames.classes.index(name) for name in classes]] = np.arange(len(classes))
+    new_label = np.array([classes.index(name) if name in classes else -1 for name in class_names])
     images = np.flatnonzero(new_label[labels] >= 0)
     if options.subsample and options.published_sampling:
         images = np.sort(np.random.default_rng(options.seed).permutation(images)[: len(images) // 10])
     elif options.subsample:
-        images = images[every_tenth([names[i] for i in images], labels[images])]
+        images = images[every_nth(lambda i: names[images[i]], labels[images], 10)]
     counts = np.bincount(new_label[labels[images]], minlength=len(classes))
     if counts.min() < 2:
         smallest = classes[counts.argmin()]
@@ -199,6 +315,8 @@ def _splits(kind, names, labels, classes, options):
         return [_read_split_file(options.split_file, names)] * options.seeds
     if kind == "iid":
         return [iid(len(names), seed) for seed in options.all_seeds]
+    if kind == "halves":
+        return [halves(names, labels)] * options.seeds
     exemplars = [exemplar(name) for name in names]
     if None in exemplars:
         odd = names[exemplars.index(None)]
@@ -209,6 +327,35 @@ def _splits(kind, names, labels, classes, options):
         if count <= options.test_exemplars:
             raise UserError(f"--test-exemplars {options.test_exemplars} of {count} leaves no {name} to train on")
     return [by_exemplar(labels, exemplars, options.test_exemplars, seed) for seed in options.all_seeds]
+
+
+def _recording_splits(frames, images, names, labels, classes, options):
+    """One (train, test) per seed by recording. Test images of classes without training images are left out."""
+    recordings = _recordings(frames, images, names, options.groups)
+    if len(np.unique(recordings)) < 2:
+        raise UserError(f"--split recording: all images of {frames.folder} are of one recording")
+    splits = []
+    for seed in options.all_seeds:
+        train, test = by_recording(recordings, seed)
+        untrained = np.setdiff1d(labels[test], labels[train])
+        if len(untrained):
+            left_out = ", ".join(classes[label] for label in untrained)
+            print(f"seed {seed}: no training recording has {left_out}; their test images are left out")
+        splits.append((train, test[~np.isin(labels[test], untrained)]))
+    return splits
+
+
+def _recordings(frames, images, names, groups):
+    """The recording of each image, (N,): from the table groups or, without it, from the manifest of frames."""
+    if groups is None:
+        plan = manifest.load(frames.folder)
+        if plan is None:
+            raise UserError(f"--split recording: {frames.folder} has no manifest.json; give --groups")
+        return np.array([plan.video(int(i)) for i in images])
+    recording = {row["file"]: row["recording"] for row in files.read_table(groups, "file", "recording")}
+    if missing := [name for name in names if not recording.get(name)]:
+        raise UserError(f"--groups {groups} has no recording of {missing[0]} (and {len(missing) - 1} more images)")
+    return np.array([recording[name] for name in names])
 
 
 def _read_split_file(path, names):

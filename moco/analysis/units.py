@@ -3,32 +3,56 @@
 import numpy as np
 import torch
 
-from moco import cli, distributed, models
+from moco import models
 from moco.analysis import features
 from moco.cli import UserError
 
 
-def layer_means(model, layers, data, batch_size, images=None):
+def layer_means(model, layers, data, batch_size, images=None, cache=None, what="a network"):
     """Yield (means, labels, indices) batch by batch: spatial means [(n, C), ...] of layers, float32; (n,); (n,).
 
     layers: see models.LayerMeans. data: features.EvalData. batch_size: images per batch; the means do not depend on
-    it. images: indices of the images to use; None: all. UserError if no image can be read, or a mean is not finite.
+    it. images: indices of the images to use; None: all. cache: folder in which the means are kept; None: nowhere.
+    what: model in words, for the index of the cache. UserError if no image can be read, or a mean is not finite.
     """
     total = len(data.frames) if images is None else len(images)
     network = models.LayerMeans(model.eval(), layers).to(data.device, memory_format=torch.channels_last)
+    if cache is None:
+        batches = features.forward(network, data, images, batch_size)
+    else:
+        batches = _cached_means(network, data, np.arange(total) if images is None else images, batch_size, cache, what)
     seen = 0
-    with cli.Progress(total, "units", "images") as progress, distributed.no_tf32():
-        for pictures, labels, indices in data.batches(images, batch_size):
-            with torch.inference_mode():  # in parts: the maps of a layer near the input are large
-                parts = [network(part) for part in pictures.split(features.BATCH)]
-            means = [torch.cat(rows).cpu().numpy() for rows in zip(*parts, strict=True)]
-            for rows in means:
-                features.check_finite(rows, data.frames, indices)
-            seen += len(indices)
-            progress.update(len(indices))
-            yield means, labels.cpu().numpy(), indices.numpy()
+    for means, labels, indices in batches:
+        seen += len(indices)
+        yield means, labels, indices
     if not seen:
         raise UserError(f"none of the {total} images in {data.frames.folder} can be read")
+
+
+class _Joined(torch.nn.Module):
+    """The layers of a models.LayerMeans side by side: images (N, 3, H, W) to (N, sum of C)."""
+
+    def __init__(self, network):
+        super().__init__()
+        self.network = network
+
+    def extra_repr(self):
+        return f"layers: {self.network.layers}"
+
+    def forward(self, images):
+        return torch.cat(self.network(images), 1)
+
+
+def _cached_means(network, data, images, batch_size, cache, what):
+    """features.forward() of a models.LayerMeans, by way of a file in cache."""
+    layers = ", ".join(map(str, network.layers))
+    rows = features.extract_features(_Joined(network), data, images, cache, f"means of the layers {layers} of {what}")
+    ends = np.cumsum(network.widths(data.size))[:-1]
+    for start in range(0, len(images), batch_size):
+        block, indices = rows[start : start + batch_size], images[start : start + batch_size]
+        known = ~np.isnan(block[:, 0])
+        labels = np.array([data.frames.label(i) for i in indices[known]], int)
+        yield np.split(block[known], ends, axis=1), labels, indices[known]
 
 
 class ClassMeans:

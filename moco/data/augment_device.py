@@ -1,4 +1,4 @@
-"""Color jitter, grayscale and blur of a whole batch on its device; the same pixels as in augment."""
+"""Color jitter, grayscale and blur of a batch on its device; the same pixels as in augment."""
 
 from typing import NamedTuple
 

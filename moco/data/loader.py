@@ -30,10 +30,10 @@ class FrameFolder:
     classes: the names of the classes. counts: the number of images in each class. selected: what was selected, in
     words; None without a selection.
     Raises UserError for a folder that is missing, cannot be read or contains no image, for several folders with images
-    of different size, and for a selection that nothing meets.
+    of different size (unless one_size is false), and for a selection that nothing meets.
     """
 
-    def __init__(self, folders, selection=None):
+    def __init__(self, folders, selection=None, one_size=True):
         self.folders = [Path(folder) for folder in ([folders] if isinstance(folders, str | Path) else folders)]
         self.folder = self.folders[0] if len(self.folders) == 1 else ", ".join(map(str, self.folders))
         self.selected = None
@@ -46,7 +46,7 @@ class FrameFolder:
         self._starts = list(accumulate(self.counts, initial=0))
         if len(self) == 0:
             raise UserError(f"{self.folder} has no images; give a folder of class folders, as read_saycam.py makes it")
-        if len(self.folders) > 1:
+        if len(self.folders) > 1 and one_size:
             self._check_sizes()
 
     def _named(self, part, names):

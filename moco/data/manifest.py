@@ -3,14 +3,19 @@
 import json
 import os
 from bisect import bisect_left, bisect_right
+from dataclasses import dataclass
+from functools import cached_property
 from itertools import accumulate, pairwise
 from pathlib import Path, PurePosixPath
+
+import numpy as np
 
 from moco import files
 from moco.cli import UserError
 from moco.data import recordings
 
 NAME = "manifest.json"
+TIMES = "times.npy"  # (n, 2): frame and second of each slot of videos of variable rate
 VERSION = 1
 
 
@@ -51,7 +56,8 @@ def command(plan, folder):
     words = ["python", "read_saycam.py", *plan["folders"], "--save-dir", str(folder)]
     for flag, value in plan["settings"].items():
         if value is not False and value is not None:
-            words += [f"--{flag}"] if value is True else [f"--{flag}", str(value)]
+            values = [] if value is True else value if isinstance(value, list) else [value]
+            words += [f"--{flag}", *map(str, values)]
     return " ".join(f"'{word}'" if " " in word else word for word in words)
 
 
@@ -63,7 +69,8 @@ def make(settings, folders, videos, left_out):
     left_out: dicts of name, folder, reason. Each video gets its first slot and, where classes go by video or by name,
     its class and the prefix of its image names; videos are then sorted by class and image name.
     """
-    by, per_class, classes = settings["class-by"], None, []
+    by = "moment" if settings.get("moments") else settings["class-by"]
+    per_class, classes = None, []
     if by == "time":
         per_class = max(1, round(settings["fps"] * settings["seg-len"]))
         if settings["drop-last"]:
@@ -71,8 +78,14 @@ def make(settings, folders, videos, left_out):
     else:
         for video in videos:
             stem = PurePosixPath(video["name"]).stem
-            video["class"], video["prefix"] = (stem.split("_")[0] or stem, stem) if by == "name" else (stem, "img")
-        _tell_apart(videos, "prefix" if by == "name" else "class")
+            if by == "moment":
+                video["prefix"] = stem
+            else:
+                video["class"], video["prefix"] = (stem.split("_")[0] or stem, stem) if by == "name" else (stem, "img")
+            if video["class"] == NAME:  # of the file beside the class folders
+                video["class"] += "_"
+        for group in _by_class(videos) if by == "moment" else [videos]:
+            _tell_apart(group, "class" if by == "video" else "prefix")
         videos, refused = _in_order(videos)
         left_out = left_out + refused
     starts = list(accumulate((video["slots"] for video in videos), initial=0))
@@ -125,7 +138,7 @@ def _in_order(videos):
     kept, refused = [], []
     for video in sorted(videos, key=lambda video: (video["class"], names(video)[0])):
         reason = None
-        if len(os.fsencode(names(video)[0].split("/")[1])) > 255:
+        if max(len(os.fsencode(name)) for name in names(video)[0].split("/")) > 255:
             reason = "its name is too long for image names"
         elif kept and kept[-1]["class"] == video["class"] and names(kept[-1])[1] > names(video)[0]:
             reason = f"its image names would mix with those of {kept[-1]['name']}; rename it"
@@ -134,6 +147,11 @@ def _in_order(videos):
         else:
             kept.append(video)
     return kept, refused
+
+
+def _by_class(videos):
+    """Lists of the videos of one class."""
+    return [[video for video in videos if video["class"] == name] for name in {video["class"] for video in videos}]
 
 
 def _tell_apart(videos, key):
@@ -153,11 +171,31 @@ def left_out(plan):
     return [(each["name"], each["reason"]) for each in plan["left_out"] + plan["videos"] if "reason" in each]
 
 
+def seconds(plan, video):
+    """The length of what the plan takes of a video; it may leave out the end."""
+    interval = video["step"] / video["rate"] if video.get("step") else 1 / plan["settings"]["fps"]
+    return min(video["frames"] / video["rate"], video["slots"] * interval)
+
+
 def class_names(plan):
     """Names of the class folders of a plan, in order."""
     if plan["per_class"]:
         return [_class_name(plan, number) for number in range(-(-plan["slots"] // plan["per_class"]))]
     return [each["name"] for each in plan["classes"]]
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where an image comes from.
+
+    name: of the video, relative to its folder. frame: the number of the frame in the video, from 0; None if the frame
+    folder was made without it. second: from the beginning of the video. recording: a recordings.Recording.
+    """
+
+    name: str
+    frame: int | None
+    second: float
+    recording: recordings.Recording
 
 
 class Manifest:
@@ -201,7 +239,35 @@ class Manifest:
     def recording(self, number):
         """(name, recordings.Recording, seconds) of a video, by its number in videos."""
         video = self.videos[number]
-        return video["name"], recordings.from_entry(video), video["frames"] / video["rate"]
+        return video["name"], self._recordings[number], seconds(self._plan, video)
+
+    @cached_property
+    def _recordings(self):
+        return [recordings.from_entry(video) for video in self.videos]
+
+    @cached_property
+    def _times(self):
+        return np.load(self.folder / TIMES, mmap_mode="r")
+
+    def source(self, i):
+        """The Source of image i."""
+        number = self.video(i)
+        video = self.videos[number]
+        k = self.slot(i) - video["first_slot"]
+        if "times_from" in video:
+            frame, second = self._times[video["times_from"] + k].tolist()
+            frame = int(frame)
+        elif video["step"]:
+            frame = k * video["step"]
+            second = frame / video["rate"]
+        else:  # variable rate, and no times.npy yet
+            frame, second = None, k / self._plan["settings"]["fps"]
+        return Source(video["name"], frame, second, self._recordings[number])
+
+    def video_images(self, number):
+        """The range of the images of a video, by its number in videos."""
+        video = self.videos[number]
+        return range(self._before(video["first_slot"]), self._before(video["first_slot"] + video["slots"]))
 
     def select(self, shares):
         """The Manifest of some videos only; shares: {number of a video: share of its slots, from the first}."""
@@ -237,10 +303,7 @@ class Manifest:
         """{name of a tar: range of its images} of the packed folder, for each video with images."""
         names = [{"tar": PurePosixPath(video["name"]).stem} for video in self.videos]
         _tell_apart(names, "tar")
-        images = [
-            range(self._before(video["first_slot"]), self._before(video["first_slot"] + video["slots"]))
-            for video in self.videos
-        ]
+        images = map(self.video_images, range(len(self.videos)))
         return {f"{name['tar']}.tar": each for name, each in zip(names, images, strict=True) if each}
 
     def neighbors(self, i, window):

@@ -2,7 +2,7 @@
 
 import csv
 import re
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from datetime import date
 from fnmatch import fnmatchcase
 from pathlib import PurePosixPath
@@ -13,6 +13,7 @@ from moco import cli, files
 from moco.cli import UserError
 
 DAYS_PER_MONTH = 30.4375
+ROTATIONS = (0, 90, 180, 270)  # degrees
 # SAYCam's names: child, date, age in months and days, part: S_20130417_0600_01, perhaps with a suffix.
 SAYCAM_NAME = re.compile(r"([A-Za-z])_(\d{8})_(\d\d)(\d\d)_(\d+)")
 
@@ -22,7 +23,8 @@ class Recording:
     """What is known of a recording besides its pictures; None is unknown.
 
     child: such as 'S'. date: ISO 8601. age_months, age_days: the age of the child, in months and in days. part: the
-    number of the recording among those of its day. columns: further columns of a table, by name.
+    number of the recording among those of its day. rotate: degrees clockwise by which its frames are rotated. columns:
+    further columns of a table, by name.
     """
 
     child: str | None = None
@@ -30,6 +32,7 @@ class Recording:
     age_months: float | None = None
     age_days: int | None = None
     part: int | None = None
+    rotate: int | None = None
     columns: dict = field(default_factory=dict)
 
     def known(self):
@@ -62,12 +65,17 @@ def from_name(name):
 
 def from_entry(video):
     """The Recording of a video's entry in a manifest: what is stored there, or else what its name says."""
-    stored = {key: video[key] for key in ("child", "date", "age_months", "age_days", "part", "columns") if key in video}
+    stored = {field.name: video[field.name] for field in fields(Recording) if field.name in video}
     return Recording(**stored) if stored else from_name(video["name"])
 
 
+def lookup(table, name):
+    """The Recording of the video called name: that of a table as read_table returns it, or else what the name says."""
+    return next((table[key] for key in sorted(_keys(name)) if key in table), from_name(name))
+
+
 def read_table(path):
-    """{file: Recording} of a CSV file with a column 'file' and any of child, date, age_months, age_days and part.
+    """{file: Recording} of a CSV file with a column 'file' and any of the other fields of a Recording.
 
     file: a name or a path relative to the folder of videos. Further columns are kept under their names; empty cells
     are unknown. Raises UserError, which names the line, for a table that cannot be read so.
@@ -91,8 +99,10 @@ def read_table(path):
 
 def _from_row(cells):
     """The Recording of a row's cells, {column: text that is not empty}; ValueError for one of another type."""
-    number = {"age_months": float, "age_days": int, "part": int}
+    number = {"age_months": float, "age_days": int, "part": int, "rotate": int}
     known = {column: number[column](cells.pop(column)) for column in number if column in cells}
+    if known.get("rotate", 0) not in ROTATIONS:
+        raise ValueError(f"rotate is {known['rotate']}, not one of {', '.join(map(str, ROTATIONS))}")
     if "date" in cells:
         known["date"] = date.fromisoformat(cells.pop("date")).isoformat()
     if "age_days" in known and "age_months" not in known:
@@ -128,6 +138,12 @@ def age_range(text):
     if low >= high:
         raise ValueError(text)
     return low, high
+
+
+def format_ages(ages):
+    """The text of which age_range makes ages."""
+    low, high = ages
+    return f"{low:g}-" if high >= 1e9 else f"{low:g}-{high:g}"
 
 
 @dataclass(frozen=True)
@@ -203,6 +219,11 @@ def selection(args):
         seed=args.seed,
     )
     return None if chosen == Selection(seed=args.seed) else chosen
+
+
+def has_name(name, given):
+    """Whether a recording of this name may be called given: its path or file name, with or without the extension."""
+    return given in _keys(name)
 
 
 def _keys(name):

@@ -34,7 +34,9 @@ def replace_slow_bf16_modules(model):
     strides.
     """
     for module in model.modules():
-        if type(module) is nn.Conv2d and module.groups == module.in_channels > 1 and module.stride != (1, 1):
+        is_depthwise = type(module) is nn.Conv2d and module.groups == module.in_channels > 1
+        is_zero_padded = is_depthwise and module.padding_mode == "zeros" and module.padding != "valid"
+        if is_zero_padded and module.stride != (1, 1):
             module.__class__ = _StridedDepthwiseConv2d
 
 

@@ -132,7 +132,7 @@ def step_learning_rate(epoch, lr, milestones, factor):
 
 
 class Throughput:
-    """Images per second, and the share of the time spent waiting for data."""
+    """Images per second, and the fraction of the time spent waiting for data."""
 
     def __init__(self):
         self.images = 0
@@ -151,6 +151,6 @@ class Throughput:
             yield batch
 
     def summary(self):
-        """{"images_per_second": ..., "waiting": share of the time} since the start."""
+        """{"images_per_second": ..., "waiting": fraction of the time} since the start."""
         elapsed = time.monotonic() - self.start
         return {"images_per_second": self.images / elapsed, "waiting": self.waited / elapsed}

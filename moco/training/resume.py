@@ -1,4 +1,4 @@
-"""Continuing a training run: which file, what may differ from its first start, and what is restored."""
+"""Continuing a training run: which file, what may differ from the original run, and what is restored."""
 
 import json
 from pathlib import Path
@@ -70,7 +70,7 @@ def _read(run):
 
 
 def _check_same_run(run, path, content):
-    """UserError if flags or data differ from the first start's in a way that changes what is learned."""
+    """UserError if flags or data differ from the original run's in a way that changes what is learned."""
     flags = run.options.flags
     data = _differences({key: content.get(key) for key in run.metadata}, run.metadata)
     changed = _differences(content["args"], flags, IGNORED_ON_RESUME)

@@ -101,7 +101,11 @@ class Run:
             metavar="PATH",
             help="continue a run: from the file PATH, or without PATH from --save-dir, starting new if it holds no run",
         )
-        add("--override", action="store_true", help="let --resume continue with flags that differ from the first start")
+        add(
+            "--override",
+            action="store_true",
+            help="let --resume continue with flags that differ from those of the original run",
+        )
         add(
             "--start-epoch", type=number(int, 0), default=0, help="first epoch, for a checkpoint that does not store it"
         )

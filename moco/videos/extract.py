@@ -1,188 +1,248 @@
-"""Many videos into one frame folder: plan, extract_frames, go on after a kill, name what was left out."""
+"""Many videos into one frame folder: make the plan, extract the images, resume, report what was left out."""
 
-import json
 import os
-import platform
 import time
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
+import numpy as np
+
 from moco import cli, files, pool
-from moco.data import manifest
-from moco.videos import listing
+from moco.data import manifest, recordings, sources
+from moco.videos import images, listing, moments, progress_log
+
+LAYOUT = ("settings", "per_class", "class_digits", "image_digits")  # what the images of a video depend on in a plan
 
 
-def make_plan(roots, settings, listed, plan_video, workers):
-    """The plan for the listed files; UserError that names each of them if none can be read.
+@dataclass(frozen=True)
+class Scope:
+    """Which of the listed videos to read, and what of them.
 
-    roots: folders of videos. listed: the result of listing.list_videos. plan_video(path): what the plan
-    is to say of a video, with its number of slots, or a string that says why it cannot be read. workers:
-    a pool.WorkerPool.
+    table: {file: Recording} that recordings.read_table returned. selection: a recordings.Selection, None for all.
+    moments: {file: {class: seconds}} that moments.read_table returned, None for regular sampling.
+    """
+
+    table: dict
+    selection: recordings.Selection | None = None
+    moments: dict | None = None
+
+    def choose(self, listed):
+        """The part of the result of listing.list_videos that is selected by name; UserError if nothing is."""
+        readable, left_out = listed
+        if self.selection:
+            known = [(name, recordings.lookup(self.table, name), 0.0) for _, name, _ in readable]
+            chosen = replace(self.selection, hours=None).choose(known)
+            readable = [readable[i] for i in chosen]
+        if self.moments:
+            named = moments.by_video(self.moments, [name for _, name, _ in readable])
+            readable = [each for each in readable if each[1] in named]
+        return readable, left_out
+
+    def cut(self, videos):
+        """Reduce the slots of videos, entries of a plan, to the hours of the selection; print what it is."""
+        if not self.selection:
+            return
+        known = [(video["name"], recordings.from_entry(video), video["frames"] / video["rate"]) for video in videos]
+        seconds = recordings.Selection(hours=self.selection.hours, seed=self.selection.seed).choose(known)
+        for i, video in enumerate(videos):
+            video["slots"] = round(video["slots"] * seconds.get(i, 0) / known[i][2])
+        print(f"selected: {recordings.describe(known, seconds)}")
+
+
+def make_plan(roots, settings, listed, workers, scope):
+    """(the plan for the listed files, {(folder number, name, class): FrameSelection} of its entries).
+
+    roots: folders of videos. settings: flags by name. listed: the result of scope.choose. workers: a pool.WorkerPool.
+    UserError that names each file if none of them can be read.
     """
     readable, refused = listed
     left_out = [{"folder": number, "name": name, "reason": reason} for number, name, reason in refused]
-    paths = [os.path.join(roots[number], name) for number, name, _ in readable]
-    results, videos = [], []
-    with cli.Progress(len(paths), "plan", "videos") as progress:
-        for result in workers.map(plan_video, paths):
-            results.append(result)
+    videos, selections = [], {}
+    with cli.Progress(len(readable), "plan", "videos") as progress:
+        for (root, name, size), planned, reasons in _plan_videos(roots, settings, readable, workers, scope.moments):
+            known = recordings.lookup(scope.table, name).known()
+            left_out += [{"folder": root, "name": name, "reason": reason} for reason in reasons]
+            for entry, selection in planned:
+                videos.append({"folder": root, "name": name, "bytes": size, **entry, **known})
+                selections[root, name, entry.get("class")] = selection
             progress.update()
-    for number, (root, name, size) in enumerate(readable):
-        if isinstance(results[number], dict):
-            videos.append({"folder": root, "name": name, "bytes": size, **results[number]})
-        else:
-            left_out.append({"folder": root, "name": name, "reason": results[number]})
+    scope.cut(videos)
     plan = manifest.make(settings, roots, videos, left_out)
+    plan["times"] = _take_times(plan["videos"])
     if not plan["slots"] and plan["videos"]:
         raise cli.UserError("--drop-last leaves nothing: the videos are shorter than one episode of --seg-len seconds")
     if not plan["slots"]:
-        raise _nothing_read(plan)
+        raise _nothing_readable(plan)
     slow = sum(video["rate"] < 0.99 * settings["fps"] for video in plan["videos"])
     if slow:
-        print(f"{slow} of {len(videos)} videos have fewer than {settings['fps']:g} frames a second: all are taken")
-    return plan
+        print(f"{slow} of {len(videos)} videos have fewer than {settings['fps']:g} frames per second: all are used")
+    return plan, selections
+
+
+def _plan_videos(roots, settings, readable, workers, moments_by_file):
+    """Yield (file, [(entry, FrameSelection)], reasons why something is left out) for each of the readable files."""
+    paths = [os.path.join(roots[number], name) for number, name, _ in readable]
+    if moments_by_file:
+        named = moments.by_video(moments_by_file, [name for _, name, _ in readable])
+        tasks = [(path, named[name]) for path, (_, name, _) in zip(paths, readable, strict=True)]
+        results = workers.map(images.plan_moments, tasks)
+    else:
+        results = workers.map(partial(images.plan_video, settings), paths)
+    for file, result in zip(readable, results, strict=True):
+        if isinstance(result, pool.WorkerCrash):
+            yield file, [], [str(result)]
+        elif moments_by_file:
+            yield file, *result
+        else:
+            entry, selection = result
+            yield (file, [], [entry]) if selection is None else (file, [(entry, selection)], [])
+
+
+def _take_times(videos):
+    """Move the times of videos out of their entries into one array (n, 2), and leave their offsets in it."""
+    arrays, offset = [np.empty((0, 2))], 0
+    for video in videos:
+        if "times" in video:
+            arrays.append(video.pop("times"))
+            video["times_from"] = offset
+            offset += len(arrays[-1])
+    return np.concatenate(arrays)
 
 
 def matching_plan(folder, settings, listed):
-    """The plan that a frame folder has already, or None; UserError where it is for other videos or settings.
+    """The plan of a frame folder, or None; UserError if it is for other videos or settings.
 
-    A file that has changed in size since is not a matter here: its slots are known, and it will be left out.
+    A file whose size has changed since is no error here: its slots are known, and it will be left out.
     """
     plan = manifest.read(folder)
     if plan is None:
         return None
+    earlier = plan["settings"]
     differences = [
-        f"--{flag} was {plan['settings'].get(flag)}, not {value}"
-        for flag, value in settings.items()
-        if value != plan["settings"].get(flag)
+        f"--{flag} was {earlier.get(flag)}, not {settings.get(flag)}"
+        for flag in {**settings, **earlier}
+        if settings.get(flag) != earlier.get(flag)
     ]
-    videos, done = plan["videos"], completed_videos(folder)
+    videos, done = plan["videos"], progress_log.completed_videos(folder)
     planned = {(each["folder"], each["name"]) for each in videos + plan["left_out"]}
-    there = {(root, name) for part in listed for root, name, _ in part}
+    present = {(root, name) for part in listed for root, name, _ in part}
     needed = {(each["folder"], each["name"]) for n, each in enumerate(videos) if n not in done}
-    differences += [f"{listing.printable(name)} was not there" for _, name in sorted(there - planned)[:5]]
+    differences += [f"{listing.printable(name)} was not there" for _, name in sorted(present - planned)[:5]]
     if not plan["complete"]:
-        differences += [f"{listing.printable(name)} was there" for _, name in sorted(needed - there)[:5]]
+        differences += [f"{listing.printable(name)} was there" for _, name in sorted(needed - present)[:5]]
     if differences:
-        where = Path(folder) / manifest.NAME
-        raise cli.UserError(f"{where} is of another run: {'; '.join(differences)}. Give another --save-dir")
+        path = Path(folder) / manifest.NAME
+        raise cli.UserError(f"{path} is of another run: {'; '.join(differences)}. Give another --save-dir")
     return plan
 
 
-def begin(folder, plan):
-    """Write a new plan into a frame folder and return it; UserError where its classes are there, of unknown origin."""
-    there = {path.name for path in Path(folder).iterdir()}
-    for name in [*manifest.class_names(plan), *progress_logs(folder)]:
-        if name in there and not (Path(folder) / manifest.NAME).exists():  # by now another shard may have begun
+def write_plan(folder, plan):
+    """Write a new plan to a frame folder and return it; UserError if classes of unknown origin exist there."""
+    present = {path.name for path in Path(folder).iterdir()}
+    for name in [*manifest.class_names(plan), *progress_log.names(folder)]:
+        if name in present and not (Path(folder) / manifest.NAME).exists():  # another shard may have written it by now
             raise cli.UserError(f"{folder} has a {name} already, but no {manifest.NAME}. Give another --save-dir")
+    times = plan.pop("times")
+    if len(times):
+        with files.atomic_write(Path(folder) / manifest.TIMES) as part, open(part, "wb") as file:
+            np.save(file, times)
     manifest.write(folder, plan)
     return plan
 
 
-def read_videos(folder, plan, roots, extract_frames, workers, shard):
-    """Extract the frames of a part of the plan's videos that are not complete yet, and return the plan.
+def read_videos(folder, plan, roots, selections, workers, shard):
+    """Extract the images of a part of the plan's videos that are not done yet, and return the plan.
 
-    extract_frames(folder, head, task, report) writes the images of one video and returns (runs of slots without an
-    image, the reason or None); task: (path, its entry in the plan); head: what the plan has for all videos. shard:
-    (part, number of parts).
+    selections: {(folder number, name, class): FrameSelection} of the entries whose selection is known. workers: a
+    pool.WorkerPool. shard: (part, number of parts). UserError if the disk is full or memory is too small.
     """
     if plan["complete"]:
+        progress_log.remove(folder)  # another process may have written to one after the plan was complete
         return plan
-    videos, done = plan["videos"], completed_videos(folder)
+    videos, done = plan["videos"], progress_log.completed_videos(folder)
     part, parts = shard
     longest_first = sorted(range(len(videos)), key=lambda number: -videos[number]["frames"])  # so that all end together
     numbers = [number for number in longest_first[part::parts] if number not in done]
-    tasks = [(os.path.join(roots[videos[n]["folder"]], videos[n]["name"]), videos[n]) for n in numbers]
-    head = {key: plan[key] for key in ("settings", "per_class", "class_digits", "image_digits")}
-    hours, past, start = sum(_hours(video, video["frames"]) for _, video in tasks), 0.0, time.monotonic()
-    notes, frames = [], sum(video["frames"] for _, video in tasks)
-    with cli.Progress(frames, "read", "frames") as progress, ThreadPoolExecutor(1) as disk:  # nobody waits for the disk
+    tasks = [
+        (
+            os.path.join(roots[video["folder"]], video["name"]),
+            video,
+            selections.get((video["folder"], video["name"], video.get("class") if "moment_frames" in video else None)),
+        )
+        for video in (videos[number] for number in numbers)
+    ]
+    files.remove_temporary_files(folder)
+    try:
+        out_of_memory = _extract(folder, plan, numbers, tasks, workers)
+    finally:
+        files.remove_temporary_files(folder)  # of workers that were terminated
+    if out_of_memory:
+        names = ", ".join(listing.printable(videos[number]["name"]) for number in out_of_memory)
+        raise cli.UserError(f"out of memory while reading {names}; retry with fewer --workers to resume")
+    return _finish(folder, plan)
+
+
+def _extract(folder, plan, numbers, tasks, workers):
+    """Extract the images of videos and record them as done; returns the numbers of those that need more memory."""
+    layout = {key: plan[key] for key in LAYOUT}
+    hours, hours_done, start = sum(_hours(video, video["frames"]) for _, video, _ in tasks), 0.0, time.monotonic()
+    frames, records, out_of_memory = sum(video["frames"] for _, video, _ in tasks), [], []
+    # Flushing images to disk takes time: a thread does it while the next videos are read.
+    with cli.Progress(frames, "read", "frames") as progress, ThreadPoolExecutor(1) as disk:
 
         def advance(task, amount):
-            nonlocal past
-            past += _hours(tasks[task][1], amount)
-            left, pace = max(0, hours - past), past / (time.monotonic() - start) * 3600
-            progress.update(amount, f"{past:.2f} h of video done, {left:.2f} h left, {pace:.0f} h an hour")
+            nonlocal hours_done
+            hours_done += _hours(tasks[task][1], amount)
+            left, pace = max(0, hours - hours_done), hours_done / (time.monotonic() - start) * 3600
+            progress.update(amount, f"{hours_done:.2f} h of video done, {left:.2f} h left, {pace:.0f} h per hour")
 
-        for task, result in workers.as_completed(partial(extract_frames, folder, head), tasks, advance):
+        for task, result in workers.as_completed(partial(images.extract_images, folder, layout), tasks, advance):
             video = tasks[task][1]
             if isinstance(result, pool.WorkerCrash):
-                result = [[video["first_slot"], video["first_slot"] + video["slots"]]], result
-                clear(folder, plan, video, result[0])
-            notes.append(disk.submit(mark_done, folder, numbers[task], *result))
-    for each in notes:
-        each.result()  # raises what went wrong with it
-    return _finished(folder, plan)
+                result = [[video["first_slot"], video["first_slot"] + video["slots"]]], str(result)
+                images.remove_images(folder, plan, video, result[0])
+            if result[0] is None:
+                out_of_memory.append(numbers[task])
+            else:
+                records.append(disk.submit(progress_log.mark_done, folder, plan, numbers[task], *result))
+    for record in records:
+        record.result()  # raises what went wrong with it
+    return out_of_memory
 
 
 def _hours(video, frames):
     return frames / video["rate"] / 3600
 
 
-def _finished(folder, plan):
-    """The plan with what is noted of its videos, written as complete where every video is."""
-    lines = completed_videos(folder)
+def _finish(folder, plan):
+    """The plan with the results in the progress logs; where every video is done, it is written as complete."""
+    lines = progress_log.completed_videos(folder)
     if len(lines) < len(plan["videos"]):
-        now = manifest.read(folder)  # another process may just have completed it and removed the progress logs
-        return now if now["complete"] else with_notes(plan, lines)
-    plan = with_notes(plan, lines)
-    images = manifest.Manifest(plan, folder)
-    for name in set(manifest.class_names(plan)) - set(images.classes):
+        current = manifest.read(folder)
+        if current["complete"]:  # another process has just completed it and removed the progress logs
+            progress_log.remove(folder)
+            return current
+        return _with_results(plan, lines)
+    plan = _with_results(plan, lines)
+    filled = manifest.Manifest(plan, folder)
+    for name in set(manifest.class_names(plan)) - set(filled.classes):
         if (Path(folder) / name).is_dir():
-            (Path(folder) / name).rmdir()  # ImageFolder stops at an empty class
-    if not len(images):
-        remove(folder)
-        raise _nothing_read(plan)
-    return complete(folder, plan)
+            (Path(folder) / name).rmdir()  # ImageFolder raises for an empty class
+    if not len(filled):
+        (Path(folder) / manifest.NAME).unlink()
+        progress_log.remove(folder)
+        raise _nothing_readable(plan)
+    plan["complete"] = True
+    sources.write_videos_table(manifest.Manifest(plan, folder))
+    manifest.write(folder, plan)
+    progress_log.remove(folder)
+    return plan
 
 
-def _nothing_read(plan):
-    where = ", ".join(plan["folders"])
-    named = "; ".join(f"{listing.printable(name)}: {reason}" for name, reason in manifest.left_out(plan))
-    if named:
-        return cli.UserError(f"no video could be read in {where} ({named}). Give a folder of videos")
-    return cli.UserError(f"there is no video in {where}. Give a folder of videos, or --recursive for its sub-folders")
-
-
-# Progress logs: while frames are extracted, each process appends a line to a file of its own for every video whose
-# images are all on disk. So several machines may share the work on a network disk.
-
-
-def mark_done(folder, number, missing, reason):
-    """Note that all images of a video are written, but those of the missing runs of slots; reason may be None.
-
-    The images are flushed to disk first, so that a power cut cannot leave a note of images that are not there.
-    """
-    line = json.dumps({"video": number, "missing": missing, "reason": reason})
-    path = Path(folder) / f"filled-{platform.node()}-{os.getpid()}.jsonl"
-    os.sync()
-    files.append(path, f"\n{line}")  # the line break comes first: a killed writer may have left half a line
-
-
-def completed_videos(folder):
-    """{number of a video: its line in the progress logs} for the videos whose images are all on disk."""
-    lines = {}
-    for name in progress_logs(folder):
-        try:
-            written = (Path(folder) / name).read_text(encoding="utf-8")
-        except FileNotFoundError:
-            continue  # another process has just completed the plan
-        for text in written.splitlines():
-            with suppress(ValueError):  # a line may be cut off by a kill
-                line = json.loads(text)
-                lines[line["video"]] = line
-    return lines
-
-
-def progress_logs(folder):
-    """The names of the progress logs in a frame folder."""
-    return sorted(path.name for path in Path(folder).glob("filled-*.jsonl"))
-
-
-def with_notes(plan, lines):
-    """The plan with the entries of the progress logs added to its videos."""
+def _with_results(plan, lines):
+    """The plan with the lines of the progress logs, {number of a video: its line}, in the entries of its videos."""
     for number, line in lines.items():
         plan["videos"][number]["missing"] = line["missing"]
         if line["reason"]:
@@ -190,62 +250,25 @@ def with_notes(plan, lines):
     return plan
 
 
-def complete(folder, plan):
-    """Write the plan as complete, remove the progress logs, and return the plan."""
-    plan["complete"] = True
-    manifest.write(folder, plan)
-    _remove_progress_logs(folder)
-    return plan
+def _nothing_readable(plan):
+    folders = ", ".join(plan["folders"])
+    reasons = "; ".join(f"{listing.printable(name)}: {reason}" for name, reason in manifest.left_out(plan))
+    if reasons:
+        return cli.UserError(f"no video could be read in {folders} ({reasons}). Give a folder of videos")
+    return cli.UserError(f"there is no video in {folders}. Give a folder of videos, or --recursive for its sub-folders")
 
 
-def remove(folder):
-    """Remove plan and progress logs from a frame folder."""
-    (Path(folder) / manifest.NAME).unlink()
-    _remove_progress_logs(folder)
-
-
-def _remove_progress_logs(folder):
-    for name in progress_logs(folder):
-        (Path(folder) / name).unlink(missing_ok=True)
-
-
-def write_image(path, jpeg):
-    """Write the bytes of one image, making its class folder; UserError where the disk is full or may not be written to.
-
-    An existing image is overwritten in place: an earlier run of the same plan wrote the same bytes.
-    """
-    try:
-        try:
-            handle = os.open(path, os.O_WRONLY | os.O_CREAT, 0o666)
-        except FileNotFoundError:
-            path.parent.mkdir(exist_ok=True)
-            handle = os.open(path, os.O_WRONLY | os.O_CREAT, 0o666)
-        try:
-            written = os.write(handle, jpeg)
-            if written < len(jpeg):  # the disk is full: the next write says so
-                os.write(handle, jpeg[written:])
-            os.ftruncate(handle, len(jpeg))
-        finally:
-            os.close(handle)
-    except OSError as error:
-        with suppress(OSError):
-            path.unlink(missing_ok=True)
-        raise cli.UserError(f"cannot write {path}: {error.strerror}. Mend that and start again to go on") from error
-
-
-def clear(folder, plan, video, runs):
-    """Remove what an earlier run or a crashed process left in runs of a video's slots."""
-    for first, end in runs:
-        for slot in range(first, end):
-            (Path(folder) / manifest.slot_path(plan, video, slot)).unlink(missing_ok=True)
-
-
-def summary(plan):
-    """The size of a plan, in words."""
-    videos, slots = plan["videos"], plan["slots"]
-    missing = sum(end - first for video in videos for first, end in video["missing"])
-    hours, frames = sum(_hours(video, video["frames"]) for video in videos), sum(video["frames"] for video in videos)
-    return (
-        f"{len(videos)} videos, {hours:.2f} hours, {frames} frames; {slots - missing} images in "
-        f"{len(manifest.class_names(plan))} classes" + ("" if plan["complete"] else ", not read to the end yet")
+def print_summary(plan, with_size=False):
+    """Print the numbers of videos, images and classes of a plan, the expected size if asked, and what was left out."""
+    videos, in_folder = plan["videos"], manifest.Manifest(plan)
+    videos = [video for video in videos if video["slots"]]
+    hours = sum(manifest.seconds(plan, video) for video in videos) / 3600
+    frames = sum(video["frames"] for video in videos)
+    print(
+        f"{len(videos)} videos, {hours:.2f} hours, {frames} frames; {len(in_folder)} images in "
+        f"{len(in_folder.classes)} classes" + ("" if plan["complete"] else ", not complete yet")
     )
+    if with_size:
+        print(f"expected size: {plan['slots'] * images.mean_size(plan) / 1e9:.3g} GB")
+    for name, reason in manifest.left_out(plan):
+        print(f"left out: {listing.printable(name)}: {reason}")

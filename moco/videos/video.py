@@ -1,221 +1,265 @@
-"""One video file: its properties, which of its frames to sample, those frames, and the square image of each."""
+"""Frames out of one video file.
+
+A packet is the coded form of one picture. Packets are numbered in the order in which the file stores them, frames in
+the order in which they are displayed; while a file is decoded, a frame is identified by the number of its packet.
+"""
 
 from array import array
 from bisect import bisect_left
-from contextlib import suppress
+from collections import deque
+from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import av
-import cv2
 import numpy as np
-from av.video.reformatter import VideoReformatter
+from av.video.reformatter import ColorPrimaries, ColorTrc, VideoReformatter
 
-# Containers that hold their own pictures. Playlists (HLS, DASH, concat, SDP) are not here: they name files to read.
-CONTAINERS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpegts,mpeg,flv,live_flv,asf,ogg,mxf,dv,ivf,rm,y4m,nut,gif"
-RATES = (1 / 60, 1000)  # frames per second, from time-lapse to high speed
+# Containers that store frames themselves. Playlists (HLS, DASH, concat, SDP) are not here: they name files to read.
+CONTAINERS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpegts,mpeg,flv,live_flv,asf,ogg,mxf,dv,ivf,rm,nut,gif"
+CONTAINERS += ",yuv4mpegpipe,h264,hevc,m4v,mpegvideo,mjpeg,obu"
+END = 2**63 - 1  # the end of a run of packets that goes to the end of the file
+MISSING = -(2**63)  # the time stamp of a packet that has none
+ALL_PACKETS = np.array([[0, 0, END, MISSING]])
+MIN_SEEK = 64  # packets; fewer are read faster than skipped by seeking
+HDR = (ColorTrc.SMPTE2084, ColorTrc.ARIB_STD_B67)
+WIDE_GAMUT = (ColorPrimaries.BT2020, ColorPrimaries.SMPTE428, ColorPrimaries.SMPTE431, ColorPrimaries.SMPTE432)
 
 
 class UnreadableVideo(Exception):
     """A file that cannot be read as a video; the message is the reason."""
 
 
+class Run(NamedTuple):
+    """Packets to decode one after another, from a key frame on.
+
+    first: the packet of the key frame. resume, end: the others, from resume to before end; packets between first and
+    resume are displayed before the key frame and depend on the group of pictures before it. dts: the decoding time
+    stamp of first, by which to seek, or MISSING where seeking in this container is not reliable.
+    """
+
+    first: int
+    resume: int
+    end: int
+    dts: int
+
+
 @dataclass(frozen=True)
-class VideoInfo:
-    """The properties of a video file, known without decoding it.
+class FrameSelection:
+    """Frames to take out of a video file, and what to decode for them.
 
-    width, height: pixels as shown, after rotation. times: (frames,) int64 time stamps in ticks, rising, or None where
-    the container keeps none and frames are known by their order only. frames: their number. tick: seconds. rate: native
-    frames a second.
+    indices: (n,) int64 frames in the order of display. packets: (n,) int64 their packets, or None where frames are
+    identified by counting the decoded ones. runs: (r, 4) int64, one Run per row. may_skip: whether packets of these
+    runs on which no other frame depends may be skipped.
     """
 
-    width: int
-    height: int
-    frames: int
-    rate: float
-    tick: float
-    times: np.ndarray | None
+    indices: np.ndarray
+    packets: np.ndarray | None
+    runs: np.ndarray
+    may_skip: bool
 
-    def is_constant_rate(self):
-        """Whether every frame comes within one frame's time of where an even rate puts it."""
-        if self.times is None or self.frames < 3:
-            return True
-        spacing = (self.times[-1] - self.times[0]) / (self.frames - 1)
-        late = np.arange(self.frames, dtype=np.float64)
-        late *= -spacing
-        late += self.times
-        late -= self.times[0]
-        return bool(max(late.max(), -late.min()) <= spacing)
+    def __len__(self):
+        return len(self.indices)
 
 
-def probe(path):
-    """The VideoInfo of the video file path, by counting its packets; UnreadableVideo says why it has none."""
-    with _opened(path) as (container, stream):
-        stamps, untimed = array("q"), False  # a day of video has millions
-        try:
-            for packet in container.demux(stream):
-                if _shown(packet):
-                    stamps.append(packet.dts or 0 if packet.pts is None else packet.pts)
-                    untimed |= packet.pts is None
-        except av.error.FFmpegError:
-            if not stamps:
-                raise
-        except IndexError:  # PyAV's, where a stream appears that the header did not announce: the file ends there
-            pass
-        header = float(stream.average_rate or stream.guessed_rate or 0)
-        width, height, tick = stream.codec_context.width, stream.codec_context.height, float(stream.time_base or 0)
-    if not stamps:
-        raise UnreadableVideo("it holds no frames")
-    if min(width, height) < 1:
-        raise UnreadableVideo("it does not say how large its pictures are")
-    if max(width, height) > 32 * min(width, height):
-        raise UnreadableVideo(f"its pictures of {width} by {height} pixels hold no square worth cutting out")
-    times = np.frombuffer(stamps, np.int64)
-    times.sort()
-    if untimed or not tick or (times[1:] == times[:-1]).any():
-        times = None
-    return VideoInfo(width, height, len(stamps), _rate(header, times, tick), tick, times)
+def frames(path, selection):
+    """Yield (position, picture) for the frames of a FrameSelection that can be decoded.
 
+    position: index into the selection; positions rise unless a time stamp contradicts the order of decoding. Pictures
+    are (height, width, 3) uint8 BGR, upright, in the colors of BT.709 where the file has HDR or a wide gamut.
 
-def _rate(header, times, tick):
-    """Native frames per second: the header's, unless the time stamps differ from it by more than a hundredth."""
-    rate = header
-    if times is not None and len(times) > 1:
-        measured = (len(times) - 1) / ((int(times[-1]) - int(times[0])) * tick)
-        if not abs(header - measured) <= measured / 100:
-            rate = measured
-    if not RATES[0] <= rate <= RATES[1]:
-        raise UnreadableVideo(f"its frame rate of {rate:g} a second cannot be right")
-    return rate
+    A frame that is damaged, or depends on a damaged one, is left out as far as the decoder can tell. Most decoders
+    notice lost data. Flipped bits are noticed by those of AV1, MPEG-4 and JPEG, mostly by those of H.264 and MPEG-2,
+    and hardly by those of HEVC, VP8, VP9 and uncompressed video: some of their frames may be output with the damage.
 
-
-def frames(path, frame_indices, info):
-    """Yield (position, picture) for some frames of a video, in order, as they can be decoded.
-
-    frame_indices: (n,) increasing int indices of frames in the order of display. info: the VideoInfo of path. Pictures
-    are (height, width, 3) uint8 BGR, upright. A frame that is damaged, or depends on a damaged one, is left out.
-
-    One decoding thread per file: many files are read in parallel. Frames on which no other frame depends are decoded
-    only if they are among frame_indices, which saves half the work and changes no pixel.
+    Decoding uses one thread per file, as many files are read in parallel. Frames on which no other frame depends are
+    decoded only where selected, which saves up to half of the work and changes no pixel.
     """
-    keys = array(
-        "q", np.asarray(frame_indices if info.times is None else info.times[frame_indices], np.int64).tobytes()
-    )
+    identities = selection.indices if selection.packets is None else selection.packets
+    order = np.argsort(identities)
+    identities = array("q", identities[order].tobytes())
 
-    def position(key):
-        k = bisect_left(keys, key)
-        return k if k < len(keys) and keys[k] == key else None
+    def position(identity):
+        k = bisect_left(identities, identity) if identity is not None else len(identities)
+        return int(order[k]) if k < len(identities) and identities[k] == identity else None
 
-    reformatter = VideoReformatter()
-    with _opened(path) as (container, stream):
-        decoder = stream.codec_context
-        decoder.thread_count = 1
-        intact, order, skipping = True, 0, None
-        for packet in _packets(container, stream):
-            if info.times is not None:
-                skip = "DEFAULT" if packet is None or position(packet.pts) is not None else "NONREF"
-                if skip != skipping:
-                    decoder.skip_frame = skipping = skip
-            try:
-                decoded = decoder.decode(packet)
-            except av.error.EOFError:
+    missing = np.ones(len(selection), bool)
+    count = 0
+    with open_video(path) as (container, stream):
+        decoder, reformatter = Decoder(stream), VideoReformatter()
+        counter = _FrameCounter(int(selection.runs[0, 0]), decoder)
+        for number, packet in packets_in(selection.runs, container, stream):
+            if count == len(selection):
                 return
-            except av.error.FFmpegError:
-                intact = False
-                continue
-            for frame in decoded:
-                intact = not frame.is_corrupt and (intact or frame.key_frame)
-                k = position(order if info.times is None else frame.pts)
-                order += 1
-                if k is not None and intact:
-                    yield k, _picture(frame, reformatter)
+            skip = selection.may_skip and position(number) is None
+            for frame, intact in decoder.decode(number, packet, skip):
+                k = position(counter.index(frame.pts) if selection.packets is None else frame.pts)
+                if k is None or not intact or not missing[k]:
+                    continue
+                if selection.may_skip and not decoder.errors and k > count:
+                    yield from _frames_without_skipping(path, selection, missing)
+                    return
+                missing[k] = False
+                count += 1
+                yield k, _picture(frame, reformatter)
+    if selection.may_skip and not decoder.errors and count < len(selection):
+        yield from _frames_without_skipping(path, selection, missing)
 
 
-def _picture(frame, reformatter):
-    picture = reformatter.reformat(frame, format="bgr24", threads=1).to_ndarray()
-    turns = round(frame.rotation / 90) % 4  # phones record how they were held
-    return np.ascontiguousarray(np.rot90(picture, turns)) if turns else picture
+def _frames_without_skipping(path, selection, missing):
+    """Like frames, for the missing ones, (n,) bool, of a selection.
 
-
-def _packets(container, stream):
-    """The packets of a stream up to the end or to where the file breaks off, then None, which ends decoding."""
-    with suppress(av.error.FFmpegError, IndexError):  # PyAV's IndexError: a stream that the header did not announce
-        for packet in container.demux(stream):
-            if packet.size:
-                yield packet
-    yield None
-
-
-def _shown(packet):
-    """Whether a packet holds a frame to be shown: VP8 has others, which only serve as reference."""
-    hidden = packet.size and packet.stream.codec_context.name == "vp8" and not bytes(packet)[0] & 0x10
-    return bool(packet.size) and not packet.is_discard and not hidden
-
-
-def frame_step(native, fps, published=False):
-    """Every how many frames one is taken, to come nearest to fps of native frames a second, or as published."""
-    return int(int(native) // fps) + 1 if published else max(1, round(native / fps))
-
-
-def sampled_frames(info, fps, published=False):
-    """Indices of the frames to take from a video, (n,) int64 rising.
-
-    A steady video gives every frame_step-th frame. One of variable rate gives the first frame in each 1/fps seconds.
+    Necessary where decoding cannot start at a key frame (H.264 with intra refresh), or where seeking fails.
     """
-    if info.is_constant_rate():
-        return np.arange(0, info.frames, frame_step(info.rate, fps, published))
-    ticks = np.floor((info.times - info.times[0]) * (info.tick * fps) + 1e-6)
-    return np.flatnonzero(np.diff(ticks, prepend=-1))
+    positions = np.flatnonzero(missing)
+    rest = FrameSelection(selection.indices[missing], selection.packets[missing], ALL_PACKETS, False)
+    for k, picture in frames(path, rest):
+        yield int(positions[k]), picture
 
 
-def crop(picture, size=224, shift=16, rotate=True):
-    """A video frame, (height, width, 3) uint8, as an image of (size, size, 3).
-
-    The minor edge is scaled to size * 256 / 224 pixels (bicubic), the center cut out, moved up by shift pixels of a
-    224-pixel image as far as the picture extends (the camera prints the time at the bottom), and rotated by 180
-    degrees (the head camera hangs upside down).
-    """
-    height, width = picture.shape[:2]
-    edge, minor = round(size * 256 / 224), min(height, width)
-    width, height = width * edge // minor, height * edge // minor
-    picture = cv2.resize(picture, (width, height), interpolation=cv2.INTER_CUBIC)
-    left = (width - size) // 2
-    top = min(max((height - size) // 2 - round(shift * size / 224), 0), height - size)
-    picture = picture[top : top + size, left : left + size]
-    return cv2.flip(picture, -1) if rotate else np.ascontiguousarray(picture)
-
-
-class _opened:
-    """A video file opened for reading: gives (container, stream of pictures); any failure is an UnreadableVideo."""
-
-    def __init__(self, path):
-        self.path = path
-
-    def __enter__(self):
-        options = {"format_whitelist": CONTAINERS, "protocol_whitelist": "file"}
-        try:
-            self.container = av.open(f"file:{self.path}", container_options=options)
-        except (av.error.FFmpegError, UnicodeError) as error:
-            raise UnreadableVideo(_reason(error)) from error
-        try:
-            streams = [s for s in self.container.streams.video if not s.disposition & s.disposition.attached_pic]
+@contextmanager
+def open_video(path):
+    """Open a video file: (container, video stream). FFmpeg's errors become UnreadableVideo, except a lack of memory."""
+    # Without correction of overflows, the clock of a recording that was joined to another visibly falls back.
+    options = {"format_whitelist": CONTAINERS, "protocol_whitelist": "file", "correct_ts_overflow": "0"}
+    try:
+        with av.open(f"file:{path}", container_options=options) as container:
+            streams = [s for s in container.streams.video if not s.disposition & s.disposition.attached_pic]
             if not streams:
                 raise UnreadableVideo("it has no video stream")
             if streams[0].codec_context is None:
                 raise UnreadableVideo("there is no decoder for its codec")
-            return self.container, streams[0]
-        except BaseException:
-            self.container.close()
+            yield container, streams[0]
+    except MemoryError:
+        raise
+    except (av.error.InvalidDataError, av.error.ArgumentError) as error:
+        raise UnreadableVideo("it is not a video in a supported container, or its index is missing") from error
+    except av.error.FFmpegError as error:
+        raise UnreadableVideo(error.strerror or str(error)) from error
+    except UnicodeError as error:
+        raise UnreadableVideo("its name is not UTF-8") from error
+
+
+def packets(container, stream):
+    """The packets of a stream that have content, up to the end of the file or to its first unreadable part."""
+    try:
+        for packet in container.demux(stream):
+            if packet.size:
+                yield packet
+    except MemoryError:
+        raise
+    except av.error.FFmpegError:
+        return
+    except IndexError:  # PyAV's, at the end of a file in which a stream appeared that its header did not announce
+        return
+
+
+def packets_in(runs, container, stream):
+    """Yield (number, packet) for the packets in runs, (r, 4); after each run (None, None), to drain the decoder."""
+    position, numbered = 0, enumerate(packets(container, stream))
+    for run in map(Run._make, runs.tolist()):
+        if run.dts != MISSING and run.first - position >= MIN_SEEK:
+            container.seek(run.dts, stream=stream)
+            numbered = enumerate(packets(container, stream), run.first)
+        for number, packet in numbered:
+            position = number + 1
+            if number == run.first and run.dts not in (MISSING, packet.dts):
+                return  # seeking failed
+            if number == run.first or run.resume <= number < run.end:
+                yield number, packet
+            if position >= run.end:
+                break
+        yield None, None
+
+
+class Decoder:
+    """The decoder of a stream, which tells intact frames from damaged ones.
+
+    After an error, frames are intact again from the first key frame on whose packet comes after it. errors: how many
+    packets and frames were damaged. keys: packets of key frames that were decoded.
+    """
+
+    def __init__(self, stream):
+        self.context = stream.codec_context
+        self.context.thread_count = 1
+        if self.context.name == "mjpeg":
+            self.context.options = {"err_detect": "explode"}  # otherwise it outputs the previous frame again
+        self.context.open(strict=False)  # before anything is skipped, because AV1's decoder would continue to skip
+        self.errors, self.keys = 0, set()
+        self._damaged = None  # the last damaged packet, until a key frame after it is decoded
+        self._skipping = False
+
+    def decode(self, number, packet, skip=False):
+        """Yield (frame, whether it is intact) as they come out of the decoder; frame.pts is the number of its packet.
+
+        skip: do not decode the packet if no frame depends on it. Without a packet, the decoder is drained and reset.
+        """
+        if packet is not None:
+            packet.pts = packet.dts = number
+            if packet.is_keyframe:
+                self.keys.add(number)
+        if skip != self._skipping:
+            self.context.skip_frame = "NONREF" if skip else "DEFAULT"
+            self._skipping = skip
+        try:
+            decoded = self.context.decode(packet)
+        except MemoryError:
             raise
+        except av.error.EOFError:
+            decoded = []
+        except av.error.FFmpegError:
+            decoded = []
+            self._mark_damaged(END if packet is None else number)
+        for frame in decoded:
+            if frame.is_corrupt:
+                self._mark_damaged(max(frame.pts or 0, self._damaged or 0))
+            elif self._damaged is not None and frame.pts in self.keys and frame.pts > self._damaged:
+                self._damaged = None
+            yield frame, self._damaged is None
+        if packet is None:
+            self.context.flush_buffers()
+            self.keys.clear()
+            self._damaged = None
 
-    def __exit__(self, kind, error, trace):
-        self.container.close()
-        if isinstance(error, av.error.FFmpegError):
-            raise UnreadableVideo(_reason(error)) from error
+    def _mark_damaged(self, number):
+        self._damaged = number
+        self.errors += 1
 
 
-def _reason(error):
-    if isinstance(error, av.error.InvalidDataError | av.error.ArgumentError):
-        return "it is no video in a container known here, or its index is missing"
-    if isinstance(error, UnicodeError):
-        return "its name is not UTF-8"
-    return getattr(error, "strerror", None) or str(error)
+class _FrameCounter:
+    """Numbers the frames of a stream by the order in which they come out of its decoder.
+
+    Packets that cannot be decoded yield no frame. So after errors, the number of a key frame is that of the packets
+    before it, plus the later packets that were displayed before it.
+    """
+
+    def __init__(self, first, decoder):
+        self.first, self.decoder = first, decoder
+        self.count, self.leading, self.recent = None, 0, deque(maxlen=64)
+
+    def index(self, number):
+        """The index of the next frame out of the decoder, which comes from packet number; None before the first."""
+        later = sum(other > number for other in self.recent)
+        if number == self.first:
+            self.count, self.leading = 0, later
+        elif number in self.decoder.keys and (self.decoder.errors or self.count is None):
+            self.count = number - self.first - self.leading + later
+        elif self.count is not None:
+            self.count += 1
+        self.recent.append(number)
+        return self.count
+
+
+def _picture(frame, reformatter):
+    options = dict(format="bgr24", interpolation="BICUBIC", threads=1)
+    if frame.color_trc in HDR or frame.color_primaries in WIDE_GAMUT:
+        options["dst_color_trc"] = ColorTrc.BT709 if frame.color_trc in HDR else frame.color_trc
+        options["dst_color_primaries"] = ColorPrimaries.BT709
+    try:
+        picture = reformatter.reformat(frame, **options)
+    except av.error.FFmpegError as error:  # a color matrix that swscale does not know: BT.601, as published
+        if isinstance(error, MemoryError):
+            raise
+        picture = reformatter.reformat(frame, src_colorspace="ITU601", **options)
+    picture, turns = picture.to_ndarray(), round(frame.rotation / 90) % 4  # as phones record it
+    return np.ascontiguousarray(np.rot90(picture, turns)) if turns else picture

@@ -1,6 +1,7 @@
 """Accuracies and the table of many models, from hand-made scores."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -38,16 +39,41 @@ def test_top5_is_reported_for_more_than_five_classes():
     assert accuracy.summarize(six, [-np.eye(6)[1:]])["top5"]["mean"] == 0
 
 
+def test_balanced_accuracy_is_reported_for_unequal_classes():
+    """Of class a 1 of 4 images is right, of class b 1 of 1: 0.625."""
+    toy = task([0, 0, 0, 0, 1, 0], (np.array([5]), np.arange(5)))
+    found = accuracy.summarize(toy, [np.array([[1, 0], [0, 1], [0, 1], [0, 1], [0, 1]])])
+    assert (found["mean"], found["balanced"]["mean"], found["hits"]) == (0.4, 0.625, "10001")
+    equal = task([0, 0, 1, 1], (np.array([0]), np.arange(1, 4)))
+    assert "balanced" not in accuracy.summarize(equal, [np.zeros((3, 2))])
+    assert accuracy.cells({"TC": {"iid": found}})[-1] == ["TC", "40.0 (balanced 62.5)"]
+
+
+def test_hits_are_kept_for_one_split_only():
+    toy = task([0, 1, 0, 1], (np.array([0, 1]), np.array([2, 3])))
+    two = replace(toy, splits=[toy.splits[0], (np.array([2, 3]), np.array([0, 1]))], seeds=[0, 1])
+    same = replace(toy, splits=2 * toy.splits, seeds=[0, 1])
+    scores = [np.eye(2), np.eye(2)[::-1]]
+    assert accuracy.summarize(same, scores)["hits"] == "11"
+    found = accuracy.summarize(two, scores)
+    assert "hits" not in found and len(set(found["splits"])) == 2
+    assert found["splits"][0] == accuracy.summarize(toy, scores[:1])["splits"][0]
+
+
+def test_accuracies_by_number_of_training_images(tmp_path):
+    toy = task([0, 1] * 4, (np.arange(4), np.arange(4, 8)))
+    models = {"TC": {}}
+    for share, train in ((1.0, np.arange(4)), (0.5, np.arange(2))):
+        each = replace(toy, splits=[(train, np.arange(4, 8))], split="iid", share=share)
+        models["TC"][f"iid {share}"] = accuracy.summarize(each, [np.tile(np.eye(2), (2, 1))])
+    models["TC"]["other"] = accuracy.summarize(toy, [np.tile(np.eye(2), (2, 1))])
+    models["TC"]["iid 0.5"]["knn"] = {"k": 1, "mean": 0.5, "std": None, "each": [0.5]}
+    expected = {"iid": {"TC": [(2, 1, None), (4, 1, None)], "TC (1-NN)": [(2, 0.5, None)]}}
+    assert accuracy.by_training_images(models) == expected
+
+
 def test_the_standard_deviation_is_that_of_a_sample():
     assert accuracy.mean_and_std([0.1, 0.2, 0.6])["std"] == pytest.approx(np.sqrt(0.14 / 2))
-
-
-def test_knn_finds_the_nearest_by_cosine():
-    train = np.array([[1, 0], [100, 1], [0, 1], [1, 100]], np.float32)
-    test = np.array([[5, 0.1], [0.1, 5]], np.float32)
-    scores = accuracy.knn_scores(train, np.array([2, 2, 0, 0]), test, 2, 3)
-    assert scores.argmax(1).tolist() == [2, 0]
-    assert accuracy.knn_scores(train, np.array([2, 2, 0, 1]), test, 4, 3)[1].argmax() == 2  # two votes beat nearness
 
 
 def test_published_accuracies_exist_for_toybox_only():

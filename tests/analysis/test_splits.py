@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from moco.analysis import splits
 from moco.cli import UserError
-from moco.data import loader
+from moco.data import loader, manifest
 
 
 def options(*words):
@@ -86,7 +86,7 @@ def test_a_subsample_is_every_tenth_image_of_a_class_in_time():
     names = [f"a/img_{i}.jpeg" for i in range(25)] + [f"b/img_{i}.jpeg" for i in range(11)]
     labels = np.repeat([0, 1], [25, 11])
     order = sorted(range(36), key=lambda i: names[i])  # img_10 before img_2, as a folder lists them
-    kept = splits.every_tenth([names[i] for i in order], labels[order])
+    kept = splits.every_nth(lambda i: names[order[i]], labels[order], 10)
     expected = {f"a/img_{i}.jpeg" for i in (0, 10, 20)} | {"b/img_0.jpeg", "b/img_10.jpeg"}
     assert {names[order[i]] for i in kept} == expected
     assert kept.tolist() == sorted(kept)
@@ -210,3 +210,128 @@ def test_majority_is_the_test_accuracy_of_the_largest_training_class():
     second = np.array([3, 4, 8]), np.array([0, 5, 6, 9])  # class 1: 2 of 4 test images
     task = splits.Task("iid", ["a", "b", "c"], np.arange(10), list("qrstuvwxyz"), labels, [first, second], [0, 1])
     assert task.majority == 0.25
+
+
+def make_images(folder, *names):
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).touch()
+    return folder
+
+
+def sides(task, split=0):
+    """The file names on both sides of a split."""
+    return [[task.names[i] for i in side] for side in task.splits[split]]
+
+
+def test_halves_train_on_the_first_half_of_each_class_in_time(tmp_path):
+    names = [f"car/img_{i}.jpeg" for i in (1, 2, 9, 10, 11)] + [f"dog/img_{i}.jpeg" for i in (99, 100, 101, 102)]
+    make_images(tmp_path / "images", *names)
+    (task,) = tasks(tmp_path / "images", "--split", "halves", "--seeds", 2)
+    train, test = sides(task)
+    assert set(train) == {"car/img_1.jpeg", "car/img_2.jpeg", "dog/img_99.jpeg", "dog/img_100.jpeg"}
+    assert sorted(train + test) == sorted(names)
+    assert sides(task, 1) == [train, test] and len(set(task.digests())) == 1
+
+
+def test_recordings_of_a_table_are_on_one_side(tmp_path, capsys):
+    names = [f"{name}/{recording}_{i}.jpeg" for name in ("car", "dog") for recording in "abcde" for i in range(3)]
+    names += ["cup/a_0.jpeg", "cup/a_1.jpeg"]
+    make_images(tmp_path / "images", *names)
+    lines = [f"{name},{name.split('/')[1][0]},x" for name in names]
+    (tmp_path / "groups.csv").write_text("\n".join(["file,recording,other", *lines]))
+    words = ["--split", "recording", "--groups", tmp_path / "groups.csv", "--seeds", 6]
+    (task,) = tasks(tmp_path / "images", *words)
+    left_out = []
+    for seed in task.seeds:
+        train, test = ({name.split("/")[1][0] for name in side} for side in sides(task, seed))
+        assert not train & test and (len(train), len(test)) == (3, 2)
+        if "a" not in train:  # the cup is nowhere else
+            assert not any(name.startswith("cup") for side in sides(task, seed) for name in side)
+            left_out.append(f"seed {seed}: no training recording has cup; their test images are left out")
+    assert capsys.readouterr().out.splitlines() == left_out and 0 < len(left_out) < 6
+    assert len({str(sides(task, seed)) for seed in task.seeds}) > 1
+    (tmp_path / "groups.csv").write_text("\n".join(["file,recording", *lines[3:]]).replace(",x", ""))
+    with pytest.raises(UserError, match=r"groups.csv has no recording of car/a_0.jpeg \(and 2 more images\)"):
+        tasks(tmp_path / "images", *words)
+    (tmp_path / "groups.csv").write_text("file,group\na,b")
+    with pytest.raises(UserError, match="groups.csv has no column 'recording'"):
+        tasks(tmp_path / "images", *words)
+    with pytest.raises(UserError, match="images has no manifest.json; give --groups"):
+        tasks(tmp_path / "images", "--split", "recording")
+
+
+def test_recordings_of_a_manifest_are_on_one_side(tmp_path):
+    settings = {"class-by": "name", "fps": 1, "seg-len": 4, "drop-last": False}
+    names = [f"{name}_{number}.mp4" for name in ("car", "dog") for number in range(6)]
+    videos = [{"folder": 0, "name": name, "slots": 5, "frames": 5, "rate": 1.0} for name in names]
+    manifest.write(tmp_path, manifest.make(settings, ["."], videos, []) | {"complete": True})
+    (task,) = tasks(tmp_path, "--split", "recording", "--seeds", 3)
+    for seed in range(3):
+        train, test = ({name.rpartition("_")[0] for name in side} for side in sides(task, seed))
+        assert not train & test and len(train | test) == 12 and len(test) == 6
+    videos = [{"folder": 0, "name": "a.mp4", "slots": 8, "frames": 8, "rate": 1.0}]
+    plan = manifest.make(settings | {"class-by": "time"}, ["."], videos, []) | {"complete": True}
+    manifest.write(tmp_path, plan)
+    with pytest.raises(UserError, match="are of one recording"):
+        tasks(tmp_path, "--split", "recording")
+
+
+def test_shares_worked_by_hand():
+    """Of 4 and 10 training images, a half is 2 and 5, and a hundredth 1 and 1."""
+    labels = np.repeat([0, 1, 2], [6, 12, 2])
+    train = np.r_[2:6, 7:17]
+    for share, counts in ((0.5, [2, 5]), (0.01, [1, 1]), (0.3, [1, 3]), (1, [4, 10])):
+        kept = splits.nested_share(train, labels, share, 0)
+        assert np.bincount(labels[kept]).tolist() == counts
+        assert set(kept) <= set(train) and kept.tolist() == sorted(set(kept))
+
+
+@given(st.lists(st.integers(0, 3), min_size=1, max_size=80), st.integers(0, 2**32 - 1), st.data())
+def test_a_small_share_is_part_of_a_larger_one(labels, seed, data):
+    small, large = sorted(data.draw(st.floats(0.001, 1)) for _ in range(2))
+    labels, train = np.array(labels), np.arange(0, len(labels), 2)
+    parts = [set(splits.nested_share(train, labels, share, seed)) for share in (small, large)]
+    assert parts[0] <= parts[1] <= set(train)
+    assert {labels[i] for i in parts[0]} == set(labels[train])
+
+
+def test_every_share_is_a_task_on_the_whole_test_side(toys):
+    words = ["--split", "iid", "exemplar", "--train-share", 0.1, 1, "--seeds", 2]
+    found = tasks(toys, *words)
+    assert [each.name for each in found] == ["iid 10%", "iid 100%", "exemplar 10%", "exemplar 100%"]
+    assert [each.slug for each in found[:2]] == ["iid_10", "iid_100"]
+    assert [(each.split, each.share) for each in found[1:3]] == [("iid", 1), ("exemplar", 0.1)]
+    plain = tasks(toys, *words[:3], "--seeds", 2)
+    for position, (few, many) in enumerate([found[:2], found[2:]]):
+        for seed in range(2):
+            assert sides(few, seed)[1] == sides(many, seed)[1] == sides(plain[position], seed)[1]
+            assert sides(many, seed)[0] == sides(plain[position], seed)[0]
+            assert set(sides(few, seed)[0]) < set(sides(many, seed)[0])
+    for share in ("0", "1.1", "nan"):
+        with pytest.raises(SystemExit):
+            options("--train-share", share)
+
+
+def test_a_second_folder_tests_the_classes_of_both(tmp_path, capsys):
+    make_images(tmp_path / "first", *(f"{name}/{i}.jpeg" for name in ("ant", "car", "dog", "zoo") for i in range(3)))
+    make_images(tmp_path / "second", *(f"{name}/{i}.jpeg" for name in ("car", "cup", "dog", "zoo") for i in range(2)))
+    frames = loader.FrameFolder([tmp_path / "first", tmp_path / "second"], one_size=False)
+    (task,) = splits.make_tasks(frames, options("--test-data", tmp_path / "second", "--classes", "dog", "car"))
+    assert (task.name, task.slug, task.classes) == ("to second", "to_second", ["car", "dog"])
+    train, test = sides(task)
+    assert train == [f"first/{name}/{i}.jpeg" for name in ("car", "dog") for i in range(3)]
+    assert test == [f"second/{name}/{i}.jpeg" for name in ("car", "dog") for i in range(2)]
+    for side in task.splits[0]:
+        assert all(task.classes[task.labels[i]] == task.names[i].split("/")[1] for i in side)
+    lines = capsys.readouterr().out.splitlines()
+    assert lines == [f"classes of {where} only, which are not used: {name}" for where, name in
+                     (("data", "ant"), ("--test-data", "cup"))]  # fmt: skip
+    with pytest.raises(UserError, match="has no class folder ant; it has car, dog, zoo"):
+        splits.make_tasks(frames, options("--test-data", tmp_path / "second", "--classes", "ant", "car"))
+    with pytest.raises(UserError, match="give either --test-data or --split-file"):
+        splits.make_tasks(frames, options("--test-data", tmp_path / "second", "--split-file", "x.json"))
+    make_images(tmp_path / "third", "car/1.jpeg", "ape/1.jpeg")
+    frames = loader.FrameFolder([tmp_path / "first", tmp_path / "third"], one_size=False)
+    with pytest.raises(UserError, match="have 1 classes in common"):
+        splits.make_tasks(frames, options("--test-data", tmp_path / "third"))

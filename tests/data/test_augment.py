@@ -1,4 +1,4 @@
-"""The fast recipes beside the plain ones of torchvision on PIL images, on real frames."""
+"""The augmentation recipes against those of torchvision on PIL images, on real frames."""
 
 import io
 import itertools
@@ -20,7 +20,7 @@ from tests import support
 FILES = sorted((support.GOLDEN / "images").glob("*/*.jpeg"))[::4]
 PHOTOS = [Image.open(path).convert("RGB") for path in FILES]
 FRAMES = [np.asarray(photo) for photo in PHOTOS]
-GREY_LEVELS = 1  # the issue allows two
+GRAY_LEVELS = 1  # tolerance
 
 
 def difference(ours, theirs):
@@ -31,25 +31,25 @@ def difference(ours, theirs):
 
 @pytest.mark.parametrize("factor", [0, 0.1, 0.55, 0.9, 1.1, 1.4, 1.9])
 @pytest.mark.parametrize("name", ["brightness", "contrast", "saturation"])
-def test_blends_are_those_of_torchvision(name, factor):
+def test_blends_equal_those_of_torchvision(name, factor):
     theirs = [getattr(functional, f"adjust_{name}")(photo, factor) for photo in PHOTOS]
     assert difference([getattr(augment, name)(frame, factor) for frame in FRAMES], theirs) < 0.1
 
 
 @pytest.mark.parametrize("turn", [-0.5, -0.21, -0.02, 0.07, 0.3, 0.5])
-def test_hue_is_that_of_torchvision(turn):
+def test_hue_equals_that_of_torchvision(turn):
     theirs = [functional.adjust_hue(photo, turn) for photo in PHOTOS]
-    assert difference([augment.hue(frame, turn) for frame in FRAMES], theirs) < GREY_LEVELS
+    assert difference([augment.hue(frame, turn) for frame in FRAMES], theirs) < GRAY_LEVELS
 
 
-def test_gray_is_that_of_torchvision():
+def test_gray_equals_that_of_torchvision():
     assert difference(map(augment.gray, FRAMES), map(transforms.Grayscale(3), PHOTOS)) < 0.01
 
 
 @pytest.mark.parametrize("sigma", [0.1, 0.3, 0.6, 1, 1.4, 1.7, 2])
-def test_blur_is_that_of_pil(sigma):
+def test_blur_equals_that_of_pil(sigma):
     theirs = [photo.filter(ImageFilter.GaussianBlur(sigma)) for photo in PHOTOS]
-    assert difference([augment.blur(frame, sigma) for frame in FRAMES], theirs) < GREY_LEVELS
+    assert difference([augment.blur(frame, sigma) for frame in FRAMES], theirs) < GRAY_LEVELS
     kernel = augment.blur_kernel(sigma)
     assert len(kernel) <= 2 * augment.REACH + 1 and kernel.sum() == pytest.approx(1)
     offsets = np.arange(len(kernel)) - len(kernel) // 2
@@ -58,32 +58,32 @@ def test_blur_is_that_of_pil(sigma):
 
 @pytest.mark.parametrize("size", [64, 224, 300])
 @pytest.mark.parametrize("box", [(0, 0, 224, 224), (3, 8, 100, 131), (40, 60, 150, 61), (101, 9, 64, 200)])
-def test_crop_and_resize_are_those_of_torchvision(box, size):
+def test_crop_and_resize_equal_those_of_torchvision(box, size):
     left, top, width, height = box
     theirs = [functional.resized_crop(photo, top, left, height, width, (size, size)) for photo in PHOTOS]
     ours = [augment.resize(frame[top : top + height, left : left + width], size, size) for frame in FRAMES]
-    assert difference(ours, theirs) < GREY_LEVELS
+    assert difference(ours, theirs) < GRAY_LEVELS
 
 
 @pytest.mark.parametrize("shape", [(224, 224), (300, 200), (64, 64), (50, 97)])
 @pytest.mark.parametrize("size", [64, 96])
-def test_evaluation_sees_the_middle(shape, size):
+def test_evaluation_takes_the_center(shape, size):
     photos = [photo.resize(shape) for photo in PHOTOS[:3]]
     for name, plain in [
         ("none", [transforms.Resize(size), transforms.CenterCrop(size)]),
         ("center", [transforms.Resize(int(size * 256 / 224)), transforms.CenterCrop(size)]),
     ]:
         ours = [augment.Recipe(name, size)(np.asarray(photo), None) for photo in photos]
-        assert difference(ours, map(transforms.Compose(plain), photos)) < GREY_LEVELS
+        assert difference(ours, map(transforms.Compose(plain), photos)) < GRAY_LEVELS
 
 
-def test_frames_of_the_right_size_are_left_as_they_are():
+def test_frames_of_the_right_size_are_not_changed():
     recipe = augment.Recipe("none", 224)
     assert all(np.array_equal(recipe(frame, None), frame) for frame in FRAMES)
 
 
-def plainly(photo, factors, gray_first):
-    """A photo under the factors, by torchvision and PIL."""
+def reference(photo, factors, gray_first):
+    """The factors applied to a photo by torchvision and PIL."""
     gray = transforms.Grayscale(3) if factors[augment.GRAY] else lambda photo: photo
     adjust = [functional.adjust_brightness, functional.adjust_contrast, functional.adjust_saturation]
     adjust += [functional.adjust_hue]
@@ -97,10 +97,10 @@ def plainly(photo, factors, gray_first):
 
 
 @pytest.mark.parametrize("name", ["released", "paper", "moco_v1", "moco_v2"])
-def test_a_whole_recipe_is_that_of_torchvision_on_worker_and_device(name):
+def test_a_recipe_equals_that_of_torchvision_on_worker_and_device(name):
     recipe, generator = augment.Recipe(name, 224), np.random.default_rng(0)
     factors = np.stack([recipe.sample_color_params(generator) for _ in FRAMES])
-    theirs = [plainly(photo, row, recipe.gray_first) for photo, row in zip(PHOTOS, factors, strict=True)]
+    theirs = [reference(photo, row, recipe.gray_first) for photo, row in zip(PHOTOS, factors, strict=True)]
     ours = [augment.color(frame, row, recipe.gray_first) for frame, row in zip(FRAMES, factors, strict=True)]
     assert difference(ours, theirs) < 2
     images = torch.from_numpy(np.stack(FRAMES)).permute(0, 3, 1, 2).float()
@@ -112,29 +112,29 @@ def test_a_whole_recipe_is_that_of_torchvision_on_worker_and_device(name):
 
 @pytest.mark.parametrize("order", list(itertools.permutations(range(4)))[::5])
 def test_each_image_of_a_batch_is_jittered_in_its_own_order(order):
-    """One image in many orders at once, strongly: the wrong order would show."""
+    """The factors are so large that another order gives another image."""
     frame = FRAMES[5]
     row = np.array([1.7, 0.4, 1.8, 0.3, *order, 0, 0], np.float32)
     other = np.array([1.7, 0.4, 1.8, 0.3, *order[::-1], 0, 0], np.float32)
     batch = torch.from_numpy(np.stack([frame] * 2)).permute(0, 3, 1, 2).float()
     device = augment_device.color(batch, augment_device.color_params(np.stack([other, row])))[1].permute(1, 2, 0)
-    theirs = plainly(PHOTOS[5], row, False)
+    theirs = reference(PHOTOS[5], row, False)
     assert difference([device, augment.color(frame, row)], [theirs, theirs]) < 2
     assert difference([augment.color(frame, row)], [augment.color(frame, other)]) > 4
 
 
-# What torchvision would draw: jitter strengths and probability, gray, blur.
+# The parameters in torchvision: jitter strengths and probability, gray, blur.
 COLORS = {
     "released": ((0.9, 0.9, 0.9, 0.5), 0.9, 0.2, 0.5),
     "paper": ((0.8, 0.8, 0.8, 0.2), 0.8, 0.2, 0),
     "moco_v1": ((0.4, 0.4, 0.4, 0.4), 1, 0.2, 0),
     "moco_v2": ((0.4, 0.4, 0.4, 0.1), 0.8, 0.2, 0.5),
 }
-UNLIKELY = 1e-4  # of a test with a fixed seed; a wrong distribution gives far less
+UNLIKELY = 1e-4  # p value at a fixed seed; a wrong distribution gives a far smaller one
 
 
 @pytest.mark.parametrize("name", COLORS)
-def test_color_factors_are_drawn_as_in_torchvision(name):
+def test_color_factors_have_the_distributions_of_torchvision(name):
     strengths, jitter_p, gray_p, blur_p = COLORS[name]
     recipe, generator = augment.Recipe(name, 224), np.random.default_rng(1)
     draws = np.stack([recipe.sample_color_params(generator) for _ in range(6000)])
@@ -152,12 +152,12 @@ def test_color_factors_are_drawn_as_in_torchvision(name):
         sigmas = draws[draws[:, 9] > 0, 9]
         assert stats.kstest(sigmas, stats.uniform(0.1, 1.9).cdf).pvalue > UNLIKELY
     correlation = np.corrcoef(jittered[:, :4].T) - np.eye(4)
-    assert np.abs(correlation).max() < 0.06  # each factor is its own draw
+    assert np.abs(correlation).max() < 0.06  # independent factors
 
 
 @pytest.mark.parametrize("shape", [(224, 224), (640, 480), (300, 40), (40, 300)])
 @pytest.mark.parametrize("scale", [(0.2, 1), (0.08, 1)])
-def test_crops_are_drawn_as_in_torchvision(shape, scale):
+def test_crops_have_the_distributions_of_torchvision(shape, scale):
     width, height = shape
     torch.manual_seed(0)
     canvas, generator = Image.new("L", shape), np.random.default_rng(2)
@@ -182,7 +182,7 @@ def test_half_of_the_images_are_flipped(name, p):
     assert stats.binomtest(flipped, 600, p).pvalue > UNLIKELY
 
 
-def test_frames_of_the_papers_recipe_stay_where_they_are():
+def test_the_papers_recipe_does_not_crop():
     recipe, generator = augment.Recipe("paper", 224), np.random.default_rng(4)
     assert all(np.array_equal(recipe.crop(frame, generator), frame) for frame in FRAMES)
 
@@ -205,7 +205,7 @@ def stored(image, kind, **options):
 
 def rotated():
     exif = Image.Exif()
-    exif[0x0112] = 6  # turn by 90 degrees to look at it
+    exif[0x0112] = 6  # rotate by 90 degrees for display
     return stored(PHOTOS[0].crop((0, 0, 100, 60)), "JPEG", exif=exif)
 
 
@@ -221,7 +221,7 @@ GOOD = {
     "gray": lambda: stored(PHOTOS[0].convert("L"), "JPEG"),
     "cmyk": lambda: stored(PHOTOS[0].convert("CMYK"), "JPEG"),
     "rotated": rotated,
-    "text behind it": lambda: FILES[0].read_bytes() + b"\n",
+    "trailing text": lambda: FILES[0].read_bytes() + b"\n",
     "rgba": lambda: stored(PHOTOS[0].convert("RGBA"), "PNG"),
     "palette": lambda: stored(PHOTOS[0].convert("P"), "PNG", transparency=3),
     "one bit": lambda: stored(PHOTOS[0].convert("1"), "PNG"),
@@ -234,13 +234,13 @@ GOOD = {
 
 @pytest.mark.filterwarnings("ignore:Palette images")
 @pytest.mark.parametrize("kind", GOOD)
-def test_every_kind_of_image_is_read_as_pil_reads_it(kind):
+def test_every_kind_of_image_is_decoded_as_by_pil(kind):
     data = GOOD[kind]()
     theirs = np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))
     assert np.array_equal(augment.decode(data), theirs)
 
 
-def test_usual_frames_take_the_fast_way(monkeypatch):
+def test_ordinary_frames_are_not_decoded_by_pil(monkeypatch):
     monkeypatch.setattr(Image, "open", None)
     assert augment.decode(FILES[0].read_bytes()).shape == (224, 224, 3)
 
@@ -264,8 +264,8 @@ BAD = {
     "empty": lambda: b"",
     "text": lambda: b"<html>not found</html>",
     "half a jpeg": lambda: FILES[0].read_bytes()[: FILES[0].stat().st_size // 2],
-    "a jpeg's head": lambda: FILES[0].read_bytes()[:200],
-    "a jpeg but for its last bytes": lambda: FILES[0].read_bytes()[:-3],
+    "header of a jpeg": lambda: FILES[0].read_bytes()[:200],
+    "a jpeg without its last bytes": lambda: FILES[0].read_bytes()[:-3],
     "start and end of a jpeg": lambda: b"\xff\xd8\xff\xd9",
     "half a png": lambda: stored(PHOTOS[0], "PNG")[:5000],
     "huge png": huge_png,
@@ -274,7 +274,7 @@ BAD = {
 
 
 @pytest.mark.parametrize("kind", BAD)
-def test_bad_images_are_refused_with_a_reason(kind):
+def test_bad_images_raise_an_error_with_a_reason(kind):
     with pytest.raises(augment.BadImage, match=r"\w{4}"):
         augment.decode(BAD[kind]())
 

@@ -82,6 +82,15 @@ def test_names_that_would_mix_or_be_too_long_are_left_out():
     assert "would mix with those of a_1.mp4" in plan["left_out"][0]["reason"]
     plan = make([3, 3], names=["a.mp4", "ü" * 125 + ".mp4"], **{"class-by": "name"})
     assert plan["left_out"][0]["reason"] == "its name is too long for image names"
+    plan = make([3, 3], names=["n" * 255, "n" * 255], **{"class-by": "video"})  # the second class would be n...n.2
+    assert [each["class"] for each in plan["videos"]] == ["n" * 255]
+    assert plan["left_out"][0]["reason"] == "its name is too long for image names"
+
+
+@pytest.mark.parametrize("by", ["name", "video"])
+def test_no_class_is_called_like_the_manifest(by):
+    plan = make([3, 3], names=["manifest.json.mp4", "filled-a.jsonl.mp4"], **{"class-by": by})
+    assert manifest.class_names(plan) == ["filled-a.jsonl", "manifest.json_"]
 
 
 def test_no_manifest_is_none_and_an_unfinished_one_says_what_finishes_it(tmp_path):

@@ -9,8 +9,9 @@ import cv2
 import numpy as np
 import pytest
 
-import read_saycam
 from moco.cli import UserError
+from moco.data import recordings
+from moco.videos import images
 from scripts import make_demo_videos as world
 
 TINY = ["--videos=2", "--episodes=2", "--seconds=0.5", "--toys=2", "--exemplars=2", "--views=4", "--workers=2"]
@@ -47,7 +48,7 @@ def test_the_seed_determines_every_byte(folder, tmp_path):
 
 def test_videos_have_the_format_of_a_head_camera(folder):
     paths = sorted((folder / "videos").iterdir())
-    assert [path.name for path in paths] == ["video_01.mp4", "video_02.mp4"]
+    assert [path.name for path in paths] == ["A_20130417_0600_01.mp4", "S_20130717_0900_01.mp4"]
     for path in paths:
         with av.open(str(path)) as container:
             (stream,) = container.streams
@@ -56,12 +57,20 @@ def test_videos_have_the_format_of_a_head_camera(folder):
         assert len(decoded(path)) == 2 * 15
 
 
+@pytest.mark.parametrize("n", [1, 4, 9])
+def test_videos_are_named_after_children_and_ages(n):
+    names = [world.recording_name(k, n) for k in range(n)]
+    known = [recordings.from_name(name) for name in names]
+    assert names == sorted(set(names)) and all(recording.date for recording in known)
+    assert {recording.child for recording in known} == set("AS"[: min(n, 2)])
+
+
 def test_videos_are_upside_down(folder):
     rng, t = np.random.default_rng([0, 3, 0]), np.arange(0, 15, world.REPEATS) / float(world.RATE)
     subject = json.loads((folder / "world.json").read_text())["episodes"][0]["toy"]
     _, images = world.make_scene(rng, 0, t, tuple(subject), range(world.ROOMS), range(3, 5))
     upright = next(images)[:400].astype(int)  # above the time stamp
-    filmed = decoded(folder / "videos" / "video_01.mp4")[0].astype(int)
+    filmed = decoded(folder / "videos" / "A_20130417_0600_01.mp4")[0].astype(int)
     turned = filmed[::-1, ::-1]
     assert np.abs(turned[:400] - upright).mean() < 8 < np.abs(filmed[:400] - upright).mean()
 
@@ -77,12 +86,12 @@ def test_the_time_stamp_is_upright_and_outside_the_crop(monkeypatch, tmp_path):
     marked = bare.copy()
     cv2.putText(marked, "00:00", (20, world.HEIGHT - 18), cv2.FONT_HERSHEY_SIMPLEX, 0.8, (255, 255, 255), 2)
     assert (marked != bare).any()
-    assert np.array_equal(read_saycam.crop(marked), read_saycam.crop(bare))
+    assert np.array_equal(images.crop(marked), images.crop(bare))
 
 
 def test_labeled_images_are_cropped_as_frames_are():
     image = np.random.default_rng(0).integers(0, 256, (480, 640, 3), np.uint8)
-    difference = read_saycam.crop(cv2.flip(image, -1)).astype(int) - world.crop(image)
+    difference = images.crop(cv2.flip(image, -1)).astype(int) - world.crop(image)
     assert np.abs(difference).max() <= 1  # rounding
 
 

@@ -147,6 +147,24 @@ def test_a_canceled_training_saves_and_is_not_requeued(frames, tmp_path):
     assert state(job)[0]["Restarts"] == "0"
 
 
+def test_an_error_in_one_task_ends_the_others(tmp_path):
+    (tmp_path / "task.py").write_text("""
+import os, sys, time
+if os.environ["SLURM_PROCID"] == "1":
+    sys.exit("error: rank 1 cannot go on")
+time.sleep(1000)
+""")
+    (tmp_path / "job.sh").write_text(f"""#!/usr/bin/env bash
+project={tmp_path}
+source {ROOT}/scripts/step.sh
+train task.py
+""")
+    flags = [*RESOURCES, "--nodes=2", f"--output={tmp_path / 'job.out'}"]
+    job = output_of("sbatch", "--parsable", *flags, tmp_path / "job.sh").strip()
+    assert final_states(job) == ["FAILED"]
+    assert "error: rank 1 cannot go on" in (tmp_path / "job.out").read_text()
+
+
 @pytest.fixture(scope="module")
 def world(tmp_path_factory):
     """A very small data set of the demo."""

@@ -50,10 +50,10 @@ def train(args, context):
     sampler = loader.EpochSampler(len(frames), 4, context=context)
     batches = loader.FrameLoader(frames, augment.Recipe("none", 32), sampler, context.device, args.workers)
     for step, _ in enumerate(batches.epoch(0)):
-        distributed.all_reduce_sum(torch.ones(1), context)
-        if step == 0:
+        if step == 0:  # before it waits for the other process: the workers would read on, and end
             workers = [process.pid for process in multiprocessing.active_children()]
             print(f"pids {os.getpid()} {' '.join(map(str, workers))}", flush=True)
+        distributed.all_reduce_sum(torch.ones(1), context)
         if step == 5:
             end(args.end, context.rank)
 

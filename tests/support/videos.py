@@ -1,4 +1,4 @@
-"""Small videos for the tests, whose frames say their number."""
+"""Small videos whose frames show their number, also damaged, joined and odd ones."""
 
 from fractions import Fraction
 
@@ -7,6 +7,7 @@ import cv2
 import numpy as np
 
 BITS = 10
+RATE = Fraction(30000, 1001)
 
 
 def numbered(k, width=64, height=48):
@@ -28,11 +29,18 @@ def number(path, rotated=True):
     return sum((row[round(column)] > 128) << bit for bit, column in enumerate(columns))
 
 
+def number_in(picture):
+    """The number that a decoded frame shows, (height, width, 3) uint8."""
+    height, width = picture.shape[:2]
+    row = picture[int(height * 0.25) : int(height * 0.6)].mean((0, 2))
+    return sum(int(row[int(width * (0.23 + 0.06 * bit))] > 128) << bit for bit in range(BITS))
+
+
 def write_video(
-    path, count=60, rate=Fraction(30000, 1001), size=(64, 48), codec="libx264", pixels="yuv420p", times=None, turn=0,
+    path, count=60, rate=RATE, size=(64, 48), codec="libx264", pixels="yuv420p", times=None, turn=0, first=0,
     options=None, **container,
 ):  # fmt: skip
-    """A video of count numbered frames; times: time stamps in milliseconds, in place of an even rate."""
+    """A video of count numbered frames, from number first on; times: time stamps in ms instead of a constant rate."""
     with av.open(str(path), "w", **container) as file:
         stream = file.add_stream(codec, rate=rate, options=options or {})
         stream.width, stream.height, stream.pix_fmt = *size, pixels
@@ -41,9 +49,62 @@ def write_video(
         if times is not None:
             stream.codec_context.time_base = stream.time_base = Fraction(1, 1000)
         for k in range(count):
-            frame = av.VideoFrame.from_ndarray(numbered(k, *size), format="gray").reformat(format=pixels)
+            frame = av.VideoFrame.from_ndarray(numbered(first + k, *size), format="gray").reformat(format=pixels)
             frame.pts = k if times is None else int(times[k])
-            frame.time_base = 1 / rate if times is None else Fraction(1, 1000)
+            frame.time_base = 1 / Fraction(rate) if times is None else Fraction(1, 1000)
             file.mux(stream.encode(frame))
         file.mux(stream.encode())
+    return path
+
+
+def write_audio(path):
+    """A file with one short audio stream."""
+    with av.open(str(path), "w") as file:
+        stream = file.add_stream("aac", rate=44100)
+        frame = av.AudioFrame.from_ndarray(np.zeros((1, 1024), np.float32), format="fltp", layout="mono")
+        frame.rate = 44100
+        file.mux([*stream.encode(frame), *stream.encode()])
+    return path
+
+
+def remux(source, path, change=None, first=0, **container):
+    """Copy the packets of a video, from packet first on, to another container.
+
+    change(number, packet) may change the time stamps of a packet.
+    """
+    with av.open(str(source)) as old, av.open(str(path), "w", **container) as new:
+        if old.streams.video[0].codec_context.name.endswith("dav1d"):  # it has no encoder to copy the settings of
+            stream = new.add_mux_stream("av1", rate=25, width=64, height=48)
+        else:
+            stream = new.add_stream_from_template(old.streams.video[0])
+        for number, packet in enumerate(packet for packet in old.demux(video=0) if packet.size):
+            if number >= first:
+                packet.stream = stream
+                if change:
+                    change(number, packet)
+                new.mux(packet)
+    return path
+
+
+def packet_bytes(path):
+    """[(position in the file, size, whether it is a key frame)] of the packets of a video."""
+    with av.open(str(path)) as file:
+        return [(packet.pos, packet.size, packet.is_keyframe) for packet in file.demux(video=0) if packet.size]
+
+
+def overwrite(path, position, content):
+    """Overwrite bytes of a file from a position on."""
+    with open(path, "r+b") as file:
+        file.seek(position)
+        file.write(content)
+    return path
+
+
+def flip_bits(path, data, count, seed):
+    """Write data with count random bits inverted."""
+    random = np.random.default_rng(seed)
+    damaged = np.frombuffer(data, np.uint8).copy()
+    positions = random.integers(0, len(damaged), count)
+    np.bitwise_xor.at(damaged, positions, (1 << random.integers(0, 8, count)).astype(np.uint8))
+    path.write_bytes(damaged.tobytes())
     return path

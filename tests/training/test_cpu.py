@@ -50,3 +50,10 @@ def test_only_strided_depthwise_convolutions_are_replaced():
     cpu.replace_slow_bf16_modules(model)
     changed = [name for name, module in model.named_modules() if "Strided" in type(module).__name__]
     assert changed == [f"features.{block}.conv.1.0" for block in (2, 4, 7, 14)]
+
+
+@pytest.mark.parametrize("options", [{"padding": 1, "padding_mode": "circular"}, {"padding": "valid"}])
+def test_other_padding_is_left_alone(options):
+    convolution = torch.nn.Conv2d(4, 4, 3, stride=2, groups=4, **options)
+    cpu.replace_slow_bf16_modules(convolution)
+    assert type(convolution) is torch.nn.Conv2d

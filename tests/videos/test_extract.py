@@ -1,4 +1,4 @@
-"""Folders with everything in them that a folder of videos can hold, and disks that fail."""
+"""Folders of good, damaged and hostile files, crashes, several readers at once, full disks."""
 
 import os
 import shutil
@@ -6,16 +6,17 @@ import signal
 import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 
 import read_saycam
-from moco import cli
+from moco import cli, files
 from moco.data import manifest
-from tests.support.videos import number, write_video
+from moco.videos import images, progress_log
+from tests.support.videos import number, overwrite, write_video
 
 SCRIPT = Path(read_saycam.__file__)
 
@@ -34,18 +35,16 @@ def start(folder, save_dir, *flags, **options):
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options)
 
 
-def damaged(path, rng):
-    """Noise in the middle of the pictures of a video whose index stands first."""
-    data = bytearray(path.read_bytes())
-    middle = (data.find(b"mdat") + len(data)) // 2
-    data[middle : middle + 400] = rng.bytes(400)
-    path.write_bytes(data)
+def damage(path):
+    """Overwrite the middle of the frames of a video whose index comes first."""
+    data = path.read_bytes()
+    overwrite(path, (data.find(b"mdat") + len(data)) // 2, np.random.default_rng(0).bytes(400))
 
 
 @pytest.fixture
-def zoo(tmp_path):
-    """A folder of three good videos and of everything else."""
-    folder = tmp_path / "zoo"
+def mixed(tmp_path):
+    """A folder of good videos, damaged ones, and files that are not videos."""
+    folder = tmp_path / "mixed"
     folder.mkdir()
     index_first = dict(options={"g": "25"}, container_options={"movflags": "faststart"})
     write_video(folder / "good one.mp4", 60)
@@ -53,7 +52,7 @@ def zoo(tmp_path):
     write_video(folder / "tail cut off.mp4", 300, **index_first)
     os.truncate(folder / "tail cut off.mp4", (folder / "tail cut off.mp4").stat().st_size * 6 // 10)
     write_video(folder / "with damage.mp4", 300, **index_first)
-    damaged(folder / "with damage.mp4", np.random.default_rng(0))
+    damage(folder / "with damage.mp4")
     (folder / "linked.mp4").symlink_to(folder / "good one.mp4")
     (folder / ".DS_Store").write_bytes(b"\0\0\0\1Bud1")
     (folder / "._good one.mp4").write_bytes(b"\0\5\x16\7")
@@ -61,8 +60,9 @@ def zoo(tmp_path):
 
     (folder / "empty.mp4").write_bytes(b"")
     (folder / "text.mp4").write_text("no video at all\n" * 100)
-    whole = (folder / "good one.mp4").read_bytes()
-    (folder / "no index.mp4").write_bytes(whole[: whole.find(b"moov") - 4])
+    content = (folder / "good one.mp4").read_bytes()
+    (folder / "no index.mp4").write_bytes(content[: content.find(b"moov") - 4])
+    (folder / "no decoder.mp4").write_bytes(content.replace(b"avc1", b"zzzz"))
     write_video(tmp_path / "outside.mp4", 6)
     (folder / "leaves.mp4").symlink_to(tmp_path / "outside.mp4")
     (folder / "dangling.mp4").symlink_to(folder / "nothing.mp4")
@@ -75,18 +75,17 @@ def zoo(tmp_path):
     return folder
 
 
-BAD = {"empty.mp4", "text.mp4", "no index.mp4", "leaves.mp4", "dangling.mp4", "list.m3u8", "list.mp4", "joined.mp4"}
-BAD |= {"stream.sdp", "pipe.mp4", "bad \udcff name.mp4"}
+BAD = {"empty.mp4", "text.mp4", "no index.mp4", "dangling.mp4", "list.m3u8", "list.mp4", "joined.mp4"}
+BAD |= {"stream.sdp", "pipe.mp4", "no decoder.mp4", "bad \udcff name.mp4"}
 
 
-def test_bad_files_are_left_out_by_name_and_the_others_read_in_full(zoo, tmp_path, capsys):
-    start_time = time.monotonic()
-    assert read(zoo, tmp_path / "out") is None
-    assert time.monotonic() - start_time < 10
-    images, plan = manifest.load(tmp_path / "out"), manifest.read(tmp_path / "out")
-    assert set(left_out(tmp_path / "out")) == BAD | {"with damage.mp4", "tail cut off.mp4"}  # the last frame is halved
+@pytest.mark.parametrize("workers", [0, 1])
+def test_bad_files_are_left_out_by_name_and_the_others_read(mixed, tmp_path, capsys, workers):
+    assert read(mixed, tmp_path / "out", workers=workers) is None
+    filled, plan = manifest.load(tmp_path / "out"), manifest.read(tmp_path / "out")
+    assert set(left_out(tmp_path / "out")) == BAD | {"with damage.mp4"}
     assert [each["name"] for each in plan["videos"]] == [
-        "good one.mp4", "gut ü 赤.mp4", "linked.mp4", "tail cut off.mp4", "with damage.mp4",
+        "good one.mp4", "gut ü 赤.mp4", "leaves.mp4", "linked.mp4", "tail cut off.mp4", "with damage.mp4",
     ]  # fmt: skip
     printed = capsys.readouterr().out
     for name in BAD - {"bad \udcff name.mp4"}:
@@ -94,19 +93,19 @@ def test_bad_files_are_left_out_by_name_and_the_others_read_in_full(zoo, tmp_pat
     assert r"left out: bad \udcff name.mp4: its name is not UTF-8" in printed
     assert "with damage.mp4: " in printed and "frames are damaged" in printed
     shown = {}
-    for i in range(len(images)):
-        shown.setdefault(images.video(i), []).append(number(tmp_path / "out" / images.path(i)))
-    assert shown[0] == shown[2] == list(range(0, 60, 6))
-    assert shown[1] == list(range(0, 31, 6))
-    assert len(shown[3]) > 20 and shown[3] == list(range(0, 6 * len(shown[3]), 6))
-    slots = plan["videos"][4]
-    gone = {slot - slots["first_slot"] for first, end in slots["missing"] for slot in range(first, end)}
-    assert 0 < len(gone) < 10
-    assert shown[4] == [6 * slot for slot in range(50) if slot not in gone]
+    for i in range(len(filled)):
+        shown.setdefault(filled.video(i), []).append(number(tmp_path / "out" / filled.path(i)))
+    assert shown[0] == shown[3] == list(range(0, 60, 6))
+    assert shown[1] == list(range(0, 31, 6)) and shown[2] == [0]
+    assert len(shown[4]) > 20 and shown[4] == list(range(0, 6 * len(shown[4]), 6))
+    slots = plan["videos"][5]
+    missing = {slot - slots["first_slot"] for first, end in slots["missing"] for slot in range(first, end)}
+    assert 0 < len(missing) < 10
+    assert shown[5] == [6 * slot for slot in range(50) if slot not in missing]
 
 
-def test_strict_ends_with_status_1_where_anything_is_left_out(zoo, tmp_path):
-    assert read(zoo, tmp_path / "out", "--strict") == 1
+def test_strict_exits_with_status_1_if_anything_is_left_out(mixed, tmp_path):
+    assert read(mixed, tmp_path / "out", "--strict") == 1
     (tmp_path / "good").mkdir()
     write_video(tmp_path / "good" / "v.mp4", 6)
     assert read(tmp_path / "good", tmp_path / "fine", "--strict") is None
@@ -118,13 +117,13 @@ def test_no_readable_video_is_one_line_that_names_each_and_writes_nothing(tmp_pa
     (folder / "a.mp4").write_bytes(b"")
     (folder / "b.mp4").write_text("text")
     process = start(folder, tmp_path / "out")
-    _, said = process.communicate(timeout=60)
+    _, message = process.communicate(timeout=60)
     assert process.returncode == 2
-    assert "a.mp4: it is empty; b.mp4: it is no video" in said.splitlines()[-1] and "Traceback" not in said
+    assert "a.mp4: it is empty; b.mp4: it is not a video" in message.splitlines()[-1] and "Traceback" not in message
     assert not (tmp_path / "out").exists()
 
 
-def test_a_video_of_which_no_frame_can_be_decoded_leaves_nothing(tmp_path):
+def test_a_video_without_an_intact_frame_leaves_nothing(tmp_path):
     folder = tmp_path / "videos"
     folder.mkdir()
     write_video(folder / "v.mp4", 30, container_options={"movflags": "faststart"})
@@ -146,7 +145,7 @@ def test_an_empty_folder_is_one_line(tmp_path, flags, hint):
         read(tmp_path / "nowhere", tmp_path / "out", *flags)
 
 
-def test_a_file_that_changes_between_plan_and_fill_is_left_out(tmp_path):
+def test_a_file_that_changes_after_the_plan_is_left_out(tmp_path):
     folder, out = tmp_path / "videos", tmp_path / "out"
     folder.mkdir()
     for name in ("a", "b", "c"):
@@ -154,41 +153,43 @@ def test_a_file_that_changes_between_plan_and_fill_is_left_out(tmp_path):
     read(folder, out, "--plan", "--seg-len", "1")
     write_video(folder / "b.mp4", 60)
     assert read(folder, out, "--seg-len", "1") is None
-    assert left_out(out) == {"b.mp4": "it has changed since the plan was made"}
-    images = manifest.load(out)
-    assert images.classes == ["class_0000", "class_0002"]
-    assert [images.video(i) for i in range(10)] == [0] * 5 + [2] * 5
+    assert left_out(out) == {
+        "b.mp4": "it has changed since the plan was made, or an earlier version of the program planned it"
+    }
+    filled = manifest.load(out)
+    assert filled.classes == ["class_0000", "class_0002"]
+    assert [filled.video(i) for i in range(10)] == [0] * 5 + [2] * 5
     assert not (out / "class_0001").exists()
 
 
-def test_a_crash_of_the_decoder_costs_its_video_only(tmp_path, monkeypatch):
+def test_a_crash_of_a_decoder_costs_only_its_video(tmp_path, monkeypatch):
     folder, out = tmp_path / "videos", tmp_path / "out"
     folder.mkdir()
     for name in ("a", "crash", "c"):
         write_video(folder / f"{name}.mp4", 30)
-    monkeypatch.setattr(read_saycam, "extract_frames", fill_with_a_crash)
+    monkeypatch.setattr(images, "extract_images", extract_and_crash)
     assert read(folder, out, workers=2) is None
     assert left_out(out) == {"crash.mp4": "a worker process crashed on it (SIGSEGV)"}
     assert len(manifest.load(out)) == 10 == len(list(out.rglob("*.jpeg")))
 
 
-def fill_with_a_crash(folder, head, task, report, fill=read_saycam.extract_frames):
-    result = fill(folder, head, task, report)
+def extract_and_crash(folder, plan, task, report, extract=images.extract_images):
+    result = extract(folder, plan, task, report)
     if task[0].endswith("crash.mp4"):
         os.kill(os.getpid(), signal.SIGSEGV)
     return result
 
 
-def test_a_file_that_nobody_may_read_is_left_out():
-    with tempfile.TemporaryDirectory() as place:  # not tmp_path, which only its owner may enter
-        folder, out = Path(place, "videos"), Path(place, "out")
-        for each in (Path(place), folder, out):
+def test_a_file_without_permission_to_read_is_left_out():
+    with tempfile.TemporaryDirectory() as parent:  # not tmp_path, which only its owner may enter
+        folder, out = Path(parent, "videos"), Path(parent, "out")
+        for each in (Path(parent), folder, out):
             each.mkdir(exist_ok=True)
             each.chmod(0o777)
         for name in ("a", "b"):
             write_video(folder / f"{name}.mp4", 6)
         (folder / "b.mp4").chmod(0)
-        process = os.fork()  # root may read all, so somebody else reads
+        process = os.fork()  # root may read everything, so another user reads
         if not process:
             if os.geteuid() == 0:
                 os.setgroups([])
@@ -196,27 +197,28 @@ def test_a_file_that_nobody_may_read_is_left_out():
                 os.setuid(65534)
             os._exit(read(folder, out) or 0)
         assert os.waitpid(process, 0)[1] == 0
-        assert left_out(out) == {"b.mp4": "it may not be read"}
+        assert left_out(out) == {"b.mp4": "no permission to read it"}
         assert len(manifest.load(out)) == 1
 
 
-def test_a_full_disk_is_one_line_and_the_run_goes_on_when_there_is_space(tmp_path, small_disk):
+def test_a_full_disk_is_one_line_and_the_run_is_resumed_when_there_is_space(tmp_path, small_disk):
     folder = tmp_path / "videos"
     folder.mkdir()
     for name in ("a", "b"):
         write_video(folder / f"{name}.mp4", 200)
     disk = small_disk("200k")
     process = start(folder, disk, "--workers", "2")
-    _, said = process.communicate(timeout=60)
-    assert process.returncode == 2 and "Traceback" not in said
-    assert "cannot write" in said.splitlines()[-1] and "No space left on device" in said
-    assert all(path.stat().st_size for path in disk.rglob("*.jpeg"))
+    _, message = process.communicate(timeout=60)
+    assert process.returncode == 2 and "Traceback" not in message
+    assert "cannot write" in message.splitlines()[-1] and "No space left on device" in message
+    assert all(cv2.imread(str(path)) is not None for path in disk.rglob("*.jpeg"))
+    assert {path.name for path in disk.iterdir() if path.is_file()} <= {manifest.NAME}
     subprocess.run(["mount", "-o", "remount,size=10m", str(disk)], check=True)
     assert read(folder, disk) is None
     assert len(manifest.load(disk)) == 68
 
 
-def test_a_save_directory_that_may_not_be_written_to_is_one_line(tmp_path, small_disk):
+def test_a_read_only_save_folder_is_one_line(tmp_path, small_disk):
     folder = tmp_path / "videos"
     folder.mkdir()
     write_video(folder / "v.mp4", 6)
@@ -225,10 +227,87 @@ def test_a_save_directory_that_may_not_be_written_to_is_one_line(tmp_path, small
         read(folder, disk)
 
 
-def test_a_save_directory_that_is_a_file_is_one_line(tmp_path):
+def test_a_save_folder_that_is_a_file_is_one_line(tmp_path):
     folder = tmp_path / "videos"
     folder.mkdir()
     write_video(folder / "v.mp4", 6)
     (tmp_path / "file").write_text("")
     with pytest.raises(cli.UserError, match="--save-dir"):
         read(folder, tmp_path / "file")
+
+
+def test_the_dry_run_leaves_odd_files_out_by_name(mixed, tmp_path, capsys):
+    assert read(mixed, tmp_path / "out", "--dry-run") is None
+    printed = capsys.readouterr().out
+    assert "left out: no decoder.mp4: there is no decoder for its codec" in printed
+    assert "6 videos" in printed and "expected size" in printed
+    assert not (tmp_path / "out").exists()
+
+
+def test_classes_without_images_do_not_count(tmp_path, capsys):
+    folder, out = tmp_path / "videos", tmp_path / "out"
+    folder.mkdir()
+    for name in ("a", "b", "c"):
+        write_video(folder / f"{name}.mp4", 30)
+    read(folder, out, "--plan", "--seg-len", "1")
+    assert "15 images in 3 classes, not complete yet" in capsys.readouterr().out
+    write_video(folder / "b.mp4", 60)
+    read(folder, out, "--seg-len", "1")
+    assert "10 images in 2 classes\n" in capsys.readouterr().out
+
+
+def test_a_second_reader_of_the_same_folder_leaves_no_progress_log(tmp_path):
+    folder, out = tmp_path / "videos", tmp_path / "out"
+    folder.mkdir()
+    for name in ("a", "b"):
+        write_video(folder / f"{name}.mp4", 30)
+    read(folder, out, "--plan")
+    plan = manifest.read(out)
+    read(folder, out)
+    for number_of_video in (0, 1):  # as the second one does, which began before the first was done
+        progress_log.mark_done(out, plan, number_of_video, [], None)
+    read(folder, out)
+    assert sorted(path.name for path in out.iterdir()) == ["class_0000", manifest.NAME, "videos.csv"]
+
+
+def test_videos_called_like_files_of_the_program_are_read(tmp_path):
+    folder, out = tmp_path / "videos", tmp_path / "out"
+    folder.mkdir()
+    for name in ("manifest.json.mp4", "filled-a.jsonl.mp4"):
+        write_video(folder / name, 30)
+    assert read(folder, out, "--class-by", "video", "--strict") is None
+    assert manifest.load(out).classes == ["filled-a.jsonl", "manifest.json_"]
+    assert read(folder, out, "--class-by", "video", "--strict") is None  # resumed
+    assert read(folder, folder, "--class-by", "video", "--strict") is None
+    assert len(manifest.load(folder)) == 10
+
+
+def run_out_of_memory(folder, plan, task, report, extract=images.extract_images):
+    return (None, None) if task[0].endswith("b.mp4") else extract(folder, plan, task, report)
+
+
+def test_too_little_memory_for_a_video_is_one_line_and_the_run_can_be_resumed(tmp_path, monkeypatch):
+    folder, out = tmp_path / "videos", tmp_path / "out"
+    folder.mkdir()
+    for name in ("a", "b", "c"):
+        write_video(folder / f"{name}.mp4", 30)
+    with monkeypatch.context() as patch:
+        patch.setattr(images, "extract_images", run_out_of_memory)
+        with pytest.raises(cli.UserError, match="out of memory while reading b.mp4; retry with fewer --workers"):
+            read(folder, out)
+    assert progress_log.completed_videos(out).keys() == {0, 2}
+    assert read(folder, out, "--strict") is None
+    assert len(manifest.load(out)) == 15
+
+
+def test_temporary_files_of_killed_processes_are_removed(tmp_path):
+    folder, out = tmp_path / "videos", tmp_path / "out"
+    folder.mkdir()
+    write_video(folder / "a.mp4", 30)
+    read(folder, out, "--plan")
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait()
+    path = files.temporary_path(out / "image")
+    path.with_name(path.name.replace(str(os.getpid()), str(ended.pid))).write_bytes(b"half an ima")
+    read(folder, out)
+    assert sorted(path.name for path in out.iterdir()) == ["class_0000", manifest.NAME, "videos.csv"]

@@ -1,0 +1,249 @@
+"""One video and its images: which frames to sample, its entry in the plan of a frame folder, its image files."""
+
+import os
+from contextlib import contextmanager
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from moco import files
+from moco.cli import UserError
+from moco.data import manifest
+from moco.videos.probe import probe
+from moco.videos.video import UnreadableVideo, frames
+
+REPORT_EVERY = 32  # images
+
+
+def frame_step(native, fps, published=False):
+    """Number of frames from one sampled frame to the next, for sampling native frames per second at about fps.
+
+    The nearest integer, or as published int(native) // fps + 1.
+    """
+    return int(int(native) // fps) + 1 if published else max(1, round(native / fps))
+
+
+def sampled_frames(info, fps, published=False):
+    """Indices of the frames to sample from the video of a VideoInfo, (n,) int64 rising.
+
+    Every frame_step-th frame of a video of constant rate; the first frame in each 1/fps seconds of another one.
+    """
+    if info.is_constant_rate():
+        return np.arange(0, info.frames, frame_step(info.rate, fps, published))
+    ticks = np.floor((info.times - info.times[0]) * (info.tick * fps) + 1e-6)
+    return np.flatnonzero(np.diff(ticks, prepend=-1))
+
+
+def frame_seconds(info, indices):
+    """When frames of the video of a VideoInfo are displayed, in seconds from its first frame: (n,) float64."""
+    if info.times is None or info.is_constant_rate():
+        return np.asarray(indices) / info.rate
+    return (info.times[indices] - info.times[0]) * info.tick
+
+
+def nearest_frames(info, seconds):
+    """Indices of the frames nearest to seconds of the video of a VideoInfo, (n,) int64 rising, each once."""
+    times = frame_seconds(info, np.arange(info.frames))
+    after = np.searchsorted(times, seconds).clip(1, max(1, info.frames - 1))
+    before = after - 1
+    after = after.clip(max=info.frames - 1)
+    return np.unique(np.where(seconds - times[before] <= times[after] - seconds, before, after))
+
+
+def crop(picture, size=224, shift=16, rotate=180, whole=False):
+    """A video frame, (height, width, 3) uint8, as an image of (size, size, 3).
+
+    The minor edge is scaled to size * 256 / 224 pixels (bicubic), the center cropped, moved up by shift pixels of a
+    224-pixel image as far as the frame extends (the camera prints the time at the bottom), and rotated clockwise by
+    rotate degrees (the head camera hangs upside down). whole: keep the whole frame, with a minor edge of size pixels.
+    """
+    height, width = picture.shape[:2]
+    if whole:
+        minor = min(height, width)
+        picture = cv2.resize(picture, (width * size // minor, height * size // minor), interpolation=cv2.INTER_CUBIC)
+        return np.ascontiguousarray(np.rot90(picture, -rotate // 90))
+    edge, minor = round(size * 256 / 224), min(height, width)
+    width, height = width * edge // minor, height * edge // minor
+    picture = cv2.resize(picture, (width, height), interpolation=cv2.INTER_CUBIC)
+    left = (width - size) // 2
+    top = min(max((height - size) // 2 - round(shift * size / 224), 0), height - size)
+    picture = picture[top : top + size, left : left + size]
+    return np.ascontiguousarray(np.rot90(picture, -rotate // 90))
+
+
+def encode(picture, settings, entry):
+    """A frame of a video as the bytes of a JPEG image, by the settings of a plan and the video's entry in it."""
+    rotate = entry.get("rotate", settings.get("rotate", 0 if settings["no-rotate"] else 180))
+    image = crop(picture, settings["size"], settings["shift"], rotate, settings.get("whole", False))
+    return cv2.imencode(".jpeg", image, [cv2.IMWRITE_JPEG_QUALITY, settings["quality"]])[1].tobytes()
+
+
+def select_frames(path, settings):
+    """(VideoInfo, FrameSelection of its sampled frames) of a video file; raises UnreadableVideo."""
+    info = probe(path)
+    return info, info.select(sampled_frames(info, settings["fps"], settings["published-step"]))
+
+
+def plan_video(settings, path):
+    """(its entry in the plan, the FrameSelection of its sampled frames) of a video; (reason, None) if it is unreadable.
+
+    UserError if there is not enough memory.
+    """
+    try:
+        with _memory_errors(path):
+            info, selection = select_frames(path, settings)
+    except UserError:
+        raise
+    except Exception as error:  # whatever a library raises for one file, the others are read
+        return reason(error), None
+    if not info.is_constant_rate():
+        return _entry(info, selection), selection
+    step = frame_step(info.rate, settings["fps"], settings["published-step"])
+    return _entry(info, selection, step), selection
+
+
+def plan_moments(task):
+    """[(an entry in the plan, the FrameSelection of its frames)] of a video, and the reasons why others are left out.
+
+    task: (path, {class: seconds}); there is an entry for each class. UserError if there is not enough memory.
+    """
+    path, moments = task
+    planned, reasons = [], []
+    try:
+        with _memory_errors(path):
+            info = probe(path)
+            length = frame_seconds(info, [info.frames - 1])[0] + 1 / info.rate
+            for label, seconds in sorted(moments.items()):
+                reasons += [
+                    f"it ends at {length:.2f} s, before {each:g} s" for each in sorted(seconds) if each > length
+                ]
+                inside = np.array([each for each in seconds if each <= length])
+                if len(inside):
+                    selection = info.select(nearest_frames(info, inside))
+                    entry = {**_entry(info, selection), "class": label, "moment_frames": selection.indices.tolist()}
+                    planned.append((entry, selection))
+    except UserError:
+        raise
+    except Exception as error:  # whatever a library raises for one file, the others are read
+        return [], [reason(error)]
+    return planned, reasons
+
+
+@contextmanager
+def _memory_errors(path):
+    """A lack of memory as a UserError that names the video."""
+    try:
+        yield
+    except MemoryError as error:
+        raise UserError(f"out of memory while reading {path}; retry with fewer --workers") from error
+
+
+def _entry(info, selection, step=None):
+    """The entry of a video in the plan: its frames are step apart, or else times has (frame, second) of each slot."""
+    entry = {"width": info.width, "height": info.height, "rate": info.rate, "frames": info.frames, "step": step}
+    entry["slots"] = len(selection)
+    if step is None:
+        entry["times"] = np.stack([selection.indices, frame_seconds(info, selection.indices)], 1)
+    return entry
+
+
+def extract_images(folder, plan, task, report):
+    """Write the images of one video to a frame folder.
+
+    plan: the settings of a plan and what manifest.slot_path needs. task: (path, entry of the video in the plan, its
+    FrameSelection or None if the plan is an earlier one). report(n): called when n more frames of the video are done.
+    Returns (runs of slots without an image, the reason for them or None); (None, None) if there is not enough memory.
+    """
+    cv2.setNumThreads(0)  # videos are read in parallel: threads within one would compete with them
+    path, entry, selection = task
+    if not entry["slots"]:
+        report(entry["frames"])
+        return [], None
+    written, done, problem = np.zeros(entry["slots"], bool), 0, None
+    try:
+        selection = _checked_selection(path, entry, selection, plan["settings"])
+        for position, picture in frames(path, selection):
+            if position >= len(written):  # left out by --drop-last
+                continue
+            name = manifest.slot_path(plan, entry, entry["first_slot"] + position)
+            write_image(folder, name, encode(picture, plan["settings"], entry))
+            written[position] = True
+            if position % REPORT_EVERY == REPORT_EVERY - 1:
+                report(int(selection.indices[position]) - done)
+                done = int(selection.indices[position])
+    except UserError:
+        raise
+    except MemoryError:
+        return None, None
+    except Exception as error:  # whatever a library raises for one file, the others are read
+        problem = reason(error)
+    if not written.all() and not problem:
+        problem = f"{np.count_nonzero(~written)} of {len(written)} frames are damaged"
+    missing = (
+        (np.flatnonzero(np.diff(written, prepend=True, append=True)) + entry["first_slot"]).reshape(-1, 2).tolist()
+    )
+    remove_images(folder, plan, entry, missing)
+    report(entry["frames"] - done)
+    return missing, problem
+
+
+def _checked_selection(path, entry, selection, settings):
+    """The FrameSelection of a planned video; raises UnreadableVideo if the file is not the one that was planned."""
+    frames_planned = entry["frames"]
+    if selection is None and "moment_frames" in entry:
+        info = probe(path)
+        selection, frames_planned = info.select(entry["moment_frames"]), info.frames
+    elif selection is None:
+        info, selection = select_frames(path, settings)
+        frames_planned = info.frames
+    # --drop-last plans fewer slots than there are sampled frames.
+    if os.path.getsize(path) != entry["bytes"] or frames_planned != entry["frames"] or len(selection) < entry["slots"]:
+        raise UnreadableVideo("it has changed since the plan was made, or an earlier version of the program planned it")
+    return selection
+
+
+def reason(error):
+    """The reason why a video is left out, after an exception while it was read."""
+    return str(error) if isinstance(error, UnreadableVideo) else f"reading it fails with {error!r}"
+
+
+def write_image(folder, name, jpeg):
+    """Write the bytes of an image to the relative path name in a frame folder, creating its class folder.
+
+    The image appears complete or not at all: it is renamed from a temporary file in the frame folder, where no program
+    takes it for an image of a class. UserError if the disk is full or not writable.
+    """
+    folder = Path(folder)
+    part = files.temporary_path(folder / "image")
+    try:
+        part.write_bytes(jpeg)
+        try:
+            part.replace(folder / name)
+        except FileNotFoundError:
+            (folder / name).parent.mkdir(exist_ok=True)
+            part.replace(folder / name)
+    except OSError as error:
+        part.unlink(missing_ok=True)
+        message = f"cannot write {folder / name}: {error.strerror}; correct this and re-run the command to resume"
+        raise UserError(message) from error
+
+
+def remove_images(folder, plan, entry, runs):
+    """Remove the images in runs of slots of a video, which an earlier run or a crashed process wrote."""
+    for first, end in runs:
+        for slot in range(first, end):
+            (Path(folder) / manifest.slot_path(plan, entry, slot)).unlink(missing_ok=True)
+
+
+def mean_size(plan, samples=8):
+    """The mean size of an image of a plan in bytes, estimated from the first frames of a few videos."""
+    sizes = []
+    for entry in plan["videos"][:: len(plan["videos"]) // samples + 1]:
+        path = os.path.join(plan["folders"][entry["folder"]], entry["name"])
+        try:
+            _, picture = next(frames(path, probe(path).select([0])))
+            sizes.append(len(encode(picture, plan["settings"], entry)))
+        except Exception:  # noqa: S112 (it is only an estimate; reading the video for its images names the reason)
+            continue
+    return sum(sizes) / max(1, len(sizes))

@@ -1,0 +1,25 @@
+#!/usr/bin/env bash
+#SBATCH --job-name=embeddings
+#SBATCH --nodes=1
+#SBATCH --ntasks=1
+#SBATCH --cpus-per-task=8
+#SBATCH --gres=gpu:1
+#SBATCH --mem=32G
+#SBATCH --time=24:00:00
+#SBATCH --requeue
+#SBATCH --open-mode=append
+#SBATCH --output=%x_%A_%a.out
+# Embeddings of images. The tasks of an array share the images; the one that ends last joins their parts.
+#     DATA=stimuli SAVE=embeddings MODELS=TC-S.tar:random sbatch scripts/embeddings.sh [flags of embeddings.py]
+set -euo pipefail
+project=${PROJECT_DIR:-${SLURM_SUBMIT_DIR:-$(dirname "$0")/..}}
+source "$project/scripts/step.sh"
+
+DATA=${DATA:-frames_S}
+SAVE=${SAVE:-embeddings}
+MODELS=${MODELS:-TC-S/resnext50_32x4d_epoch_15.tar} # checkpoints, 'random' or 'imagenet'
+
+shard=()
+[ -z "${SLURM_ARRAY_TASK_ID:-}" ] || shard=(--shard "$SLURM_ARRAY_TASK_ID/$SLURM_ARRAY_TASK_COUNT")
+IFS=: read -ra models <<<"$MODELS"
+SLURM_RESTART_COUNT=0 run scripts/embeddings.py "$DATA" --model-path "${models[@]}" --save-dir "$SAVE" "${shard[@]}" "$@"

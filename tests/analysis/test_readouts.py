@@ -1,0 +1,60 @@
+"""Readouts: equal to scikit-learn called by hand and to DINO's rule of nearest neighbors."""
+
+import numpy as np
+import pytest
+from sklearn.datasets import make_classification
+from sklearn.linear_model import LogisticRegression
+
+from moco.analysis import readouts
+
+
+@pytest.fixture(scope="module")
+def blobs():
+    """Features of three classes that overlap, and their labels."""
+    return make_classification(150, 30, n_informative=6, n_classes=3, class_sep=0.7, random_state=0)
+
+
+@pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
+def test_logistic_regression_is_scikit_learns_called_by_hand(blobs):
+    x, y = blobs
+    random, held_out = np.random.default_rng(4), []
+    for label in range(3):
+        order = random.permutation(np.flatnonzero(y == label))
+        held_out += order[round(0.8 * len(order)) :].tolist()
+    kept = [i for i in range(150) if i not in held_out]
+    accuracies = []
+    for c in 10.0 ** np.arange(-5, 4):
+        fit = LogisticRegression(C=c, max_iter=1000).fit(x[kept], y[kept])
+        accuracies.append((fit.predict(x[held_out]) == y[held_out]).mean())
+    best = 10.0 ** (int(np.argmax(accuracies)) - 5)
+    assert 1e-5 < best < 1e3 and len(set(accuracies)) > 2
+    expected = LogisticRegression(C=best, max_iter=1000).fit(x, y)
+    found = readouts.logistic(x, y, 4)
+    np.testing.assert_allclose(found.C, best)
+    np.testing.assert_allclose(found.coef_, expected.coef_, rtol=1e-6)
+    scores = readouts.class_scores(found, x, np.arange(150), 3)
+    np.testing.assert_allclose(scores, expected.decision_function(x), rtol=1e-6)
+
+
+def test_a_class_with_one_image_is_trained_on(blobs, capsys, monkeypatch):
+    x, _ = blobs
+    assert readouts.logistic(x[:2], np.array([0, 1]), 0).C == 1
+    monkeypatch.setattr(readouts, "MAX_ITERATIONS", 1)
+    assert set(readouts.logistic(x[:12], np.array([2, *[0, 1] * 5, 0]), 0).classes_) == {0, 1, 2}
+    assert "did not converge in 1 iterations" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("k", [1, 5, 200])
+def test_nearest_neighbors_vote_by_dinos_rule(k):
+    draws = np.random.default_rng(0)
+    labels = draws.integers(0, 4, 60)
+    train = (draws.normal(0, 1, (60, 8)) + np.eye(4, 8)[labels]).astype(np.float32)
+    test = draws.normal(0, 1, (30, 8)).astype(np.float32)
+    found = readouts.knn_scores(train, labels, test, k, 5)
+    for row, features in zip(found, test, strict=True):
+        votes = [0.0] * 5
+        cosines = [float(features @ other / np.linalg.norm(features) / np.linalg.norm(other)) for other in train]
+        for i in sorted(range(60), key=lambda i: -cosines[i])[:k]:
+            votes[labels[i]] += np.exp(cosines[i] / 0.07)
+        np.testing.assert_allclose(row, votes, rtol=1e-3)
+        assert row.argmax() == np.argmax(votes)

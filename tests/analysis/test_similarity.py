@@ -1,0 +1,66 @@
+"""Similarity of embeddings: equal to SciPy and to scikit-learn called by hand, rows of NaN left out."""
+
+import numpy as np
+import pytest
+from scipy.spatial import distance
+from sklearn.decomposition import PCA
+from sklearn.manifold import TSNE
+
+from moco.analysis import similarity
+from moco.cli import UserError
+
+
+@pytest.fixture
+def rows():
+    return np.random.default_rng(0).normal(1, 1, (30, 60)).astype(np.float32)
+
+
+@pytest.mark.parametrize("metric", similarity.METRICS)
+def test_dissimilarities_are_those_of_scipy(rows, metric, monkeypatch):
+    monkeypatch.setattr(similarity, "MEMORY", 0.01)  # blocks of some rows
+    rows[20] = rows[3]
+    found = similarity.dissimilarity(rows, metric)
+    expected = distance.squareform(distance.pdist(rows.astype(np.float64), metric))
+    assert found.dtype == np.float32
+    np.testing.assert_allclose(found, expected, atol=1e-6, rtol=1e-6)
+    np.testing.assert_array_equal(found, found.T)
+    assert not found.diagonal().any() and found[3, 20] < 1e-6
+
+
+def test_unreadable_images_have_nan(rows):
+    expected = similarity.dissimilarity(rows[1:], "cosine")
+    rows[0] = np.nan
+    found = similarity.dissimilarity(rows, "cosine")
+    assert np.isnan(found[0]).all() and np.isnan(found[:, 0]).all()
+    np.testing.assert_array_equal(found[1:, 1:], expected)
+
+
+def test_a_large_matrix_is_refused_with_its_size():
+    similarity.check_rdm_size(20_000)
+    with pytest.raises(UserError, match="the matrix of 100000 images would have 40.0 GB; at most 20000"):
+        similarity.check_rdm_size(100_000)
+
+
+def test_tsne_is_scikit_learns_on_principal_components(rows):
+    expected = TSNE(perplexity=29 / 3, random_state=3).fit_transform(PCA(30, random_state=3).fit_transform(rows))
+    np.testing.assert_array_equal(similarity.tsne(rows, 3), expected)
+    rows[4:] = np.nan
+    assert np.isnan(similarity.tsne(rows, 3)).any(1).tolist() == [False] * 4 + [True] * 26
+    with pytest.raises(UserError, match="--tsne needs at least four images; 3 can be read"):
+        similarity.tsne(rows[1:], 3)
+
+
+def test_nearest_images_are_those_of_a_full_search(rows, monkeypatch):
+    monkeypatch.setattr(similarity, "MEMORY", 0.01)
+    rows[7] = np.nan
+    numbers, cosines = similarity.nearest(rows, 5)
+    expected = 1 - distance.cdist(rows, rows, "cosine")
+    np.fill_diagonal(expected, -np.inf)
+    for row in np.delete(np.arange(30), 7):
+        best = np.argsort(-np.nan_to_num(expected[row], nan=-np.inf))[:5]
+        assert numbers[row].tolist() == best.tolist()
+        np.testing.assert_allclose(cosines[row], expected[row, best], atol=1e-6)
+    assert (numbers[7] == -1).all() and np.isnan(cosines[7]).all()
+    assert similarity.nearest(rows[:4], 9)[0].shape == (4, 3)
+    with pytest.raises(UserError, match="--nearest needs at least two images; 1 can be read"):
+        similarity.nearest(rows[7:9], 1)

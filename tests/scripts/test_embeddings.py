@@ -1,0 +1,331 @@
+"""Embeddings: equal to a plain forward pass, a row for each image, the same files after any interruption."""
+
+import csv
+import itertools
+import json
+import signal
+import subprocess
+import sys
+
+import cv2
+import numpy as np
+import pytest
+import torch
+import torchvision
+from PIL import Image
+from torch import nn
+
+import read_saycam
+from moco import checkpoint, models, provenance
+from moco.analysis import embeddings, features, similarity
+from moco.cli import UserError
+from moco.data import loader, manifest
+from scripts import embeddings as script
+from tests.support import ROOT, golden
+from tests.support.inputs import make_frames, save_network
+from tests.support.videos import number, write_video
+
+ARCH = "shufflenet_v2_x0_5"
+
+
+@pytest.fixture(autouse=True)
+def small_parts(monkeypatch, one_thread):
+    """Parts of 8 images, in batches of 4."""
+    monkeypatch.setattr(features, "BATCH", 4)
+    monkeypatch.setattr(embeddings, "PART", 8)
+
+
+def export(data, save_dir, *words):
+    """Run the script on small images; the summary that it writes, or None."""
+    flags = ["--image-size", 32, "--device", "cpu", "--workers", 0, "--save-dir", save_dir]
+    flags += [] if "--model-path" in words else ["--model-path", "random", "--model", ARCH]
+    script.main([str(word) for word in ([data] if data else []) + flags + list(words)])
+    path = save_dir / "embeddings.json"
+    return json.loads(path.read_text()) if path.exists() else None
+
+
+def table(save_dir, name="images.csv"):
+    with open(save_dir / name, newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def outputs(save_dir):
+    """The bytes of all embeddings, and of the table and the summary."""
+    return {path.name: path.read_bytes() for path in save_dir.iterdir() if path.name not in ("args.json", ".run.lock")}
+
+
+def plain_embeddings(network, frames, names, size):
+    """Those of torchvision's own reading and network, whose head is the identity."""
+    steps = [torchvision.transforms.ToTensor(), torchvision.transforms.Normalize(loader.MEAN, loader.STD)]
+    images = [torchvision.transforms.Compose(steps)(Image.open(frames / name).convert("RGB")) for name in names]
+    assert images[0].shape == (3, size, size)
+    with torch.no_grad():
+        return network.eval()(torch.stack(images)).numpy()
+
+
+@pytest.mark.parametrize("arch, head", [("resnet18", "fc"), ("mobilenet_v2", "classifier"), ("vit", "heads")])
+def test_embeddings_are_those_of_a_plain_forward_pass(tmp_path, arch, head):
+    """Those of a vision transformer are its class tokens."""
+    source, size = tmp_path / "net.tar", 64
+    if arch == "vit":
+        network = torchvision.models.VisionTransformer(size, 16, 2, 3, 192, 768)
+    else:
+        network = torchvision.models.get_model(arch)
+    save_network(source, golden.fill(network, 7))
+    frames = make_frames(tmp_path / "frames", ["a", "b"], 3, size)
+    words = ["--model-path", source, "--image-size", size, *([] if arch == "vit" else ["--model", arch])]
+    export(frames, tmp_path / "out", *words)
+    found = np.load(next((tmp_path / "out").glob("*_layer_penultimate.npy")))
+    names = [row["file"] for row in table(tmp_path / "out")]
+    setattr(network, head, nn.Identity())
+    expected = plain_embeddings(network, frames, names, size)
+    assert found.dtype == np.float32 and found.std(0).mean() > 1e-3
+    assert (np.linalg.norm(found - expected, axis=1) < 1e-5 * np.linalg.norm(expected, axis=1)).all()
+
+
+def test_random_weights_have_statistics_of_the_images(frames, tmp_path):
+    words = ["--model-path", "random", "--model", "resnet18", "--seed", 3]
+    export(frames, tmp_path / "out", *words)
+    torch.manual_seed(3)
+    trunk = models.remove_head(models.build("resnet18"))
+    data = features.EvalData(loader.FrameFolder(frames), 32, torch.device("cpu"))
+    features.adapt_batch_norm(trunk, data, np.arange(24), 3, tmp_path)
+    with torch.no_grad():
+        expected = torch.cat([trunk(pictures) for pictures, *_ in data.batches()])
+    found = np.load(tmp_path / "out" / "random_layer_penultimate.npy")
+    np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-4)
+
+
+def test_layers_of_several_models_are_those_of_layer_means(frames, network, tmp_path):
+    layers = (1, 6, "layer3.1.relu")
+    words = ["--model-path", network, "random", "--model", "resnet18", "--layer", *layers]
+    summary = export(frames, tmp_path / "out", *words)
+    entry = summary["settings"]["models"]["net"]
+    assert entry["layers"] == {"1": "penultimate", "6": "layer2.1.relu", "layer3.1.relu": "layer3.1.relu"}
+    assert (entry["sha256"], entry["arch"]) == (provenance.sha256(network), "resnet18")
+    assert {path.name for path in (tmp_path / "out").glob("random*.npy")} == {
+        f"random_layer_{layer}.npy" for layer in layers
+    }
+    data = features.EvalData(loader.FrameFolder(frames), 32, torch.device("cpu"))
+    with torch.no_grad():
+        pictures = torch.cat([pictures for pictures, *_ in data.batches()])
+        for layer in layers:
+            (expected,) = models.LayerMeans(checkpoint.load(network)[0], [layer])(pictures)
+            found = np.load(tmp_path / "out" / f"net_layer_{layer}.npy")
+            np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_the_module_of_a_layer_by_number():
+    for arch, layer, name in [
+        ("mobilenet_v2", 1, "features.18"),
+        ("mobilenet_v2", 2, "features.17.conv.0"),
+        ("mobilenet_v2", 19, "features.0"),
+        ("resnet18", 10, "relu"),
+        ("vit_b_32", 1, "encoder.layers.encoder_layer_11"),
+        (ARCH, 1, "penultimate"),
+        (ARCH, "stage2.0", "stage2.0"),
+    ]:
+        assert models.layer_name(models.build(arch), layer) == name
+
+
+KILLED = """
+import os, signal, sys
+import torch
+from moco.analysis import embeddings, features
+from scripts import embeddings as script
+torch.set_num_threads(1)
+features.BATCH, embeddings.PART = 4, 8
+write = embeddings._write_part
+def killed(folder, part, block):
+    if part == 1:
+        (folder / ".half.moco-tmp.npy").write_bytes(b"half")
+        os.kill(os.getpid(), signal.SIGKILL)
+    write(folder, part, block)
+embeddings._write_part = killed
+script.main(sys.argv[1:])
+"""
+
+
+def test_a_killed_and_resumed_export_is_equal_byte_for_byte(frames, tmp_path):
+    (frames / "class_0001" / "img_0003.jpeg").write_bytes(b"no image")
+    export(frames, tmp_path / "a")
+    words = [frames, "--model-path", "random", "--model", ARCH, "--image-size", 32, "--device", "cpu", "--workers", 0]
+    words += ["--save-dir", tmp_path / "b"]
+    done = subprocess.run([sys.executable, "-c", KILLED, *map(str, words)], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    (folder,) = (tmp_path / "b").glob("parts-*/random")
+    assert [path.name for path in folder.glob("[0-9]*")] == ["000000.npy"]
+    assert not (tmp_path / "b" / "embeddings.json").exists()
+    export(frames, tmp_path / "b")
+    assert outputs(tmp_path / "a") == outputs(tmp_path / "b")
+
+
+def test_what_is_on_disk_is_not_computed_again(frames, tmp_path, monkeypatch):
+    write = embeddings._write_part
+
+    def failing(folder, part, block):
+        if part == 2:
+            raise KeyboardInterrupt
+        write(folder, part, block)
+
+    monkeypatch.setattr(embeddings, "_write_part", failing)
+    with pytest.raises(KeyboardInterrupt):
+        export(frames, tmp_path / "out")
+    monkeypatch.setattr(embeddings, "_write_part", write)
+    seen, read = [], loader.FrameFolder.read
+    monkeypatch.setattr(loader.FrameFolder, "read", lambda self, i: seen.append(int(i)) or read(self, i))
+    export(frames, tmp_path / "out")
+    assert seen == list(range(16, 24))
+
+
+@pytest.mark.parametrize("order", [(0, 1, 2), (2, 0, 1)])
+def test_shards_write_the_files_of_one_run(tmp_path, order):
+    frames = make_frames(tmp_path / "frames", ["a", "b"], 14)
+    export(frames, tmp_path / "one")
+    for shard in order:
+        summary = export(frames, tmp_path / "shards", "--shard", f"{shard}/3")
+        assert bool(summary) == (shard == order[-1])
+    assert outputs(tmp_path / "one") == outputs(tmp_path / "shards")
+    export(frames, tmp_path / "shards", "--shard", "1/3")  # requeued late
+    assert outputs(tmp_path / "one") == outputs(tmp_path / "shards")
+
+
+def test_a_corrupt_image_keeps_its_row_and_is_reported(frames, tmp_path, capsys):
+    corrupt = [3, *range(8, 16)]  # a whole part, too
+    images = loader.FrameFolder(frames)
+    for i in corrupt:
+        images.path(i).write_bytes(b"no image")
+    summary = export(frames, tmp_path / "out", "--rdm", "cosine", "--tsne", "--nearest", 3)
+    found = np.load(tmp_path / "out" / "random_layer_penultimate.npy")
+    assert np.flatnonzero(np.isnan(found).all(1)).tolist() == np.flatnonzero(np.isnan(found).any(1)).tolist() == corrupt
+    names = [images.name(i) for i in corrupt]
+    assert summary["unreadable"] == names and summary["number"] == len(found) == len(table(tmp_path / "out")) == 24
+    assert f"9 images cannot be read and have rows of NaN: {', '.join(names[:5])}" in capsys.readouterr().out
+    matrix = np.load(tmp_path / "out" / "random_layer_penultimate_rdm_cosine.npy")
+    assert np.flatnonzero(np.isnan(matrix).all(1)).tolist() == corrupt
+    points = table(tmp_path / "out", "random_layer_penultimate_tsne.csv")
+    assert [i for i, row in enumerate(points) if row["x"] == "nan"] == corrupt
+    neighbors = table(tmp_path / "out", "random_layer_penultimate_nearest.csv")
+    assert not {row[key] for row in neighbors for key in ("file", "neighbor")} & set(names)
+
+
+@pytest.fixture(scope="module")
+def extracted(tmp_path_factory):
+    """A frame folder of two recordings of 12 frames, in classes of 5 frames; one image could not be extracted."""
+    folder = tmp_path_factory.mktemp("recordings")
+    for name in ("S_20130417_0600_01.mp4", "A_20140101_1215_02.mp4"):
+        write_video(folder / name, 72)
+    flags = ["--seg-len", "1", "--fps", "5", "--workers", "0"]
+    read_saycam.main([str(folder), "--save-dir", str(folder / "frames"), *flags])
+    plan = manifest.read(folder / "frames")
+    plan["videos"][1]["missing"] = [[14, 15]]
+    (folder / "frames" / manifest.slot_path(plan, plan["videos"][1], 14)).unlink()
+    manifest.write(folder / "frames", plan)
+    return folder / "frames"
+
+
+def test_the_table_has_what_the_manifest_knows(extracted, tmp_path):
+    export(extracted, tmp_path / "out")
+    rows = table(tmp_path / "out")
+    images = loader.FrameFolder(extracted)
+    assert [row["file"] for row in rows] == [images.name(i) for i in range(23)]
+    assert [row["class"] for row in rows] == [images.classes[label] for label in images.labels()]
+    assert list(rows[0]) == ["file", "class", *embeddings.SOURCE]
+    for row in rows:  # the pictures show their frame numbers
+        assert int(row["frame"]) == number(extracted / row["file"])
+        assert float(row["second"]) == pytest.approx(int(row["frame"]) * 1001 / 30000, abs=1e-3)
+    first = {"recording": "A_20140101_1215_02.mp4", "child": "A", "date": "2014-01-01", "age_months": "12.493"}
+    second = {"recording": "S_20130417_0600_01.mp4", "child": "S", "date": "2013-04-17", "age_months": "6.0"}
+    assert [{key: row[key] for key in first} for row in rows] == [first] * 12 + [second] * 11
+
+
+def test_images_are_thinned_in_time(extracted, tmp_path):
+    export(extracted, tmp_path / "recordings", "--every", 5)
+    assert [row["frame"] for row in table(tmp_path / "recordings")] == ["0", "30", "60", "0", "36", "66"]
+    for name, i in itertools.product("ab", (2, 10, 1, 30)):
+        path = tmp_path / "tree" / name / f"{i}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        cv2.imwrite(str(path), np.full((32, 32, 3), i, np.uint8))
+    export(tmp_path / "tree", tmp_path / "classes", "--every", 2)
+    assert [row["file"] for row in table(tmp_path / "classes")] == ["a/1.png", "a/10.png", "b/1.png", "b/10.png"]
+
+
+def test_a_flat_folder_and_a_list_of_stimuli(frames, network, tmp_path):
+    export(frames / "class_0001", tmp_path / "flat", "--model-path", network)
+    assert table(tmp_path / "flat")[7] == {"file": "img_0007.jpeg", "class": "class_0001"}
+    lines = ["file,looking_time,class", "class_0001/img_0007.jpeg, 2.5,toy", "class_0000/img_0000.jpeg,,", ""]
+    (frames / "list.csv").write_text("\n".join(lines))
+    export(None, tmp_path / "list", "--list", frames / "list.csv", "--model-path", network)
+    assert table(tmp_path / "list") == [
+        {"file": "class_0001/img_0007.jpeg", "class": "toy", "looking_time": "2.5"},
+        {"file": "class_0000/img_0000.jpeg", "class": "class_0000", "looking_time": ""},
+    ]
+    listed, flat = (np.load(tmp_path / name / "net_layer_penultimate.npy") for name in ("list", "flat"))
+    np.testing.assert_allclose(listed[0], flat[7], rtol=1e-4, atol=1e-6)
+
+
+def test_half_precision(frames, tmp_path, monkeypatch):
+    for dtype in ("float32", "float16"):
+        export(frames, tmp_path / dtype, "--dtype", dtype)
+    single, half = (np.load(tmp_path / f"float{n}" / "random_layer_penultimate.npy") for n in (32, 16))
+    np.testing.assert_array_equal(single.astype(np.float16), half)
+    write = embeddings._write_part
+    monkeypatch.setattr(embeddings, "_write_part", lambda folder, part, block: write(folder, part, 1e6 + block))
+    with pytest.raises(UserError, match="random_layer_penultimate.npy has values beyond the range of float16; use"):
+        export(frames, tmp_path / "out", "--dtype", "float16")
+
+
+def test_a_finished_export_is_kept_and_analyzed_further(frames, tmp_path, monkeypatch):
+    export(frames, tmp_path / "out")
+    before = outputs(tmp_path / "out")
+    with pytest.raises(UserError, match="embeddings.json exists; give --overwrite"):
+        export(frames, tmp_path / "out", "--layer", 1)
+    assert outputs(tmp_path / "out") == before
+    with monkeypatch.context() as patch:
+        patch.setattr(features, "forward", None)  # computing anything is an error
+        export(frames, tmp_path / "out", "--rdm", "euclidean")
+    after = outputs(tmp_path / "out")
+    assert before.items() <= after.items()
+    new = {f"random_layer_penultimate_rdm_euclidean.{ending}" for ending in ("npy", "pdf", "png")}
+    assert after.keys() - before.keys() == new
+    summary = export(frames, tmp_path / "out", "--layer", 1, "--overwrite")
+    assert list(summary["settings"]["models"]["random"]["layers"]) == ["1"]
+
+
+def test_models_of_equal_names_are_told_apart_by_their_folders(frames, tmp_path):
+    torch.manual_seed(0)
+    for child in "SA":
+        (tmp_path / f"TC-{child}").mkdir()
+        save_network(tmp_path / f"TC-{child}" / "net.tar", models.build(ARCH, 3), arch=ARCH, n_out=3)
+    paths = [tmp_path / "TC-S" / "net.tar", tmp_path / "TC-A" / "net.tar"]
+    assert script.model_names([*map(str, paths), "random"]) == ["TC-S_net", "TC-A_net", "random"]
+    with pytest.raises(UserError, match="models have equal names"):
+        script.model_names([str(paths[0]), str(paths[0])])
+
+
+def test_mistakes_are_one_line_before_any_work(frames, tmp_path, monkeypatch):
+    monkeypatch.setattr(features, "forward", None)  # computing anything is an error
+    monkeypatch.setattr(similarity, "RDM_IMAGES", 20)
+    for name, text in {
+        "no_file": "image\n1.png",
+        "empty": "file\n",
+        "gone": "file\nx.png\ny.png",
+        "ragged": "file\na,b",
+    }.items():
+        (tmp_path / f"{name}.csv").write_text(text)
+    for data, words, message in [
+        (frames, ["--rdm", "cosine"], "a matrix of 24 images would have 0.0 GB|the matrix of 24 images would have"),
+        (frames, ["--tsne", "--color-by", "age"], "--color-by age: images.csv has the columns file, class"),
+        (frames, ["--layer", 7, "--model", "resnet18", "--layer", 77], "there is no layer 77"),
+        (frames, ["--list", "list.csv"], "give a folder of images, or --list"),
+        (None, [], "give a folder of images, or --list"),
+        (None, ["--list", tmp_path / "no_file.csv"], "no_file.csv has no column 'file'"),
+        (None, ["--list", tmp_path / "empty.csv"], "empty.csv has no rows"),
+        (None, ["--list", tmp_path / "gone.csv"], r"there is no file x.png \(and 1 more\)"),
+        (None, ["--list", tmp_path / "ragged.csv"], "ragged.csv, line 2: it does not have 1 columns"),
+        (frames, ["--save-dir", frames / "out"], "is inside the data folder"),
+        (frames, ["--model-path", "none.tar"], "no checkpoint none.tar"),
+    ]:
+        with pytest.raises(UserError, match=message):
+            export(data, tmp_path / "out", *words)
+        assert not list(tmp_path.glob("out/*.csv"))

@@ -11,6 +11,7 @@ in place of millions, for clusters that limit their number or are slow to open t
 
 import os
 import shlex
+import shutil
 import sys
 from contextlib import closing
 from itertools import accumulate, count, pairwise
@@ -19,7 +20,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from moco import cli, files  # noqa: E402
 from moco.cli import UserError  # noqa: E402
-from moco.data import archive, loader, manifest, packed  # noqa: E402
+from moco.data import archive, loader, manifest, packed, sources  # noqa: E402
 
 PART_BYTES = 10**9  # a tar of a class ends with the image that reaches this size
 
@@ -63,7 +64,7 @@ def pack(data, folder):
         plan = manifest.read(data)
         if (manifest.read(folder) or plan) != plan:
             raise UserError(f"{folder} has the {manifest.NAME} of other frames; choose a new --save-dir")
-        manifest.write(folder, plan)
+        copy_plan(data, folder, plan)
     command = shlex.join(["python", "scripts/pack_frames.py", str(data), "--save-dir", str(folder)])
     packed.write_index(folder / packed.NAME, [], [], complete=False, command=command)
     builder = packed.IndexBuilder(images)
@@ -81,6 +82,15 @@ def pack(data, folder):
                 if not numbers:
                     break
     builder.write(folder / packed.NAME)
+
+
+def copy_plan(data, folder, plan):
+    """Write the plan of the folder data and the tables beside it to folder."""
+    for name in (manifest.TIMES, sources.VIDEOS_TABLE):
+        if (data / name).exists():
+            with files.atomic_write(folder / name) as part:
+                shutil.copyfile(data / name, part)
+    manifest.write(folder, plan)
 
 
 def _groups(frames, images):
@@ -175,7 +185,7 @@ def unpack(data, folder):
                 path.write_bytes(content)
             progress.add(len(content))
     if plan is not None:
-        manifest.write(folder, plan)
+        copy_plan(data, folder, plan)
 
 
 def main(argv=None):

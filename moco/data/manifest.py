@@ -301,10 +301,8 @@ class Manifest:
 
     def tars(self):
         """{name of a tar: range of its images} of the packed folder, for each video with images."""
-        names = [{"tar": PurePosixPath(video["name"]).stem} for video in self.videos]
-        _tell_apart(names, "tar")
         images = map(self.video_images, range(len(self.videos)))
-        return {f"{name['tar']}.tar": each for name, each in zip(names, images, strict=True) if each}
+        return {name: each for name, each in zip(tar_names(self.videos), images, strict=True) if each}
 
     def neighbors(self, i, window):
         """Indices of the other images of image i's video that are at most window slots away from it."""
@@ -323,6 +321,13 @@ class Manifest:
         run = bisect_left(self._run_starts, slot)
         missing = self._missing[run]
         return slot - missing + (max(self._run_ends[run - 1] - slot, 0) if run else 0)
+
+
+def tar_names(videos):
+    """Names of the tars that images of videos are packed into: as the videos, each once."""
+    names = [{"tar": PurePosixPath(video["name"]).stem} for video in videos]
+    _tell_apart(names, "tar")
+    return [f"{name['tar']}.tar" for name in names]
 
 
 def slot_path(plan, video, slot):

@@ -5,8 +5,8 @@
 
 Input: folders of videos, read one after another in the order of their names. Output: class_0000/img_0000.jpeg and so on
 in --save-dir, which torchvision's ImageFolder reads; manifest.json, which records where every image comes from; and
-videos.csv, a row per video. Frames are scaled, cropped around the center and rotated by 180 degrees, as the head camera
-hangs upside down. Re-run the command to resume.
+videos.csv, a row per video; with --pack, images are in a tar per video. Frames are scaled, cropped around the center
+and rotated by 180 degrees, as the head camera hangs upside down. Re-run the command to resume.
 """
 
 from moco import cli  # isort: skip  # first: Ctrl-C while torch loads then ends in one line
@@ -23,6 +23,7 @@ from moco.videos import extract, listing, moments
 # Flags that change the images: a run is resumed only with the same values.
 SETTINGS = ("fps", "seg-len", "class-by", "size", "quality", "shift", "published-step", "drop-last", "recursive")
 IF_GIVEN = ("whole", "recordings", "moments", "children", "select", "exclude", "list", "hours")  # in later versions
+IF_GIVEN += ("pack",)
 
 
 def parse_args(argv=None):
@@ -63,6 +64,9 @@ def parse_args(argv=None):
         "--drop-last", action="store_true", help="leave out the last episode if it is shorter than --seg-len"
     )
     parser.add_argument("--recursive", action="store_true", help="read videos in sub-folders too")
+    parser.add_argument(
+        "--pack", action="store_true", help="write an uncompressed tar per video in place of a file per image"
+    )
     parser.add_argument("--strict", action="store_true", help="exit with status 1 if any video or frame was left out")
     parser.add_argument(
         "--recordings",

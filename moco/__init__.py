@@ -23,7 +23,8 @@ directly in this folder may be imported from anywhere, those of a package by scr
     data/                   for videos, training and analysis
         manifest            the plan of a frame folder
         index               any other folder of images
-        packed              images in tars
+        packed              a folder of tars of images
+        archive             one tar
         recordings          child, date and age of a recording; which of them to use
         sources             where an image comes from, and tables of it
         sampler             the order of images in an epoch

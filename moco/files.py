@@ -14,8 +14,9 @@ from pathlib import Path
 
 try:
     import fcntl
+    import resource
 except ImportError:  # Windows
-    fcntl = None
+    fcntl = resource = None
 
 from moco.cli import UserError
 
@@ -23,6 +24,7 @@ from moco.cli import UserError
 _HOST = re.sub(r"\W", "_", platform.node())[:32]
 _TEMPORARY = re.compile(r"\..*\.(?P<host>\w*)-(?P<process>\d+)-\d+\.moco-tmp(\.[^.]*)?", re.DOTALL)
 _COUNTER = itertools.count()
+OPEN_FILES = 10_000  # enough for hundreds of worker processes; the largest that macOS takes is 10 240
 _DAY = 24 * 60 * 60  # seconds
 
 
@@ -232,3 +234,14 @@ def lock(folder):
         if error.errno not in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP):
             raise
     return file
+
+
+def raise_open_file_limit():
+    """Raise the soft limit of files that a process may open, often 1024, to OPEN_FILES; returns the limit."""
+    if resource is None:
+        return 512  # that of the C library of Windows
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if 0 <= soft < OPEN_FILES:
+        soft = OPEN_FILES if hard == resource.RLIM_INFINITY else min(hard, OPEN_FILES)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    return OPEN_FILES if soft < 0 else min(soft, OPEN_FILES)

@@ -21,11 +21,12 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from moco import cli, files  # noqa: E402
-from scripts import benchmark_inside, benchmark_readouts, benchmark_train  # noqa: E402
+from scripts import benchmark_files, benchmark_inside, benchmark_readouts, benchmark_train  # noqa: E402
 from scripts.timing import measure_in_turn  # noqa: E402
 
 ROOT = Path(__file__).resolve().parents[1]
 IMAGES = 1000  # that the part loader reads
+FILES = 100_000  # images that the part files writes
 
 
 def parse_args(argv=None):
@@ -231,6 +232,16 @@ def hogs(args):
     return rows
 
 
+def many_files(args):
+    """FILES images as files, as tars and through WebDataset: written, opened and read, with and without delays."""
+    from moco.data import loader
+
+    if args.frames is None:
+        raise cli.UserError("--frames must name a folder of frames to write and read")
+    frames = loader.FrameFolder(args.frames)
+    return benchmark_files.files_and_tars([frames.read(i) for i in range(len(frames))], FILES, args.runs)
+
+
 PARTS = {
     "reader": reader,
     "loader": loading,
@@ -238,6 +249,7 @@ PARTS = {
     "features": inner_features,
     "decode": decoding,
     "hog": hogs,
+    "files": many_files,
     "train": benchmark_train.training,
 }
 

@@ -12,6 +12,7 @@ command to resume.
 
 import os
 import shlex
+import shutil
 import sys
 from contextlib import closing
 from itertools import accumulate, count, pairwise
@@ -20,7 +21,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from moco import cli, files  # noqa: E402
 from moco.cli import UserError  # noqa: E402
-from moco.data import loader, manifest, packed  # noqa: E402
+from moco.data import archive, loader, manifest, packed, sources  # noqa: E402
 
 PART_BYTES = 10**9  # a tar of a class ends with the image that reaches this size
 
@@ -33,21 +34,6 @@ def parse_args(argv=None):
     task.add_argument("--verify", action="store_true", help="then read all packed images and compare them")
     task.add_argument("--unpack", action="store_true", help="write the images of a packed folder as files")
     return parser.parse_args(argv)
-
-
-class ByteProgress(cli.Progress):
-    """Progress in images, which estimates the gigabytes that are left."""
-
-    def __init__(self, total, description):
-        super().__init__(total, description, "images")
-        self._bytes = self._images = 0
-
-    def add(self, size):
-        """Count an image of some bytes."""
-        self._bytes += size
-        self._images += 1
-        left = self._bytes / self._images * (self.total - self.done - 1)
-        self.update(postfix=f"{left / 1e9:.1f} GB left")
 
 
 class Progress(cli.Progress):
@@ -79,7 +65,7 @@ def pack(data, folder):
         plan = manifest.read(data)
         if (manifest.read(folder) or plan) != plan:
             raise UserError(f"{folder} has the {manifest.NAME} of other frames; choose a new --save-dir")
-        manifest.write(folder, plan)
+        copy_plan(data, folder, plan)
     command = shlex.join(["python", "scripts/pack_frames.py", str(data), "--save-dir", str(folder)])
     packed.write_index(folder / packed.NAME, [], [], complete=False, command=command)
     builder = packed.IndexBuilder(images)
@@ -88,15 +74,24 @@ def pack(data, folder):
             for name in names:
                 tar = folder / name
                 if tar.exists():
-                    members = list(packed.scan(tar))
+                    members = list(archive.scan(tar))
                     progress.update(len(members))
                 else:
-                    members = packed.write_tar(tar, _read(frames, numbers, limit, progress))
+                    members = archive.write(tar, _read(frames, numbers, limit, progress))
                 builder.add(name, members)
                 numbers = _after(members, frames, numbers, tar)
                 if not numbers:
                     break
     builder.write(folder / packed.NAME)
+
+
+def copy_plan(data, folder, plan):
+    """Write the plan of the folder data and the tables beside it to folder."""
+    for name in (manifest.TIMES, sources.VIDEOS_TABLE):
+        if (data / name).exists():
+            with files.atomic_write(folder / name) as part:
+                shutil.copyfile(data / name, part)
+    manifest.write(folder, plan)
 
 
 def _groups(frames, images):
@@ -177,7 +172,7 @@ def unpack(data, folder):
     with Progress(len(frames), "unpack") as progress:
         for i in range(len(frames)):
             name, content = _content(frames, i)
-            if not packed.is_safe(name):
+            if not archive.is_safe_name(name):
                 raise UserError(f"{frames.path(i)} would be outside of {folder}; remove it from {data}")
             if content is None:
                 progress.say(f"{frames.path(i)}: cannot be read; left out")
@@ -191,7 +186,7 @@ def unpack(data, folder):
                 path.write_bytes(content)
             progress.add(len(content))
     if plan is not None:
-        manifest.write(folder, plan)
+        copy_plan(data, folder, plan)
 
 
 def main(argv=None):

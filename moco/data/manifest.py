@@ -20,7 +20,7 @@ VERSION = 1
 
 
 def load(folder):
-    """The Manifest of a frame folder, or None where it has none; UserError for a damaged or unfinished one."""
+    """The Manifest of a frame folder, or None without one; UserError if it is damaged or incomplete."""
     plan = read(folder)
     if plan is None:
         return None
@@ -30,7 +30,7 @@ def load(folder):
 
 
 def read(folder):
-    """The plan in a frame folder as a dict, filled or not; None where there is none; UserError for a damaged one."""
+    """The plan of a frame folder, complete or not, as a dict; None without one; UserError if it is damaged."""
     path = Path(folder) / NAME
     try:
         plan = json.loads(path.read_text(encoding="utf-8"))
@@ -52,7 +52,7 @@ def write(folder, plan):
 
 
 def command(plan, folder):
-    """The command that fills the plan of folder."""
+    """The command that extracts the remaining frames of a plan into folder."""
     words = ["python", "read_saycam.py", *plan["folders"], "--save-dir", str(folder)]
     for flag, value in plan["settings"].items():
         if value is not False and value is not None:
@@ -62,12 +62,12 @@ def command(plan, folder):
 
 
 def make(settings, folders, videos, left_out):
-    """The plan of a frame folder, not filled yet.
+    """The plan of a frame folder before any frame is extracted.
 
     settings: flags by name, of which class-by, fps, seg-len and drop-last are used here. folders: where the videos are.
-    videos: dicts of name, folder (its number), slots and whatever else is to be kept, in their order of reading.
+    videos: dicts of name, folder (its number), slots and any further entries, in the order in which they are read.
     left_out: dicts of name, folder, reason. Each video gets its first slot and, where classes go by video or by name,
-    its class and the prefix of its image names; then they are put in the order in which folders and names sort.
+    its class and the prefix of its image names; videos are then sorted by class and image name.
     """
     by = "moment" if settings.get("moments") else settings["class-by"]
     per_class, classes = None, []
@@ -110,14 +110,14 @@ def make(settings, folders, videos, left_out):
 
 
 def _cut(videos, slots):
-    """Take slots from the last videos until no more than the given number are left."""
+    """Remove slots from the last videos until at most the given number remain."""
     for video in videos:
         video["slots"] = min(video["slots"], slots)
         slots -= video["slots"]
 
 
 def _digits(count):
-    """Digits that names of count things need, at least the four of the published ones."""
+    """Digits for count numbered names: at least four, as in the published names."""
     return max(4, len(str(count - 1)))
 
 
@@ -126,9 +126,9 @@ def _longest(videos):
 
 
 def _in_order(videos):
-    """(videos in the order in which their image names sort, those whose names cannot be had, as left out).
+    """(videos in the order of their image names, those without usable image names as entries of left_out).
 
-    Images of a_1.mp4 and a_1_0.mp4 would mix, were there more than a thousand: a_1_0999, a_1_0_0000, a_1_1000.
+    More than a thousand images of a_1.mp4 would mix with those of a_1_0.mp4: a_1_0999, a_1_0_0000, a_1_1000.
     """
     digits = _digits(_longest(videos))
 
@@ -155,7 +155,7 @@ def _by_class(videos):
 
 
 def _tell_apart(videos, key):
-    """Number the later ones of several videos that have the same value of key."""
+    """Append a number to the value of key in later videos that share it with an earlier one."""
     taken = {video[key] for video in videos}
     seen = set()
     for video in videos:
@@ -167,7 +167,7 @@ def _tell_apart(videos, key):
 
 
 def left_out(plan):
-    """[(name, reason)] of all files and videos of which something was left out."""
+    """[(name, reason)] of all files and videos that were left out, completely or in part."""
     return [(each["name"], each["reason"]) for each in plan["left_out"] + plan["videos"] if "reason" in each]
 
 
@@ -233,7 +233,7 @@ class Manifest:
         self._images = first_images[-1]
 
     def __len__(self):
-        """The number of images there are."""
+        """The number of images."""
         return self._images
 
     def recording(self, number):
@@ -270,7 +270,7 @@ class Manifest:
         return range(self._before(video["first_slot"]), self._before(video["first_slot"] + video["slots"]))
 
     def select(self, shares):
-        """The Manifest of some videos only: {number of a video: share of it, from its beginning}."""
+        """The Manifest of some videos only; shares: {number of a video: share of its slots, from the first}."""
         videos = []
         for number, video in enumerate(self.videos):
             first, end = video["first_slot"], video["first_slot"] + video["slots"]
@@ -301,10 +301,8 @@ class Manifest:
 
     def tars(self):
         """{name of a tar: range of its images} of the packed folder, for each video with images."""
-        names = [{"tar": PurePosixPath(video["name"]).stem} for video in self.videos]
-        _tell_apart(names, "tar")
         images = map(self.video_images, range(len(self.videos)))
-        return {f"{name['tar']}.tar": each for name, each in zip(names, images, strict=True) if each}
+        return {name: each for name, each in zip(tar_names(self.videos), images, strict=True) if each}
 
     def neighbors(self, i, window):
         """Indices of the other images of image i's video that are at most window slots away from it."""
@@ -323,6 +321,13 @@ class Manifest:
         run = bisect_left(self._run_starts, slot)
         missing = self._missing[run]
         return slot - missing + (max(self._run_ends[run - 1] - slot, 0) if run else 0)
+
+
+def tar_names(videos):
+    """Names of the tars that images of videos are packed into: as the videos, each once."""
+    names = [{"tar": PurePosixPath(video["name"]).stem} for video in videos]
+    _tell_apart(names, "tar")
+    return [f"{name['tar']}.tar" for name in names]
 
 
 def slot_path(plan, video, slot):

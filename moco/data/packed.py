@@ -3,29 +3,21 @@
 import errno
 import functools
 import hashlib
-import io
 import json
 import os
 import re
-import tarfile
 from array import array
-from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 import numpy as np
 
 from moco import files
 from moco.cli import UserError
-from moco.data import index
-
-try:
-    import resource
-except ImportError:  # Windows
-    resource = None
+from moco.data import archive, index
+from moco.data.archive import BLOCK
 
 NAME = "tars.index"
 VERSION = 1
-BLOCK = 512  # bytes of a tar header; the size of each file in a tar is rounded up to a multiple of it
 START_BITS, LENGTH_BITS = 30, 18  # of an entry of the index: tars of up to 550 GB, images of up to 134 MB
 MAX_TARS = 2 ** (64 - START_BITS - LENGTH_BITS)
 ABSENT = 2**64 - 1  # the entry of an image that is in no tar
@@ -55,14 +47,18 @@ def load(folder, images=None):
             if not head["complete"]:
                 raise UserError(f"{folder} is not complete; to finish it: {head['command']}")
             _check_missing(folder, head["tars"], tars)
-            if set(head["tars"]) == set(tars) if images is None else head["images"] == images.slots:
+            if images is None:
+                is_current = head["classes"] is not None and set(head["tars"]) == set(tars)
+            else:
+                is_current = head["classes"] is None and head["images"] == images.slots
+            if is_current:
                 return PackedFolder(folder, path)
     builder = IndexBuilder(images)
     if images is not None:
         present, tars = tars, list(images.tars())
         _check_missing(folder, tars, present)
     for tar in tars:
-        builder.add(tar, scan(folder / tar))
+        builder.add(tar, archive.scan(folder / tar))
     for path in _index_paths(folder, tars):
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -159,7 +155,7 @@ class IndexBuilder:
 
     def _add_by_name(self, tar, name, entry):
         """Add the entry of an image; hidden files, files that are no images and unsafe names are left out."""
-        if not is_safe(name):
+        if not archive.is_safe_name(name):
             print(f"{tar}: {index.printable(name)} is not a name below the folder; left out")
         elif name.lower().endswith(index.EXTENSIONS) and not any(part.startswith(".") for part in name.split("/")):
             folder, _, file_name = name.rpartition("/")
@@ -177,127 +173,10 @@ class IndexBuilder:
             folders = [key for key in folders if key[1]]
         classes, entries = {}, array("Q")
         for key in folders:
-            latest = dict(
-                zip(*self._folders[key], strict=True)
-            )  # of several members of one name, tar extracts the last
+            latest = dict(zip(*self._folders[key], strict=True))  # tar, too, extracts the last member of a name
             entries.extend(latest[name] for name in sorted(latest))
             classes[key[0]] = classes.get(key[0], 0) + len(latest)
         return write_index(path, entries, self._tars, classes=classes)
-
-
-def is_safe(name):
-    """Whether the name of a member is that of a file below the folder into which its tar is extracted."""
-    parts = PurePosixPath(name).parts
-    return bool(parts) and parts[0] != "/" and ".." not in parts and not (os.name == "nt" and {*name} & {*"\\:"})
-
-
-def write_tar(path, members):
-    """Write a tar of members, (name, time of modification in seconds, bytes) each, atomically.
-
-    Returns (name, offset, length) of each, see IndexBuilder.add. UserError that names path if the disk is full.
-    """
-    written, offset = [], 0
-    with files.atomic_write(path) as part, open(part, "wb") as file:
-        for name, modified, data in members:
-            info = tarfile.TarInfo(name)
-            info.size, info.mtime = len(data), int(modified)
-            header = info.tobuf(tarfile.PAX_FORMAT, "utf-8", "surrogateescape")
-            padding = -len(data) % BLOCK
-            file.write(header + data + bytes(padding))
-            written.append((name, offset, len(header) + len(data) + padding))
-            offset += written[-1][2]
-        file.write(bytes(2 * BLOCK))  # the end of an archive
-    return written
-
-
-def scan(path):
-    """Yield (name, offset, length) of each file in the tar at path, see IndexBuilder.add.
-
-    What is damaged or cut off is left out with a message, and so is what follows.
-    """
-    with open(path, "rb") as file:
-        position, size = 0, os.fstat(file.fileno()).st_size
-        while position < size:
-            try:
-                name, _, _, length = _parse_header(os.pread(file.fileno(), BLOCK, position), file, position)
-            except tarfile.TarError:
-                length = size
-            if length == 0:  # the end of the archive
-                return
-            if position + length > size:
-                print(f"{path} is cut or damaged at byte {position}; the images from there on are left out")
-                return
-            if name is not None:
-                yield name.removeprefix("./"), position, length
-            position += length
-
-
-def _parse_header(block, file, position=0):
-    """(name, start of the data, their size, length with header and padding) of the member of a tar at a position.
-
-    block: its first block. file: the tar, read for other headers than plain ones. The name is None for folders and
-    links, the length 0 at the end of the archive. Raises tarfile.TarError.
-    """
-    if plain := _parse_plain(block):
-        return *plain, BLOCK + plain[2] + -plain[2] % BLOCK
-    file.seek(position)
-    tar = tarfile.TarFile(fileobj=file)
-    member = tar.firstmember
-    if member is None:
-        return None, 0, 0, 0
-    is_file = member.isreg() and not member.issparse()
-    return member.name if is_file else None, member.offset_data - position, member.size, tar.offset - position
-
-
-def _parse_plain(block):
-    """(name, BLOCK, size) of a file from its header, None for other headers; tarfile takes five times as long."""
-    if len(block) < BLOCK or block[257:265] != b"ustar\x0000" or block[156:157] != b"0":
-        return None
-    try:
-        if sum(block) - sum(block[148:156]) + 8 * 32 != int(block[148:154], 8):
-            return None
-        size = int(block[124:135], 8)
-    except ValueError:
-        return None
-    name, prefix = (block[first:end].split(b"\0", 1)[0] for first, end in ((0, 100), (345, 500)))
-    return os.fsdecode(prefix + b"/" + name if prefix else name), BLOCK, size
-
-
-def _content(data, tar, name=None):
-    """The content of the member of a tar that data begin with; OSError unless it is complete and has that name."""
-    try:
-        actual, start, size, _ = _parse_header(data[:BLOCK], io.BytesIO(data))
-    except tarfile.TarError:
-        actual = None
-    if actual is None or name not in (None, actual.removeprefix("./")) or len(data) < start + size:
-        raise OSError(errno.EIO, f"{tar.name} is cut, damaged or changed since {NAME} was made")
-    return data[start : start + size]
-
-
-@dataclass(frozen=True)
-class Member:
-    """An image in a tar, as a path: str() is its tar's path and its name."""
-
-    tar: Path
-    offset: int
-    length: int
-    name: str
-
-    def __str__(self):
-        return f"{self.tar}/{self.name}"
-
-    def stat(self):
-        """The os.stat_result of the tar."""
-        return os.stat(self.tar)
-
-    def read_bytes(self):
-        """The bytes of the image; OSError if they cannot be read."""
-        with open(self.tar, "rb") as file:
-            return _content(os.pread(file.fileno(), self.length, self.offset), self.tar, self.name)
-
-    def open(self, mode="rb"):
-        """A file in memory with the bytes of the image."""
-        return io.BytesIO(self.read_bytes())
 
 
 class PackedFolder:
@@ -313,9 +192,9 @@ class PackedFolder:
         head = read_head(index_path)
         self._tars = [folder / tar for tar in head["tars"]]
         self._sizes = head["classes"]
-        self._entries = np.memmap(index_path, "<u8", "r", head["offset"], (head["images"],))
+        self._entries = np.memmap(index_path, "<u8", "r", head["offset"], (head["images"],)).view(np.ndarray)
         self._folder = folder
-        self._open = functools.lru_cache(_max_open_tars())(_OpenTar)
+        self._archives = None
 
     def __reduce__(self):
         return PackedFolder, self._arguments
@@ -338,50 +217,33 @@ class PackedFolder:
 
     def path(self, i):
         """The name of image i without a manifest, relative to the folder."""
-        tar, offset, length = self._locate(i)
+        tar, *position = self._locate(i)
         try:
-            data = self._open(tar).read(offset, length)
-            return _parse_header(data[:BLOCK], io.BytesIO(data))[0].removeprefix("./")
-        except (OSError, tarfile.TarError, AttributeError):
-            return f"{tar.name}@{offset}"  # the tar is missing, cut or damaged
+            return self._open(tar).name(*position)
+        except OSError:  # the tar is missing, cut or damaged
+            return f"{tar.name}@{position[0]}"
 
     def member(self, slot, name):
-        """The Member in a slot; the path it would have as a file if it is in no tar."""
+        """The archive.Member in a slot; the path that it has as a file if it is in no tar."""
         if self._entries[slot] == ABSENT:
             return self._folder / name
-        return Member(*self._locate(slot), name)
+        return archive.Member(*self._locate(slot), name)
 
     def read(self, slot, name=None):
-        """The bytes of the image in a slot; OSError if it is not there or not of that name."""
+        """The bytes of the image in a slot; OSError unless it is there and, if a name is given, has that name."""
         if self._entries[slot] == ABSENT:
             raise OSError(errno.ENOENT, "it is in no tar")
-        tar, offset, length = self._locate(slot)
-        return _content(self._open(tar).read(offset, length), tar, name)
+        tar, *position = self._locate(slot)
+        return self._open(tar).read(*position, name)
+
+    def _open(self, tar):
+        """An open archive.Archive."""
+        if self._archives is None:  # in this process; half of its files are left for other uses
+            self._archives = functools.lru_cache(files.raise_open_file_limit() // 2)(archive.Archive)
+        return self._archives(tar)
 
     def _locate(self, slot):
         """(the path of a tar, the offset of the image in a slot with its header, its length)."""
         entry = int(self._entries[slot])
         start, blocks = entry >> LENGTH_BITS, entry % 2**LENGTH_BITS
         return self._tars[start >> START_BITS], start % 2**START_BITS * BLOCK, blocks * BLOCK
-
-
-class _OpenTar:
-    """An open file, closed as soon as no thread uses it."""
-
-    _file = None
-
-    def __init__(self, path):
-        self._file = open(path, "rb", buffering=0)  # noqa: SIM115 (it stays open)
-
-    def read(self, offset, length):
-        """Up to length bytes from an offset on."""
-        return os.pread(self._file.fileno(), length, offset)
-
-    def __del__(self):
-        if self._file:
-            self._file.close()
-
-
-def _max_open_tars():
-    """Half of the files that a process may open: the other half is for the batches of worker processes."""
-    return 256 if resource is None else max(16, min(resource.getrlimit(resource.RLIMIT_NOFILE)[0], 20_000) // 2)

@@ -11,16 +11,10 @@ from multiprocessing import connection
 import cv2
 import torch
 
-from moco import distributed
+from moco import distributed, files
 from moco.cli import UserError
 
-try:
-    import resource
-except ImportError:  # Windows
-    resource = None
-
 SIGNALS = (signal.SIGINT, *distributed.STOP_SIGNALS)  # those that may be sent to all processes of a job
-OPEN_FILES = 10_000  # enough for hundreds of workers; the largest that macOS takes is 10 240
 MEMORY_FULL = (
     "the shared memory (/dev/shm) is full: give the container a larger --shm-size, "
     "or retry with fewer --workers or a smaller --batch-size"
@@ -63,7 +57,7 @@ class WorkerBatches:
     def _start(self):
         """Start the workers and return the iterator of the first pass."""
         _end_workers_at_exit()
-        _raise_file_limit()
+        files.raise_open_file_limit()  # each tensor of a batch that waits in the queue is one
         before = multiprocessing.active_children()
         try:
             with _workers_without_signals():
@@ -152,16 +146,6 @@ def share(tensors):
             return UserError(reason)
         raise
     return None
-
-
-def _raise_file_limit():
-    """Raise the soft limit of open files, often 1024: each tensor of a batch that waits in the queue is one."""
-    if resource is None:
-        return
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if 0 <= soft < OPEN_FILES:
-        limit = OPEN_FILES if hard == resource.RLIM_INFINITY else min(hard, OPEN_FILES)
-        resource.setrlimit(resource.RLIMIT_NOFILE, (limit, hard))
 
 
 @functools.cache

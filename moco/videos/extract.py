@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from moco import cli, files, pool
-from moco.data import manifest, recordings, sources
+from moco.data import manifest, packed, recordings, sources
 from moco.videos import images, listing, moments, progress_log
 
 LAYOUT = ("settings", "per_class", "class_digits", "image_digits")  # what the images of a video depend on in a plan
@@ -141,7 +141,8 @@ def matching_plan(folder, settings, listed):
 def write_plan(folder, plan):
     """Write a new plan to a frame folder and return it; UserError if classes of unknown origin exist there."""
     present = {path.name for path in Path(folder).iterdir()}
-    for name in [*manifest.class_names(plan), *progress_log.names(folder)]:
+    outputs = manifest.tar_names(plan["videos"]) if plan["settings"].get("pack") else manifest.class_names(plan)
+    for name in [*outputs, *progress_log.names(folder)]:
         if name in present and not (Path(folder) / manifest.NAME).exists():  # another shard may have written it by now
             raise cli.UserError(f"{folder} has a {name} already, but no {manifest.NAME}. Give another --save-dir")
     times = plan.pop("times")
@@ -165,6 +166,8 @@ def read_videos(folder, plan, roots, selections, workers, shard):
     part, parts = shard
     longest_first = sorted(range(len(videos)), key=lambda number: -videos[number]["frames"])  # so that all end together
     numbers = [number for number in longest_first[part::parts] if number not in done]
+    if plan["settings"].get("pack"):
+        videos = [{**video, "tar": tar} for video, tar in zip(videos, manifest.tar_names(videos), strict=True)]
     tasks = [
         (
             os.path.join(roots[video["folder"]], video["name"]),
@@ -234,6 +237,8 @@ def _finish(folder, plan):
         (Path(folder) / manifest.NAME).unlink()
         progress_log.remove(folder)
         raise _nothing_readable(plan)
+    if plan["settings"].get("pack"):
+        packed.load(Path(folder), filled)  # makes the index
     plan["complete"] = True
     sources.write_videos_table(manifest.Manifest(plan, folder))
     manifest.write(folder, plan)

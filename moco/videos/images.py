@@ -9,7 +9,7 @@ import numpy as np
 
 from moco import files
 from moco.cli import UserError
-from moco.data import manifest
+from moco.data import archive, manifest
 from moco.videos.probe import probe
 from moco.videos.video import UnreadableVideo, frames
 
@@ -149,10 +149,11 @@ def _entry(info, selection, step=None):
 
 
 def extract_images(folder, plan, task, report):
-    """Write the images of one video to a frame folder.
+    """Write the images of one video to a frame folder, as files or into a tar.
 
     plan: the settings of a plan and what manifest.slot_path needs. task: (path, entry of the video in the plan, its
-    FrameSelection or None if the plan is an earlier one). report(n): called when n more frames of the video are done.
+    FrameSelection or None if the plan is an earlier one); the entry has the name of a tar, if one is to be written.
+    report(n): called when n more frames of the video are done.
     Returns (runs of slots without an image, the reason for them or None); (None, None) if there is not enough memory.
     """
     cv2.setNumThreads(0)  # videos are read in parallel: threads within one would compete with them
@@ -160,32 +161,51 @@ def extract_images(folder, plan, task, report):
     if not entry["slots"]:
         report(entry["frames"])
         return [], None
-    written, done, problem = np.zeros(entry["slots"], bool), 0, None
-    try:
-        selection = _checked_selection(path, entry, selection, plan["settings"])
-        for position, picture in frames(path, selection):
-            if position >= len(written):  # left out by --drop-last
-                continue
-            name = manifest.slot_path(plan, entry, entry["first_slot"] + position)
-            write_image(folder, name, encode(picture, plan["settings"], entry))
+    written, done, problems = np.zeros(entry["slots"], bool), 0, []
+
+    def members():
+        """Yield (name, time of modification, bytes) of each image, and report those that are written."""
+        nonlocal done
+        modified = os.path.getmtime(path) if os.path.exists(path) else 0
+        for position, index, jpeg in _encode_frames(path, entry, selection, plan["settings"], problems):
+            yield manifest.slot_path(plan, entry, entry["first_slot"] + position), modified, jpeg
             written[position] = True
             if position % REPORT_EVERY == REPORT_EVERY - 1:
-                report(int(selection.indices[position]) - done)
-                done = int(selection.indices[position])
-    except UserError:
-        raise
+                report(index - done)
+                done = index
+
+    try:
+        if "tar" in entry:
+            archive.write(Path(folder) / entry["tar"], members())
+        else:
+            for name, _, jpeg in members():
+                write_image(folder, name, jpeg)
     except MemoryError:
         return None, None
-    except Exception as error:  # whatever a library raises for one file, the others are read
-        problem = reason(error)
-    if not written.all() and not problem:
-        problem = f"{np.count_nonzero(~written)} of {len(written)} frames are damaged"
+    if not written.all() and not problems:
+        problems.append(f"{np.count_nonzero(~written)} of {len(written)} frames are damaged")
     missing = (
         (np.flatnonzero(np.diff(written, prepend=True, append=True)) + entry["first_slot"]).reshape(-1, 2).tolist()
     )
     remove_images(folder, plan, entry, missing)
     report(entry["frames"] - done)
-    return missing, problem
+    return missing, problems[0] if problems else None
+
+
+def _encode_frames(path, entry, selection, settings, problems):
+    """Yield (position in the slots of the video, index in the video, bytes of the JPEG) of each frame that is readable.
+
+    The reason why reading ends early is appended to problems; MemoryError and UserError are raised.
+    """
+    try:
+        selection = _checked_selection(path, entry, selection, settings)
+        for position, picture in frames(path, selection):
+            if position < entry["slots"]:  # --drop-last leaves out the others
+                yield position, int(selection.indices[position]), encode(picture, settings, entry)
+    except (MemoryError, UserError):
+        raise
+    except Exception as error:  # whatever a library raises for one file, the others are read
+        problems.append(reason(error))
 
 
 def _checked_selection(path, entry, selection, settings):
@@ -230,7 +250,14 @@ def write_image(folder, name, jpeg):
 
 
 def remove_images(folder, plan, entry, runs):
-    """Remove the images in runs of slots of a video, which an earlier run or a crashed process wrote."""
+    """Remove the images in runs of slots of a video, which an earlier run or a crashed process wrote.
+
+    A tar is removed if all of its images are to be; the others have just been written without those in runs.
+    """
+    if "tar" in entry:
+        if [entry["first_slot"], entry["first_slot"] + entry["slots"]] in runs:
+            (Path(folder) / entry["tar"]).unlink(missing_ok=True)
+        return
     for first, end in runs:
         for slot in range(first, end):
             (Path(folder) / manifest.slot_path(plan, entry, slot)).unlink(missing_ok=True)

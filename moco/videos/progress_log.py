@@ -24,7 +24,8 @@ def mark_done(folder, plan, number, missing, reason):
 
     The images are flushed to disk first, so that a power failure cannot leave a record of images that do not exist.
     """
-    _flush(folder, plan, plan["videos"][number], missing)
+    if not plan["settings"].get("pack"):  # a tar was flushed before it was renamed
+        _flush(folder, plan, plan["videos"][number], missing)
     line = json.dumps({"video": number, "missing": missing, "reason": reason})
     # The line break comes first, because a killed process may have written half a line.
     files.append(Path(folder) / f"filled-{platform.node()}-{os.getpid()}.jsonl", f"\n{line}")

@@ -4,6 +4,7 @@ import errno
 import io
 import os
 import pickle
+import signal
 import subprocess
 import sys
 import tarfile
@@ -20,7 +21,7 @@ import moco_temp
 import temporal_classification
 from moco.analysis import features
 from moco.cli import UserError
-from moco.data import augment, loader, packed
+from moco.data import archive, augment, loader, packed
 from moco.data.recordings import Selection
 from moco.data.sampler import EpochSampler
 from scripts import pack_frames
@@ -132,11 +133,33 @@ def test_an_index_that_cannot_be_stored_beside_the_tars_is_in_the_cache(pairs, t
     expected = contents(loader.FrameFolder(pairs["tree"][0]))
     for _ in range(2):
         assert contents(loader.FrameFolder(folder)) == expected
-        monkeypatch.setattr(packed, "scan", None)  # the second time it is there
+        monkeypatch.setattr(archive, "scan", None)  # the second time it is there
     (tmp_path / "cache" / "baby-vision").rename(tmp_path / "gone")
     (tmp_path / "cache" / "baby-vision").touch()
     with pytest.raises((UserError, TypeError)):
         loader.FrameFolder(folder)
+
+
+TOPS = st.sampled_from(["", "a", "a-", "a.b", "Z", "é"])
+STEMS = st.text("ab-_.Z0é", min_size=1, max_size=3)
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.sets(st.tuples(TOPS, st.sampled_from(["", "in/", "in-2/", "in/d/"]), STEMS), min_size=1, max_size=12))
+def test_the_order_of_packed_images_is_that_of_the_files(tmp_path_factory, tree):
+    folder = tmp_path_factory.mktemp("order")
+    for top, inside, name in tree:
+        path = folder / "files" / top / inside / f"{name}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(name.encode())
+    try:
+        files = loader.FrameFolder(folder / "files")
+    except UserError:  # hidden ones only
+        return
+    tars = loader.FrameFolder(pack(folder / "files", folder / "tars"))
+    assert contents(tars) == contents(files) and tars.classes == files.classes
+    (folder / "tars" / packed.NAME).unlink()
+    assert contents(loader.FrameFolder(folder / "tars")) == contents(files)
 
 
 # --- tars of others
@@ -179,8 +202,8 @@ def test_any_tars_are_read_in_the_order_of_imagefolder(tmp_path, capsys):
 def test_what_is_written_is_scanned_and_read_by_tarfile(tmp_path_factory, members):
     members = {f"c/x{name}": content for name, content in members.items()}
     path = tmp_path_factory.mktemp("written") / "x.tar"
-    written = packed.write_tar(path, [(name, 1.5, content) for name, content in members.items()])
-    assert list(packed.scan(path)) == written
+    written = archive.write(path, [(name, 1.5, content) for name, content in members.items()])
+    assert list(archive.scan(path)) == written
     with tarfile.open(path) as tar:
         assert {member.name: tar.extractfile(member).read() for member in tar} == members
 
@@ -229,12 +252,12 @@ def test_images_behind_the_cut_of_a_tar_are_unreadable(pairs, tmp_path, capsys, 
 def test_damaged_headers_are_named_and_other_images_read(pairs, kind, tmp_path):
     folder = copy(pairs, kind, tmp_path / "tars")
     tar = packed.list_tars(folder)[0]
-    _, second, *_ = packed.scan(folder / tar)
+    _, second, *_ = archive.scan(folder / tar)
     with open(folder / tar, "r+b") as file:
         file.seek(second[1] + 130)
         file.write(b"7")  # in the size
     failed = unreadable(loader.FrameFolder(folder))
-    assert len(failed) == 1 and f"{tar} is cut, damaged or changed since tars.index" in next(iter(failed.values()))
+    assert len(failed) == 1 and f"{tar} is cut, damaged or changed since it was indexed" in next(iter(failed.values()))
 
 
 def test_a_tar_that_has_changed_is_named(pairs, tmp_path):
@@ -265,7 +288,7 @@ def test_missing_and_renamed_tars_are_named(pairs, kind, tmp_path, has_index):
 
 def test_a_tar_that_was_added_is_indexed(pairs, tmp_path):
     folder = copy(pairs, "tree", tmp_path / "tars")
-    packed.write_tar(folder / "more.tar", [("class_0003/x.png", 0, b"x")])
+    archive.write(folder / "more.tar", [("class_0003/x.png", 0, b"x")])
     frames = loader.FrameFolder(folder)
     assert frames.classes[-1] == "class_0003" and frames.counts == [8, 8, 8, 1]
 
@@ -287,7 +310,7 @@ def test_corrupt_images_are_replaced_and_counted(tmp_path, capsys):
     frames = [loader.FrameFolder(each) for each in (files, tars, tars)]
     (files / "b" / "img_0007.jpeg").unlink()
     with open(tars / "b-0000.tar", "r+b") as file:
-        file.seek(list(packed.scan(tars / "b-0000.tar"))[7][1])
+        file.seek(list(archive.scan(tars / "b-0000.tar"))[7][1])
         file.write(b"x")
     batches = [
         loader.FrameLoader(each, augment.Recipe("none", 32), EpochSampler(240, 20), "cpu", workers)
@@ -299,14 +322,14 @@ def test_corrupt_images_are_replaced_and_counted(tmp_path, capsys):
     assert all(sorted(each.bad) == [124, 127] for each in batches)
     out = "".join(capsys.readouterr())
     assert out.count("b-0000.tar/b/img_0004.jpeg: ") == 2
-    assert out.count("b-0000.tar is cut, damaged or changed since tars.index was made; replaced") == 2
+    assert out.count("b-0000.tar is cut, damaged or changed since it was indexed; replaced") == 2
 
 
 # --- open files, processes, memory
 
 
 def test_few_tars_are_open_at_a_time_and_threads_share_them(pairs, monkeypatch):
-    monkeypatch.setattr(packed, "_max_open_tars", lambda: 2)
+    monkeypatch.setattr("moco.files.raise_open_file_limit", lambda: 4)
     frames = loader.FrameFolder(pairs["tree"][1])
     before = set(os.listdir("/proc/self/fd"))
     expected = contents(loader.FrameFolder(pairs["tree"][0]))
@@ -329,7 +352,7 @@ def test_a_copy_in_another_process_maps_the_same_index(pairs):
 def test_an_index_of_millions_of_images_is_not_read_into_memory(tmp_path, millions):
     n = millions * 10**6
     packed.write_index(tmp_path / packed.NAME, np.arange(n, dtype=np.uint64), ["x.tar"], classes={"x": n})
-    packed.write_tar(tmp_path / "x.tar", [])
+    archive.write(tmp_path / "x.tar", [])
     code = f"""
 from pathlib import Path
 from moco.data import packed
@@ -386,9 +409,8 @@ def test_killed_and_resumed_trainings_with_any_number_of_workers(pairs, tmp_path
     process = subprocess.Popen(command, **options)
     wait_for_step(tmp_path / "tars", process, 5)
     process.kill()
-    process.wait()
-    done = subprocess.run([*command, "--resume"], check=True, **options)
-    assert done.returncode == 0
+    assert process.wait() == -signal.SIGKILL
+    subprocess.run([*command, "--resume"], check=True, **options)
     assert same(everything(tmp_path / "files"), everything(tmp_path / "tars"))
 
 

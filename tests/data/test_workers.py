@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from moco import files
 from moco.data import workers
 from tests import support
 
@@ -193,15 +194,15 @@ cli.run(lambda: next(make().epoch(0)))
 
 
 def test_a_limit_that_is_high_enough_is_not_changed(monkeypatch):
-    monkeypatch.setattr(resource, "getrlimit", lambda which: (workers.OPEN_FILES, 2 * workers.OPEN_FILES))
+    monkeypatch.setattr(resource, "getrlimit", lambda which: (files.OPEN_FILES, 2 * files.OPEN_FILES))
     monkeypatch.setattr(resource, "setrlimit", None)
-    workers._raise_file_limit()
+    files.raise_open_file_limit()
 
 
-@pytest.mark.parametrize("hard, expected", [(500, 500), (resource.RLIM_INFINITY, workers.OPEN_FILES)])
+@pytest.mark.parametrize("hard, expected", [(500, 500), (resource.RLIM_INFINITY, files.OPEN_FILES)])
 def test_the_limit_is_raised_as_far_as_allowed(monkeypatch, hard, expected):
     limits = []
     monkeypatch.setattr(resource, "getrlimit", lambda which: (100, hard))
     monkeypatch.setattr(resource, "setrlimit", lambda which, values: limits.append(values))
-    workers._raise_file_limit()
+    files.raise_open_file_limit()
     assert limits == [(expected, hard)]

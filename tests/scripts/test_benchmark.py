@@ -1,12 +1,17 @@
 """The benchmark measures work that this project and the published code do alike; small versions of its parts."""
 
+import os
+import shutil
+import subprocess
+import sys
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from moco.analysis import units
-from scripts import benchmark, benchmark_inside, benchmark_readouts, benchmark_train, timing
+from moco.data import loader
+from scripts import benchmark, benchmark_files, benchmark_inside, benchmark_readouts, benchmark_train, timing
 from tests.support import GOLDEN
 
 
@@ -47,6 +52,35 @@ def test_the_loader_reads_the_images_on_worker_and_device(one_thread, monkeypatc
     rows = benchmark.loading(SimpleNamespace(frames=GOLDEN / "images", workers=0, runs=1))
     assert [row["name"] for row in rows] == ["torchvision, no workers", "ours on worker, no", "ours on device, no"]
     assert rows[0]["seconds_ratio"] == 1 and min(row["seconds"] for row in rows) > 0
+
+
+def test_images_are_written_and_read_as_files_as_tars_and_by_webdataset(tmp_path, monkeypatch):
+    monkeypatch.setattr(benchmark_files, "PER_VIDEO", 12)
+    contents = [bytes([i]) * 1000 for i in range(5)]
+    expected = [contents[i % 5] for i in range(30)]
+    for kind in benchmark_files.KINDS:
+        folder = tmp_path / kind
+        folder.mkdir()
+        benchmark_files.write(kind, contents, 30, folder)
+        frames = loader.FrameFolder(folder)
+        assert [frames.read(i) for i in range(len(frames))] == expected
+        for order, n in (("open", 0), ("random", 30), ("in order", 30)):
+            assert benchmark_files.read(kind, folder, n, order).keys() == {"seconds", "cpu_seconds"}
+    assert benchmark_files.memory(tmp_path / "tars").keys() == {"main", "worker"}
+
+
+@pytest.mark.skipif(not shutil.which("cc"), reason="needs a C compiler")
+def test_the_delay_changes_nothing_but_the_time(tmp_path):
+    library = benchmark_files.compile_delay(tmp_path)
+    (tmp_path / "slow").mkdir()
+    (tmp_path / "slow" / "a").write_text("content")
+    code = (
+        "import os, sys; print(os.listdir(sys.argv[1]), open(sys.argv[1] + '/a').read(), os.stat(sys.argv[1]).st_nlink)"
+    )
+    command = [sys.executable, "-c", code, str(tmp_path / "slow")]
+    for environment in ({}, {"LD_PRELOAD": str(library), "SLOW_FOLDER": str(tmp_path / "slow")}):
+        done = subprocess.run(command, env={**os.environ, **environment}, capture_output=True, text=True, check=True)
+        assert (done.stdout, done.stderr) == ("['a'] content 2\n", "")
 
 
 @pytest.mark.parametrize("mode", ["ours", "plain"])

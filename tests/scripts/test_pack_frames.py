@@ -14,7 +14,7 @@ import pytest
 
 from moco import cli
 from moco.cli import UserError
-from moco.data import loader, packed
+from moco.data import archive, loader, packed
 from scripts import pack_frames
 from tests.data.test_frame_folder import make_folder
 from tests.support.inputs import make_frames
@@ -65,7 +65,7 @@ def test_a_packing_that_is_interrupted_is_resumed(kind, request, tmp_path, monke
     """Every tar is interrupted once; until the last one is complete, the folder is refused."""
     data = request.getfixturevalue(kind)
     pack(data, tmp_path / "undisturbed")
-    write_tar, tried = packed.write_tar, set()
+    write_tar, tried = archive.write, set()
 
     def interrupt_once(path, members):
         if path.name not in tried:
@@ -77,7 +77,7 @@ def test_a_packing_that_is_interrupted_is_resumed(kind, request, tmp_path, monke
         raise InterruptedError
         yield
 
-    monkeypatch.setattr(packed, "write_tar", interrupt_once)
+    monkeypatch.setattr(archive, "write", interrupt_once)
     tars = packed.list_tars(tmp_path / "undisturbed")
     for n in range(len(tars)):
         with pytest.raises(InterruptedError):
@@ -103,7 +103,7 @@ def test_killed_processes_leave_only_complete_tars(tmp_path):
         process.join()
         assert process.exitcode == -signal.SIGKILL
         for tar in packed.list_tars(folder):
-            assert len(list(packed.scan(folder / tar))) == 30
+            assert len(list(archive.scan(folder / tar))) == 30
     pack(data, folder, "--verify")
     pack(data, tmp_path / "undisturbed")
     assert tree(folder) == tree(tmp_path / "undisturbed")
@@ -153,7 +153,7 @@ def test_images_that_cannot_be_read_are_left_out_by_name(videos, tmp_path, capsy
 )
 def test_unpacking_writes_nothing_outside(tmp_path, names, capsys):
     (tmp_path / "packed").mkdir()
-    packed.write_tar(tmp_path / "packed" / "x.tar", [(name, 0, b"x") for name in names])
+    archive.write(tmp_path / "packed" / "x.tar", [(name, 0, b"x") for name in names])
     pack(tmp_path / "packed", tmp_path / "in" / "out", "--unpack")
     assert tree(tmp_path / "in") == {"out/c/1.jpeg": b"x"}
     assert f"x.tar: {names[0]} is not a name below the folder; left out" in capsys.readouterr().out
@@ -170,7 +170,7 @@ def test_a_manifest_that_leads_outside_is_refused(videos, tmp_path):
     path.write_text(json.dumps(plan))
     name = "../../evil/img_0000.jpeg"
     for tar in packed.list_tars(tmp_path / "packed"):
-        packed.write_tar(tmp_path / "packed" / tar, [(name, 0, b"x")])
+        archive.write(tmp_path / "packed" / tar, [(name, 0, b"x")])
     (tmp_path / "packed" / packed.NAME).unlink()
     with pytest.raises(UserError, match="outside"):
         pack(tmp_path / "packed", tmp_path / "in" / "deep" / "out", "--unpack")
@@ -184,7 +184,7 @@ def test_a_full_disk_keeps_what_is_complete(tmp_path, small_disk):
         pack(data, disk / "packed")
     tars = packed.list_tars(disk / "packed")
     assert tars and not [name for name in os.listdir(disk / "packed") if "moco-tmp" in name]
-    assert all(len(list(packed.scan(disk / "packed" / tar))) == 20 for tar in tars)
+    assert all(len(list(archive.scan(disk / "packed" / tar))) == 20 for tar in tars)
     shutil.copytree(disk / "packed", tmp_path / "packed")
     pack(data, tmp_path / "packed", "--verify")
     with pytest.raises(OSError) as error:

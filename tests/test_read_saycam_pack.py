@@ -1,0 +1,106 @@
+"""read_saycam.py --pack: the images of the plain reader, in a tar per video."""
+
+import time
+
+import pytest
+
+from moco.cli import UserError
+from moco.data import archive, loader, manifest, packed
+from moco.videos import images
+from scripts import pack_frames
+from tests.support.videos import write_video
+from tests.test_read_saycam import SMALL, read, start, tree
+
+PACK = (*SMALL, "--pack")
+
+
+@pytest.fixture(scope="module")
+def videos(tmp_path_factory):
+    """Three videos and a damaged one."""
+    folder = tmp_path_factory.mktemp("videos")
+    for name, count in {"S_20130417_0600_01": 100, "b": 37, "c": 120, "damaged": 100}.items():
+        write_video(folder / f"{name}.mp4", count)
+    content = bytearray((folder / "damaged.mp4").read_bytes())
+    content[len(content) // 2 : len(content) * 3 // 4] = bytes(len(content) * 3 // 4 - len(content) // 2)
+    (folder / "damaged.mp4").write_bytes(content)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def expected(videos, tmp_path_factory):
+    """The files that one uninterrupted run with --pack in one process writes."""
+    folder = tmp_path_factory.mktemp("expected")
+    assert read(videos, folder, *PACK) is None
+    return tree(folder)
+
+
+def test_tars_have_the_images_of_the_plain_reader(videos, expected, tmp_path):
+    assert read(videos, tmp_path / "files", *SMALL) is None
+    assert read(videos, tmp_path / "tars", *PACK) is None
+    assert tree(tmp_path / "tars") == expected
+    assert {"S_20130417_0600_01.tar", "b.tar", "c.tar", "manifest.json", "videos.csv", packed.NAME} < expected.keys()
+    assert not [name for name in expected if name.endswith("jpeg")]
+    files, tars = (loader.FrameFolder(tmp_path / kind) for kind in ("files", "tars"))
+    assert [(files.name(i), files.read(i)) for i in range(len(files))] == [
+        (tars.name(i), tars.read(i)) for i in range(len(tars))
+    ]
+    names = [name for name, _, _ in archive.scan(tmp_path / "tars" / "c.tar")]
+    assert names == sorted(names)
+    pack_frames.main([str(tmp_path / "tars"), "--save-dir", str(tmp_path / "unpacked"), "--unpack"])
+    files = {name: content for name, content in tree(tmp_path / "files").items() if name.endswith("jpeg")}
+    assert files.items() <= tree(tmp_path / "unpacked").items()
+
+
+def test_tars_are_the_same_for_workers_and_shards(videos, expected, tmp_path):
+    assert read(videos, tmp_path / "workers", *PACK, workers=2) is None
+    assert tree(tmp_path / "workers") == expected
+    for shard in ("1/2", "0/2"):
+        assert read(videos, tmp_path / "shards", *PACK, "--shard", shard) is None
+        if shard == "1/2":
+            with pytest.raises(UserError, match="not complete; to finish it: python read_saycam.py .*--pack"):
+                loader.FrameFolder(tmp_path / "shards")
+    assert tree(tmp_path / "shards") == expected
+
+
+@pytest.mark.parametrize("kills", [1, pytest.param(5, marks=pytest.mark.thorough)])
+def test_tars_are_the_same_after_kills(tmp_path, kills):
+    folder, killed, plain = tmp_path / "videos", tmp_path / "killed", tmp_path / "plain"
+    folder.mkdir()
+    for k in range(2 + 2 * kills):
+        write_video(folder / f"{k:02d}.mp4", 100, options={"preset": "ultrafast"})
+    large = ("--fps", "30", "--size", "448", "--pack")
+    assert read(folder, plain, *large, workers=2) is None
+    killed.mkdir()
+    for n in range(kills):
+        process = start(folder, killed, *large, "--workers", "2")
+        while process.poll() is None and len(packed.list_tars(killed)) <= n:
+            time.sleep(0.005)
+        assert process.poll() is None, "the process ended before the kill"
+        process.kill()
+        process.communicate()
+        for tar in packed.list_tars(killed):
+            assert len(list(archive.scan(killed / tar))) == 100
+    assert not manifest.read(killed)["complete"]
+    assert read(folder, killed, *large, workers=2) is None
+    assert tree(killed) == tree(plain)
+
+
+def test_a_worker_that_cannot_report_leaves_no_tar(videos, tmp_path, monkeypatch):
+    """As after the death of the main process: an incomplete tar would be taken for a complete one."""
+    monkeypatch.setattr(images, "REPORT_EVERY", 4)
+    read(videos, tmp_path, *PACK, "--plan")
+    plan = manifest.read(tmp_path)
+    entry = {**plan["videos"][0], "tar": "x.tar"}
+
+    def report(amount):
+        raise BrokenPipeError
+
+    with pytest.raises(BrokenPipeError):
+        images.extract_images(tmp_path, plan, (videos / entry["name"], entry, None), report)
+    assert not list(tmp_path.glob("*.tar")) + list(tmp_path.glob(".*.tar"))
+
+
+def test_files_and_tars_do_not_mix(videos, tmp_path):
+    read(videos, tmp_path, *PACK)
+    with pytest.raises(UserError, match="--pack was True, not None"):
+        read(videos, tmp_path, *SMALL)

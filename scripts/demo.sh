@@ -34,7 +34,7 @@ bash scripts/setup.sh
 SECONDS=0
 python=$PWD/.venv/bin/python
 mkdir -p demo
-rm -rf demo/frames demo/TC demo/moco_img demo/moco_temp demo/labeled demo/hog demo/decoding demo/maps demo/films
+rm -rf demo/frames demo/TC demo/moco_img demo/moco_temp demo/labeled demo/hog demo/decoding demo/embeddings demo/maps demo/films
 
 if [ -z "$videos" ]; then
     step "Rendering videos of toys in rooms"
@@ -92,6 +92,10 @@ decoding=("$labeled" --split "${splits[@]}" --seeds 3)
 "$python" hog_baseline.py "${decoding[@]}" --save-dir demo/hog
 "$python" linear_decoding.py "${decoding[@]}" --model "$model" --model-path "${models[@]}" \
     --names "${names[@]}" --image-size "$size" --batch-size 32 --compare demo/hog/results.json --save-dir demo/decoding
+
+step "Embeddings of the labeled images"
+"$python" scripts/embeddings.py "$labeled" --model "$model" --model-path "$checkpoint" --image-size "$size" --tsne \
+    --save-dir demo/embeddings
 
 step "Attention maps and a film of class $class"
 "$python" linear_combination_maps.py "$labeled" --model-path "demo/decoding/TC_labeledS_5_${splits[-1]}.tar" \

@@ -35,6 +35,8 @@ FLAGS = {  # appended to a command, they make its work small
     "highly_activating_imgs.py": SMALL,
     "feature_animation.py": f"{SMALL} --frames 5",
     "feature_animation_class.py": f"{SMALL} --frames 5",
+    "scripts/embeddings.py": "--image-size 32 --workers 0",
+    "scripts/pack_frames.py": "",
 }
 
 
@@ -81,6 +83,9 @@ def inputs(tmp_path_factory):
     for name in ("frames_A", "frames_Y"):
         shutil.copytree(folder / "frames_S", folder / name)
     make_frames(folder / "labeled_S", CATEGORIES, 20, 64)
+    (folder / "words.csv").write_text("file,seconds,class\nS_20130417_0600_01.mp4,1.5,ball\n")
+    stimuli = sorted(path.relative_to(folder) for path in (folder / "labeled_S").rglob("*.jpeg"))[:40]
+    (folder / "stimuli.csv").write_text("\n".join(["file", *map(str, stimuli)]))
     for part in ("train", "val"):
         make_frames(folder / "imagenet" / part)
     for category in ("airplane", "truck"):
@@ -116,7 +121,7 @@ def results(inputs):
 
 
 def run_in_process(script, arguments):
-    assert not importlib.import_module(script.removesuffix(".py")).main(arguments)
+    assert not importlib.import_module(script.removesuffix(".py").replace("/", ".")).main(arguments)
 
 
 def link_inputs(words, inputs, folder):
@@ -135,12 +140,15 @@ def test_a_python_command_runs(line, inputs, tmp_path, monkeypatch, handlers, on
     if "results.json" in line:
         request.getfixturevalue("results")
     link_inputs(words, inputs, tmp_path)
+    for word, folder in {"stimuli.csv": "labeled_S", "--locate": "frames_S"}.items():
+        if word in words:
+            (tmp_path / folder).symlink_to(inputs / folder)
     if "--model-name" in words:  # which names the architecture, too
         (tmp_path / "TC-SAY.tar").unlink()
         save_network(tmp_path / "TC-SAY.tar", models.build("resnext50_32x4d", 3))
     monkeypatch.chdir(tmp_path)
     words += FLAGS[script].split()
-    if script == "read_saycam.py" and "--class-by" not in words:
+    if script == "read_saycam.py" and not {"--class-by", "--locate"} & set(words):
         words += ["--seg-len", "1"]
     if words[0] == "torchrun":
         words[words.index(script)] = str(ROOT / script)
@@ -149,12 +157,13 @@ def test_a_python_command_runs(line, inputs, tmp_path, monkeypatch, handlers, on
         subprocess.run([*torchrun, *words[1:]], check=True, env=environment)
     else:
         run_in_process(script, words[2:])
-    if "--save-dir" in words and "--dry-run" not in words:
+    if "--save-dir" in words and not {"--dry-run", "--locate"} & set(words):
         assert any(Path(words[words.index("--save-dir") + 1]).iterdir())
 
 
 def test_every_script_has_a_command():
     scripts = {path.name for path in ROOT.glob("*.py")} - {"moco_utils.py"}
+    scripts |= {"scripts/embeddings.py", "scripts/pack_frames.py"}
     assert {word for line in PYTHON for word in line.split() if word.endswith(".py")} == scripts == set(FLAGS)
 
 

@@ -95,7 +95,7 @@ class FrameFolder:
         return Path(self._parts[part].path(i)).as_posix()
 
     def path(self, i):
-        """The path of image i: a Path, or a archive.Member, which has its methods stat, open and read_bytes."""
+        """The path of image i: a Path, or an archive.Member, which has its methods stat, open and read_bytes."""
         part, i = self._locate(i)
         images, tars = self._parts[part], self._tars[part]
         return self.folders[part] / images.path(i) if tars is None else tars.member(images.slot(i), images.path(i))

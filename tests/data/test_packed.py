@@ -16,10 +16,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import highly_activating_imgs
+import hog_baseline
 import moco_img
 import moco_temp
 import temporal_classification
-from moco.analysis import features
+from moco.analysis import clip, features
 from moco.cli import UserError
 from moco.data import archive, augment, loader, packed
 from moco.data.recordings import Selection
@@ -412,6 +414,24 @@ def test_killed_and_resumed_trainings_with_any_number_of_workers(pairs, tmp_path
     assert process.wait() == -signal.SIGKILL
     subprocess.run([*command, "--resume"], check=True, **options)
     assert same(everything(tmp_path / "files"), everything(tmp_path / "tars"))
+
+
+def test_analyses_read_packed_images(pairs, tmp_path):
+    folder = make_frames(tmp_path / "files", n=2, size=64)
+    rows = []
+    for data in (folder, pack(folder, tmp_path / "tars")):
+        cache = tmp_path / f"cache of {data.name}"
+        cache.mkdir()
+        rows.append(hog_baseline.all_features(loader.FrameFolder(data), np.arange(6), 0, cache))
+    assert rows[0].shape[0] == 6 and not np.isnan(rows[0]).any() and np.array_equal(*rows)
+    files, tars = map(loader.FrameFolder, pairs["tree"])
+    clips = [clip.Clip(data, clip.Crop(40), len(files), workers=2) for data in pairs["tree"]]
+    assert all(np.array_equal(ours, theirs) for ours, theirs in zip(*clips, strict=True))
+    shown = [
+        highly_activating_imgs.image_row({"unit": 0}, [frames.path(i) for i in (3, 9)], {}, 40)[1]
+        for frames in (files, tars)
+    ]
+    assert np.array_equal(*shown)
 
 
 def test_features_of_packed_images_are_cached_until_a_tar_changes(pairs, tmp_path):

@@ -21,6 +21,7 @@ CONTAINERS += ",yuv4mpegpipe,h264,hevc,m4v,mpegvideo,mjpeg,obu"
 END = 2**63 - 1  # the end of a run of packets that goes to the end of the file
 MISSING = -(2**63)  # the time stamp of a packet that has none
 ALL_PACKETS = np.array([[0, 0, END, MISSING]])
+SPARE_MEMORY = 2**28  # bytes; reading a video needs less
 MIN_SEEK = 64  # packets; fewer are read faster than skipped by seeking
 HDR = (ColorTrc.SMPTE2084, ColorTrc.ARIB_STD_B67)
 WIDE_GAMUT = (ColorPrimaries.BT2020, ColorPrimaries.SMPTE428, ColorPrimaries.SMPTE431, ColorPrimaries.SMPTE432)
@@ -34,14 +35,14 @@ class Run(NamedTuple):
     """Packets to decode one after another, from a key frame on.
 
     first: the packet of the key frame. resume, end: the others, from resume to before end; packets between first and
-    resume are displayed before the key frame and depend on the group of pictures before it. dts: the decoding time
+    resume are displayed before the key frame and depend on the group of pictures before it. pts: the time
     stamp of first, by which to seek, or MISSING where seeking in this container is not reliable.
     """
 
     first: int
     resume: int
     end: int
-    dts: int
+    pts: int
 
 
 @dataclass(frozen=True)
@@ -130,8 +131,10 @@ def open_video(path):
             if streams[0].codec_context is None:
                 raise UnreadableVideo("there is no decoder for its codec")
             yield container, streams[0]
-    except MemoryError:
-        raise
+    except MemoryError as error:
+        if memory_is_short():
+            raise
+        raise UnreadableVideo("it is damaged: it needs an implausible amount of memory") from error
     except (av.error.InvalidDataError, av.error.ArgumentError) as error:
         raise UnreadableVideo("it is not a video in a supported container, or its index is missing") from error
     except av.error.FFmpegError as error:
@@ -140,15 +143,24 @@ def open_video(path):
         raise UnreadableVideo("its name is not UTF-8") from error
 
 
+def memory_is_short():
+    """Whether memory is short; otherwise a MemoryError comes from a damaged file that asks for an absurd amount."""
+    try:
+        bytearray(SPARE_MEMORY)
+    except MemoryError:
+        return True
+    return False
+
+
 def packets(container, stream):
     """The packets of a stream that have content, up to the end of the file or to its first unreadable part."""
     try:
         for packet in container.demux(stream):
             if packet.size:
                 yield packet
-    except MemoryError:
-        raise
-    except av.error.FFmpegError:
+    except av.error.FFmpegError as error:
+        if isinstance(error, MemoryError) and memory_is_short():
+            raise
         return
     except IndexError:  # PyAV's, at the end of a file in which a stream appeared that its header did not announce
         return
@@ -158,12 +170,12 @@ def packets_in(runs, container, stream):
     """Yield (number, packet) for the packets in runs, (r, 4); after each run (None, None), to drain the decoder."""
     position, numbered = 0, enumerate(packets(container, stream))
     for run in map(Run._make, runs.tolist()):
-        if run.dts != MISSING and run.first - position >= MIN_SEEK:
-            container.seek(run.dts, stream=stream)
+        if run.pts != MISSING and run.first - position >= MIN_SEEK:
+            container.seek(run.pts, stream=stream)
             numbered = enumerate(packets(container, stream), run.first)
         for number, packet in numbered:
             position = number + 1
-            if number == run.first and run.dts not in (MISSING, packet.dts):
+            if number == run.first and run.pts not in (MISSING, packet.pts):
                 return  # seeking failed
             if number == run.first or run.resume <= number < run.end:
                 yield number, packet
@@ -203,11 +215,11 @@ class Decoder:
             self._skipping = skip
         try:
             decoded = self.context.decode(packet)
-        except MemoryError:
-            raise
         except av.error.EOFError:
             decoded = []
-        except av.error.FFmpegError:
+        except av.error.FFmpegError as error:
+            if isinstance(error, MemoryError) and memory_is_short():
+                raise
             decoded = []
             self._mark_damaged(END if packet is None else number)
         for frame in decoded:

@@ -85,7 +85,7 @@ def frames(path, selection):
         return int(order[k]) if k < len(identities) and identities[k] == identity else None
 
     missing = np.ones(len(selection), bool)
-    count = 0
+    count, starts = 0, set(selection.runs[:, 0].tolist())
     with open_video(path) as (container, stream):
         decoder, reformatter = Decoder(stream), VideoReformatter()
         counter = _FrameCounter(int(selection.runs[0, 0]), decoder)
@@ -94,6 +94,9 @@ def frames(path, selection):
                 return
             skip = selection.may_skip and position(number) is None
             for frame, intact in decoder.decode(number, packet, skip):
+                if selection.may_skip and frame.pts in starts and not frame.key_frame:  # the container was wrong
+                    yield from _frames_without_skipping(path, selection, missing)
+                    return
                 k = position(counter.index(frame.pts) if selection.packets is None else frame.pts)
                 if k is None or not intact or not missing[k]:
                     continue
@@ -110,7 +113,8 @@ def frames(path, selection):
 def _frames_without_skipping(path, selection, missing):
     """Like frames, for the missing ones, (n,) bool, of a selection.
 
-    Necessary where decoding cannot start at a key frame (H.264 with intra refresh), or where seeking fails.
+    Necessary where decoding cannot start at a key frame (H.264 with intra refresh), where the container marks others as
+    key frames (H.263 in AVI), or where seeking fails.
     """
     positions = np.flatnonzero(missing)
     rest = FrameSelection(selection.indices[missing], selection.packets[missing], ALL_PACKETS, False)
@@ -225,7 +229,7 @@ class Decoder:
         for frame in decoded:
             if frame.is_corrupt:
                 self._mark_damaged(max(frame.pts or 0, self._damaged or 0))
-            elif self._damaged is not None and frame.pts in self.keys and frame.pts > self._damaged:
+            elif self._damaged is not None and frame.key_frame and frame.pts in self.keys and frame.pts > self._damaged:
                 self._damaged = None
             yield frame, self._damaged is None
         if packet is None:

@@ -22,7 +22,7 @@ FILES = {
     "mjpeg.avi": dict(codec="mjpeg", pixels="yuvj420p"),
 }
 # The largest share of output images that may be wrong after 10 flipped bits per file. HEVC, VP8 and VP9 do not notice.
-WRONG = {"h264.mp4": 0.15, "av1.mp4": 0.02, "mpeg4.avi": 0.05, "mpeg2.ts": 0.05, "mjpeg.avi": 0.05}
+WRONG = {"h264.mp4": 0.2, "av1.mp4": 0.05, "mpeg4.avi": 0.2, "mpeg2.ts": 0.2, "mjpeg.avi": 0.1}
 
 
 def make(folder, name):
@@ -51,7 +51,7 @@ def test_frames_after_damage_are_left_out_until_the_next_key_frame(tmp_path, nam
 
 @pytest.mark.parametrize("delay", [0, 2])
 def test_a_key_frame_that_comes_out_after_an_error_does_not_end_the_damage(tmp_path, monkeypatch, delay):
-    """Key frames are output with a delay: one from before the error says nothing about the frames after it."""
+    """Key frames are output with a delay: one that precedes the error does not show that later frames are intact."""
     path = write_video(tmp_path / "v.mp4", 60, options={"x264-params": f"keyint=20:scenecut=0:bframes={delay}"})
     with video.open_video(path) as (container, stream):
         decoder, intact = video.Decoder(stream), []

@@ -11,10 +11,9 @@ BATCH = 64  # frames in memory
 
 
 def ours(path, fps):
-    """Decode the frames of path sampled at fps frames per second; returns nothing, like the others."""
+    """The number of frames of path that are decoded when sampled at fps frames per second."""
     info = probe(path)
-    for _ in video.frames(path, info.select(images.sampled_frames(info, fps))):
-        pass
+    return sum(1 for _ in video.frames(path, info.select(images.sampled_frames(info, fps))))
 
 
 def has_torchcodec():
@@ -29,15 +28,15 @@ def torchcodec(path, fps):
     decoder = VideoDecoder(path, num_ffmpeg_threads=1, dimension_order="NHWC")
     step = images.frame_step(decoder.metadata.average_fps, fps)
     indices = list(range(0, decoder.metadata.num_frames, step))
-    for start in range(0, len(indices), BATCH):
-        decoder.get_frames_at(indices[start : start + BATCH]).data.numpy()
+    batches = (indices[start : start + BATCH] for start in range(0, len(indices), BATCH))
+    return sum(len(decoder.get_frames_at(batch).data.numpy()) for batch in batches)
 
 
 def opencv(path, fps):
     """The same with OpenCV, which has to decode every frame."""
     capture = cv2.VideoCapture(path, cv2.CAP_FFMPEG, [cv2.CAP_PROP_N_THREADS, 1])
-    step, number = images.frame_step(capture.get(cv2.CAP_PROP_FPS), fps), 0
+    step, number, count = images.frame_step(capture.get(cv2.CAP_PROP_FPS), fps), 0, 0
     while capture.grab():
-        if number % step == 0:
-            capture.retrieve()
+        count += number % step == 0 and capture.retrieve()[0]
         number += 1
+    return count

@@ -70,8 +70,8 @@ def frames(path, selection):
     are (height, width, 3) uint8 BGR, upright, in the colors of BT.709 where the file has HDR or a wide gamut.
 
     A frame that is damaged, or depends on a damaged one, is left out as far as the decoder can tell. Most decoders
-    notice lost data. Flipped bits are noticed by those of AV1, MPEG-4 and JPEG, mostly by those of H.264 and MPEG-2,
-    and hardly by those of HEVC, VP8, VP9 and uncompressed video: some of their frames may be output with the damage.
+    notice lost data. Flipped bits are noticed nearly always by that of AV1, mostly by those of H.264, MPEG-2, MPEG-4,
+    and JPEG, hardly by those of HEVC, VP8, VP9, and uncompressed video: the other frames are output with the damage.
 
     Decoding uses one thread per file, as many files are read in parallel. Frames on which no other frame depends are
     decoded only where selected, which saves up to half of the work and changes no pixel.

@@ -21,7 +21,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from moco import cli, files  # noqa: E402
-from scripts import benchmark_files, benchmark_inside, benchmark_readouts, benchmark_train  # noqa: E402
+from scripts import benchmark_files, benchmark_inside, benchmark_readers, benchmark_readouts, benchmark_train  # noqa: E402
 from scripts.timing import measure_in_turn  # noqa: E402
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -52,7 +52,10 @@ def run(commands):
 
 
 def reader(args):
-    """read_saycam.py beside one process of OpenCV, as published, and the ffmpeg command line where it is installed."""
+    """read_saycam.py beside one process of OpenCV, as published, ffmpeg and torchcodec, if they are installed.
+
+    Then the sampled frames of the first video alone at several rates, decoded in this process without any image.
+    """
     if args.videos is None or not args.videos.is_dir():
         raise cli.UserError("--videos must name a folder of videos to read")
     videos = sorted(str(path.resolve()) for path in args.videos.iterdir() if not path.name.startswith("."))
@@ -70,7 +73,17 @@ def reader(args):
     }
     if not shutil.which("ffmpeg"):
         del contestants["ffmpeg command line"]
-    return measure_in_turn(contestants, args.runs)
+    rows = measure_in_turn(contestants, args.runs)
+    for fps in (0.2, 1, 5, 30):
+        decoders = {
+            f"ours, {fps} frames per second": lambda _, fps=fps: benchmark_readers.ours(videos[0], fps),
+            f"torchcodec, {fps}": lambda _, fps=fps: benchmark_readers.torchcodec(videos[0], fps),
+            f"OpenCV, {fps}": lambda _, fps=fps: benchmark_readers.opencv(videos[0], fps),
+        }
+        if not benchmark_readers.has_torchcodec():
+            del decoders[f"torchcodec, {fps}"]
+        rows += measure_in_turn(decoders, args.runs)
+    return rows
 
 
 def plain_loop(videos, folder, step=6):

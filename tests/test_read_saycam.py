@@ -75,9 +75,9 @@ def test_names_and_images_are_the_published_ones(tmp_path):
 def test_every_image_shows_the_frame_that_is_planned(videos, tmp_path):
     numbers = [k for count in (100, 37, 120, 6, 1) for k in range(0, count, 6)]
     assert read(videos, tmp_path, "--seg-len", "2") is None
-    filled = manifest.load(tmp_path)
-    assert [number(tmp_path / filled.path(i)) for i in range(len(filled))] == numbers
-    assert [filled.path(i) for i in (0, 9, 10)] == [
+    complete = manifest.load(tmp_path)
+    assert [number(tmp_path / complete.path(i)) for i in range(len(complete))] == numbers
+    assert [complete.path(i) for i in (0, 9, 10)] == [
         "class_0000/img_0000.jpeg", "class_0000/img_0009.jpeg", "class_0001/img_0000.jpeg",
     ]  # fmt: skip
 
@@ -191,9 +191,9 @@ def test_classes_by_name_and_by_video_are_those_of_image_folder(tmp_path):
     for by in ("name", "video"):
         save_dir = tmp_path / by
         assert read([tmp_path / "S", tmp_path / "A"], save_dir, "--size", "64", "--class-by", by) is None
-        filled, plain = manifest.load(save_dir), ImageFolder(save_dir)
-        assert filled.classes == plain.classes
-        assert [(str(save_dir / filled.path(i)), filled.label(i)) for i in range(len(filled))] == plain.samples
+        complete, plain = manifest.load(save_dir), ImageFolder(save_dir)
+        assert complete.classes == plain.classes
+        assert [(str(save_dir / complete.path(i)), complete.label(i)) for i in range(len(complete))] == plain.samples
     assert (tmp_path / "name" / "cup" / "cup_1_0000.jpeg").is_file()
     assert manifest.load(tmp_path / "name").classes == ["Ball 2", "cup", "ü"]
     assert (tmp_path / "video" / "cup_1.2" / "img_0000.jpeg").is_file()
@@ -216,13 +216,13 @@ def test_videos_of_several_folders_follow_one_another(tmp_path):
 
 def test_size_quality_rotation_shift_and_the_short_last_class(videos, tmp_path):
     read(videos, tmp_path / "a", "--size", "96", "--quality", "30", "--no-rotate", "--seg-len", "2", "--drop-last")
-    filled = manifest.load(tmp_path / "a")
-    assert filled.class_sizes() == [10, 10, 10, 10]
-    image = tmp_path / "a" / filled.path(3)
+    complete = manifest.load(tmp_path / "a")
+    assert complete.class_sizes() == [10, 10, 10, 10]
+    image = tmp_path / "a" / complete.path(3)
     assert cv2.imread(str(image)).shape == (96, 96, 3)
     assert number(image, rotated=False) == 18
     read(videos, tmp_path / "b", "--size", "96", "--no-rotate", "--seg-len", "2.5")
-    assert image.stat().st_size < 0.7 * (tmp_path / "b" / filled.path(3)).stat().st_size
+    assert image.stat().st_size < 0.7 * (tmp_path / "b" / complete.path(3)).stat().st_size
     assert manifest.load(tmp_path / "b").class_sizes()[0] == 12
     with pytest.raises(cli.UserError, match="--drop-last"):
         read(videos, tmp_path / "c", "--drop-last")

@@ -229,11 +229,11 @@ def _finish(folder, plan):
             return current
         return _with_results(plan, lines)
     plan = _with_results(plan, lines)
-    filled = manifest.Manifest(plan, folder)
-    for name in set(manifest.class_names(plan)) - set(filled.classes):
+    complete = manifest.Manifest(plan, folder)
+    for name in set(manifest.class_names(plan)) - set(complete.classes):
         if (Path(folder) / name).is_dir():
             (Path(folder) / name).rmdir()  # ImageFolder raises for an empty class
-    if not len(filled):
+    if not len(complete):
         (Path(folder) / manifest.NAME).unlink()
         progress_log.remove(folder)
         raise _nothing_readable(plan)

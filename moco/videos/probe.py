@@ -23,7 +23,7 @@ MIN_HEADER_RATE, MAX_RATE = 1 / 60, 1000  # frames per second, from time-lapse t
 MAX_GAP = 60  # seconds between frames; longer ones do not count for the rate
 # Packets to decode as a trial: of a stream without reordering of frames; with it; and with it, but with time stamps
 # that do not show it.
-SHORT_TRIAL, TRIAL, LONG_TRIAL = 4, 32, 256
+SHORT_TRIAL, TRIAL, LONG_TRIAL = 2, 32, 256
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class VideoInfo:
     times: (frames,) int64 time stamps in ticks, rising, or None where the file's are missing or cannot be true.
     packets: (frames,) int64 the packet of each frame, or None where only decoding shows the order of display.
     keys: (k,) int64 packets at which decoding can start.
-    key_dts: (k,) int64 their decoding time stamps, or None where seeking by them is not reliable.
+    key_pts: (k,) int64 their time stamps, or None where seeking by them is not reliable.
     may_skip: whether packets may be skipped, because packets and frames match one to one.
     """
 
@@ -49,7 +49,7 @@ class VideoInfo:
     times: np.ndarray | None
     packets: np.ndarray | None
     keys: np.ndarray
-    key_dts: np.ndarray | None
+    key_pts: np.ndarray | None
     may_skip: bool
 
     def is_constant_rate(self):
@@ -94,7 +94,7 @@ class VideoInfo:
             resume = first + 1
             while displayed[resume] < displayed[first] < END:
                 resume += 1
-            runs.append([first, resume, end, MISSING if self.key_dts is None else int(self.key_dts[g])])
+            runs.append([first, resume, end, MISSING if self.key_pts is None else int(self.key_pts[g])])
         return FrameSelection(indices, numbers, np.array(runs), True)
 
 
@@ -143,8 +143,9 @@ def probe(path):
     known = np.flatnonzero(stamps != MISSING)
     rising = numbers is not None and len(known) == frames and not (np.diff(stamps) < 0).any()
     rate = _rate(header, known, stamps[known], tick, rising)
-    times, key_dts = stamps if rising else None, index.dts[index.keys] if seekable and may_skip else None
-    return VideoInfo(width, height, frames, rate, tick, times, numbers, index.keys, key_dts, may_skip)
+    times = stamps if rising else None
+    key_pts = index.pts[index.keys] if seekable and may_skip else None
+    return VideoInfo(width, height, frames, rate, tick, times, numbers, index.keys, key_pts, may_skip)
 
 
 def _decode_trial(stream, numbered):

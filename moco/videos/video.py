@@ -21,6 +21,7 @@ CONTAINERS += ",yuv4mpegpipe,h264,hevc,m4v,mpegvideo,mjpeg,obu"
 END = 2**63 - 1  # the end of a run of packets that goes to the end of the file
 MISSING = -(2**63)  # the time stamp of a packet that has none
 ALL_PACKETS = np.array([[0, 0, END, MISSING]])
+SPARE_MEMORY = 2**28  # bytes; reading a video needs less
 MIN_SEEK = 64  # packets; fewer are read faster than skipped by seeking
 HDR = (ColorTrc.SMPTE2084, ColorTrc.ARIB_STD_B67)
 WIDE_GAMUT = (ColorPrimaries.BT2020, ColorPrimaries.SMPTE428, ColorPrimaries.SMPTE431, ColorPrimaries.SMPTE432)
@@ -34,14 +35,14 @@ class Run(NamedTuple):
     """Packets to decode one after another, from a key frame on.
 
     first: the packet of the key frame. resume, end: the others, from resume to before end; packets between first and
-    resume are displayed before the key frame and depend on the group of pictures before it. dts: the decoding time
+    resume are displayed before the key frame and depend on the group of pictures before it. pts: the time
     stamp of first, by which to seek, or MISSING where seeking in this container is not reliable.
     """
 
     first: int
     resume: int
     end: int
-    dts: int
+    pts: int
 
 
 @dataclass(frozen=True)
@@ -69,8 +70,8 @@ def frames(path, selection):
     are (height, width, 3) uint8 BGR, upright, in the colors of BT.709 where the file has HDR or a wide gamut.
 
     A frame that is damaged, or depends on a damaged one, is left out as far as the decoder can tell. Most decoders
-    notice lost data. Flipped bits are noticed by those of AV1, MPEG-4 and JPEG, mostly by those of H.264 and MPEG-2,
-    and hardly by those of HEVC, VP8, VP9 and uncompressed video: some of their frames may be output with the damage.
+    notice lost data. Flipped bits are noticed nearly always by that of AV1, mostly by those of H.264, MPEG-2, MPEG-4,
+    and JPEG, hardly by those of HEVC, VP8, VP9, and uncompressed video: the other frames are output with the damage.
 
     Decoding uses one thread per file, as many files are read in parallel. Frames on which no other frame depends are
     decoded only where selected, which saves up to half of the work and changes no pixel.
@@ -84,7 +85,7 @@ def frames(path, selection):
         return int(order[k]) if k < len(identities) and identities[k] == identity else None
 
     missing = np.ones(len(selection), bool)
-    count = 0
+    count, starts = 0, set(selection.runs[:, 0].tolist())
     with open_video(path) as (container, stream):
         decoder, reformatter = Decoder(stream), VideoReformatter()
         counter = _FrameCounter(int(selection.runs[0, 0]), decoder)
@@ -93,6 +94,9 @@ def frames(path, selection):
                 return
             skip = selection.may_skip and position(number) is None
             for frame, intact in decoder.decode(number, packet, skip):
+                if selection.may_skip and frame.pts in starts and not frame.key_frame:  # the container was wrong
+                    yield from _frames_without_skipping(path, selection, missing)
+                    return
                 k = position(counter.index(frame.pts) if selection.packets is None else frame.pts)
                 if k is None or not intact or not missing[k]:
                     continue
@@ -109,7 +113,8 @@ def frames(path, selection):
 def _frames_without_skipping(path, selection, missing):
     """Like frames, for the missing ones, (n,) bool, of a selection.
 
-    Necessary where decoding cannot start at a key frame (H.264 with intra refresh), or where seeking fails.
+    Necessary where decoding cannot start at a key frame (H.264 with intra refresh), where the container marks others as
+    key frames (H.263 in AVI), or where seeking fails.
     """
     positions = np.flatnonzero(missing)
     rest = FrameSelection(selection.indices[missing], selection.packets[missing], ALL_PACKETS, False)
@@ -130,8 +135,10 @@ def open_video(path):
             if streams[0].codec_context is None:
                 raise UnreadableVideo("there is no decoder for its codec")
             yield container, streams[0]
-    except MemoryError:
-        raise
+    except MemoryError as error:
+        if memory_is_short():
+            raise
+        raise UnreadableVideo("it is damaged: it needs an implausible amount of memory") from error
     except (av.error.InvalidDataError, av.error.ArgumentError) as error:
         raise UnreadableVideo("it is not a video in a supported container, or its index is missing") from error
     except av.error.FFmpegError as error:
@@ -140,15 +147,24 @@ def open_video(path):
         raise UnreadableVideo("its name is not UTF-8") from error
 
 
+def memory_is_short():
+    """Whether memory is short; otherwise a MemoryError comes from a damaged file that asks for an absurd amount."""
+    try:
+        bytearray(SPARE_MEMORY)
+    except MemoryError:
+        return True
+    return False
+
+
 def packets(container, stream):
     """The packets of a stream that have content, up to the end of the file or to its first unreadable part."""
     try:
         for packet in container.demux(stream):
             if packet.size:
                 yield packet
-    except MemoryError:
-        raise
-    except av.error.FFmpegError:
+    except av.error.FFmpegError as error:
+        if isinstance(error, MemoryError) and memory_is_short():
+            raise
         return
     except IndexError:  # PyAV's, at the end of a file in which a stream appeared that its header did not announce
         return
@@ -158,12 +174,12 @@ def packets_in(runs, container, stream):
     """Yield (number, packet) for the packets in runs, (r, 4); after each run (None, None), to drain the decoder."""
     position, numbered = 0, enumerate(packets(container, stream))
     for run in map(Run._make, runs.tolist()):
-        if run.dts != MISSING and run.first - position >= MIN_SEEK:
-            container.seek(run.dts, stream=stream)
+        if run.pts != MISSING and run.first - position >= MIN_SEEK:
+            container.seek(run.pts, stream=stream)
             numbered = enumerate(packets(container, stream), run.first)
         for number, packet in numbered:
             position = number + 1
-            if number == run.first and run.dts not in (MISSING, packet.dts):
+            if number == run.first and run.pts not in (MISSING, packet.pts):
                 return  # seeking failed
             if number == run.first or run.resume <= number < run.end:
                 yield number, packet
@@ -203,17 +219,17 @@ class Decoder:
             self._skipping = skip
         try:
             decoded = self.context.decode(packet)
-        except MemoryError:
-            raise
         except av.error.EOFError:
             decoded = []
-        except av.error.FFmpegError:
+        except av.error.FFmpegError as error:
+            if isinstance(error, MemoryError) and memory_is_short():
+                raise
             decoded = []
             self._mark_damaged(END if packet is None else number)
         for frame in decoded:
             if frame.is_corrupt:
                 self._mark_damaged(max(frame.pts or 0, self._damaged or 0))
-            elif self._damaged is not None and frame.pts in self.keys and frame.pts > self._damaged:
+            elif self._damaged is not None and frame.key_frame and frame.pts in self.keys and frame.pts > self._damaged:
                 self._damaged = None
             yield frame, self._damaged is None
         if packet is None:

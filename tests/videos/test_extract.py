@@ -82,7 +82,7 @@ BAD |= {"stream.sdp", "pipe.mp4", "no decoder.mp4", "bad \udcff name.mp4"}
 @pytest.mark.parametrize("workers", [0, 1])
 def test_bad_files_are_left_out_by_name_and_the_others_read(mixed, tmp_path, capsys, workers):
     assert read(mixed, tmp_path / "out", workers=workers) is None
-    filled, plan = manifest.load(tmp_path / "out"), manifest.read(tmp_path / "out")
+    complete, plan = manifest.load(tmp_path / "out"), manifest.read(tmp_path / "out")
     assert set(left_out(tmp_path / "out")) == BAD | {"with damage.mp4"}
     assert [each["name"] for each in plan["videos"]] == [
         "good one.mp4", "gut ü 赤.mp4", "leaves.mp4", "linked.mp4", "tail cut off.mp4", "with damage.mp4",
@@ -93,8 +93,8 @@ def test_bad_files_are_left_out_by_name_and_the_others_read(mixed, tmp_path, cap
     assert r"left out: bad \udcff name.mp4: its name is not UTF-8" in printed
     assert "with damage.mp4: " in printed and "frames are damaged" in printed
     shown = {}
-    for i in range(len(filled)):
-        shown.setdefault(filled.video(i), []).append(number(tmp_path / "out" / filled.path(i)))
+    for i in range(len(complete)):
+        shown.setdefault(complete.video(i), []).append(number(tmp_path / "out" / complete.path(i)))
     assert shown[0] == shown[3] == list(range(0, 60, 6))
     assert shown[1] == list(range(0, 31, 6)) and shown[2] == [0]
     assert len(shown[4]) > 20 and shown[4] == list(range(0, 6 * len(shown[4]), 6))
@@ -156,9 +156,9 @@ def test_a_file_that_changes_after_the_plan_is_left_out(tmp_path):
     assert left_out(out) == {
         "b.mp4": "it has changed since the plan was made, or an earlier version of the program planned it"
     }
-    filled = manifest.load(out)
-    assert filled.classes == ["class_0000", "class_0002"]
-    assert [filled.video(i) for i in range(10)] == [0] * 5 + [2] * 5
+    complete = manifest.load(out)
+    assert complete.classes == ["class_0000", "class_0002"]
+    assert [complete.video(i) for i in range(10)] == [0] * 5 + [2] * 5
     assert not (out / "class_0001").exists()
 
 

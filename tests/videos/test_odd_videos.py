@@ -242,7 +242,7 @@ def test_a_stream_that_appears_late_ends_the_file(tmp_path):
             tone.rate = 44100
             file.mux(sound.encode(tone))
         file.mux([*pictures.encode(), *sound.encode()])
-    stuffing = (b"\x47\x1f\xff\x10" + b"\xff" * 184) * 30_000  # FFmpeg looks at 5 MB, and at the end, in advance
+    stuffing = (b"\x47\x1f\xff\x10" + b"\xff" * 184) * 30_000  # FFmpeg examines 5 MB, and the end, in advance
     path = tmp_path / "v.ts"
     path.write_bytes(stuffing.join([first.read_bytes(), (tmp_path / "2.ts").read_bytes(), first.read_bytes()]))
     with av.open(str(path)) as file, pytest.raises(IndexError):

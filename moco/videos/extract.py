@@ -238,9 +238,9 @@ def _finish(folder, plan):
         progress_log.remove(folder)
         raise _nothing_readable(plan)
     if plan["settings"].get("pack"):
-        packed.load(Path(folder), filled)  # makes the index
+        packed.load(Path(folder), complete)  # makes the index
     plan["complete"] = True
-    sources.write_videos_table(manifest.Manifest(plan, folder))
+    sources.write_videos_table(complete)
     manifest.write(folder, plan)
     progress_log.remove(folder)
     return plan

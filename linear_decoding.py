@@ -116,7 +116,7 @@ def drifting_epochs(trunk, batches, labels, epochs):
 
 
 @dataclass(frozen=True)
-class Backbone:
+class FrozenNetwork:
     """A frozen network without its head: trunk maps images (N, 3, H, W) to features (N, C).
 
     name: in the results. head_name: of the head in the network's state dict. bn_mode: a value of --bn-mode.
@@ -131,8 +131,8 @@ class Backbone:
     description: str
 
 
-def open_backbones(args):
-    """The Backbones that the flags name, and {path: SHA-256} of their checkpoints; prints what each of them is."""
+def open_networks(args):
+    """The FrozenNetworks that the flags name, and {path: SHA-256} of their checkpoints; prints what each of them is."""
     sources = [released.locate(name, args.models_dir) for name in args.model_name]
     sources += [(path, None) for path in args.model_path]
     names = args.names or args.model_name + [released.stem(path) for path in args.model_path]
@@ -141,7 +141,7 @@ def open_backbones(args):
     if len(names) != len(sources) or len(set(names)) != len(names) or any(not name or "/" in name for name in names):
         given = ", ".join(names)
         raise UserError(f"{len(sources)} models, named {given}; give each a different name, without /, with --names")
-    backbones, checkpoints = [], {}
+    networks, checkpoints = [], {}
     for name, (source, arch) in zip(names, sources, strict=True):
         model = checkpoint.open_model(source, args.model or arch, args.num_outs, args.seed, key=args.checkpoint_key)
         print(f"{name}: {model.description}")
@@ -149,43 +149,43 @@ def open_backbones(args):
         head_name = models.head_name(model.network)
         trunk = models.freeze(models.remove_head(model.network))
         bn_mode = args.bn_mode or ("adapt" if source == "random" else "eval")
-        backbones.append(Backbone(name, trunk, model.arch, head_name, bn_mode, model.description))
+        networks.append(FrozenNetwork(name, trunk, model.arch, head_name, bn_mode, model.description))
         checkpoints |= model.checkpoints
-    return backbones, checkpoints
+    return networks, checkpoints
 
 
-def decode(args, backbone, task, data, cache, results):
+def decode(args, frozen, task, data, cache, results):
     """Fit and test linear classifiers on a task with each seed; adds them to results, a report.Report."""
-    trunk, n_classes = backbone.trunk.to(data.device), len(task.classes)
+    trunk, n_classes = frozen.trunk.to(data.device), len(task.classes)
     scores, votes = {readout: [] for readout in args.readout}, []
     for i, seed in enumerate(task.seeds):
-        if backbone.bn_mode == "adapt":
+        if frozen.bn_mode == "adapt":
             train_images = task.images[task.splits[i][0]]
-            features.adapt_batch_norm(trunk, data, train_images, seed, cache, backbone.description)
-        if i == 0 or backbone.bn_mode == "adapt":
-            adapted = f", batch norm adapted to {len(train_images)} of them" if backbone.bn_mode == "adapt" else ""
-            what = f"features of {backbone.description}{adapted}"
+            features.adapt_batch_norm(trunk, data, train_images, seed, cache, frozen.description)
+        if i == 0 or frozen.bn_mode == "adapt":
+            adapted = f", batch norm adapted to {len(train_images)} of them" if frozen.bn_mode == "adapt" else ""
+            what = f"features of {frozen.description}{adapted}"
             rows = features.extract_features(trunk, data, task.images, cache, what)
         if i == 0:
             task = task.drop(np.isnan(rows[:, 0]))
         train, test = task.splits[i]
         if "published" in scores:
-            classifier, network, fitted, test_rows = fit_published(args, backbone, task, i, rows, data, cache)
+            classifier, network, fitted, test_rows = fit_published(args, frozen, task, i, rows, data, cache)
             with torch.no_grad():
                 scores["published"].append(classifier(torch.tensor(test_rows).to(data.device)).cpu().numpy())
             if i == 0:
-                head = {f"{backbone.head_name}.{key}": value for key, value in classifier.state_dict().items()}
+                head = {f"{frozen.head_name}.{key}": value for key, value in classifier.state_dict().items()}
                 state = network.state_dict() | head
-                results.save_classifier(backbone.name, task, backbone.arch, state, *fitted, scores["published"][0])
+                results.save_classifier(frozen.name, task, frozen.arch, state, *fitted, scores["published"][0])
         if "logistic" in scores:
             classifier = readouts.logistic(rows[train], task.labels[train], seed)
             scores["logistic"].append(readouts.class_scores(classifier, rows, test, n_classes))
         if args.knn:
             votes.append(readouts.knn_scores(rows[train], task.labels[train], rows[test], args.knn, n_classes))
-    results.add_readouts(backbone.name, task, scores, (args.knn, votes) if args.knn else None)
+    results.add_readouts(frozen.name, task, scores, (args.knn, votes) if args.knn else None)
 
 
-def fit_published(args, backbone, task, i, rows, data, cache):
+def fit_published(args, frozen, task, i, rows, data, cache):
     """Train a linear layer on split i of a task: the layer, its network, the results of fit(), and the test features.
 
     rows: features of the task's images, (N, C), from the trunk as it is.
@@ -193,14 +193,14 @@ def fit_published(args, backbone, task, i, rows, data, cache):
     train, test = task.splits[i]
     torch.manual_seed(task.seeds[i])
     classifier = nn.Linear(rows.shape[1], len(task.classes)).to(data.device)
-    if backbone.bn_mode == "train":
-        network = copy.deepcopy(backbone.trunk)
+    if frozen.bn_mode == "train":
+        network = copy.deepcopy(frozen.trunk)
         fitted = fit_drifting(args, classifier, network, task, train, data, task.seeds[i])
-        what = f"features of {backbone.description}, batch norm drifted while a classifier trained"
+        what = f"features of {frozen.description}, batch norm drifted while a classifier trained"
         return classifier, network, fitted, features.extract_features(network, data, task.images[test], cache, what)
     x, y = (torch.from_numpy(values[train]).to(data.device) for values in (rows, task.labels))
     fitted = fit(classifier, cached_epochs(x, y, args.batch_size, args.epochs), args.lr, args.print_freq)
-    return classifier, backbone.trunk, fitted, rows[test]
+    return classifier, frozen.trunk, fitted, rows[test]
 
 
 def fit_drifting(args, classifier, network, task, train, data, seed):
@@ -220,14 +220,14 @@ def main(argv=None):
     if args.data:
         frames = report.open_frames(args.data, args.test_data)
         tasks = splits.make_tasks(frames, splits.SplitOptions.from_flags(vars(args)))
-        backbones, checkpoints = open_backbones(args)
-        names = [readouts.result_name(backbone.name, each) for backbone in backbones for each in args.readout]
+        networks, checkpoints = open_networks(args)
+        names = [readouts.result_name(frozen.name, each) for frozen in networks for each in args.readout]
         results.check_no_clash(names, tasks)
         data = features.EvalData(frames, args.image_size, distributed.select_device(args.device), args.workers)
         cache = files.make_output_dir(args.features_dir or results.folder / "features")
-        for backbone in backbones:
+        for frozen in networks:
             for task in tasks:
-                decode(args, backbone, task, data, cache, results)
+                decode(args, frozen, task, data, cache, results)
     provenance.write(results.folder, provenance.flags(args), checkpoints)
     results.finish(vars(args), tasks)
 

@@ -62,4 +62,22 @@ directly in this folder may be imported from anywhere, those of a package by scr
         report              results of an evaluation
         clip                a series of frames and their maps
         film                video files of maps
+
+The way of a video: read_saycam.main -> extract.make_plan, which probes every file (images.plan_video, probe.probe) and
+numbers the slots of all images (manifest.make) -> extract.read_videos -> images.extract_images, in a worker process,
+which decodes (video.frames), crops and writes.
+
+The way of a training step: temporal_classification.train builds model, FrameLoader and Run -> engine.train_one_epoch
+-> FrameLoader.epoch: indices from the sampler, images from BatchDataset (augment) in workers -> the objective -> Run,
+which sums metrics, saves and logs.
+
+The way of a decoding result: linear_decoding.decode -> features.extract_features, cached -> fit on the training side of
+a split (splits) -> accuracy, report.
+
+To add
+    an objective            write objective(model, images, targets) -> (loss, {name: metric}) in a script of its own, as
+                            tests/support/simsiam.py does in 40 lines
+    an evaluation           take features.extract_features, or readouts.class_scores for a readout of linear_decoding.py
+    a checkpoint format     most need nothing (layouts finds networks by fit); else give other names of the same tensors
+                            in layouts._namings, or another file format in checkpoint.read
 """

@@ -34,7 +34,7 @@ from scripts.timing import measure  # noqa: E402
 
 ROOT = Path(__file__).resolve().parents[1]
 TRAINERS = ("temporal_classification", "moco_img", "moco_temp")
-CPU_SIZE = dict(arch="shufflenet_v2_x0_5", image_size=64, batch_size=16, small_batch=8, n=29)  # n: frames
+CPU_SIZE = dict(arch="mobilenet_v2", image_size=64, batch_size=16, small_batch=8, n=29)  # n: frames
 GPU_SIZE = dict(arch="resnext50_32x4d", image_size=224, batch_size=256, small_batch=64, n=4094)
 ERROR_SECONDS = 60  # within which an error in one process must end all
 NEEDS_GPU = "needs a GPU"

@@ -6,4 +6,4 @@ CDPATH='' cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.."
 
 bash scripts/setup.sh tests/requirements.txt
 .venv/bin/python -m ruff check .
-.venv/bin/python -m pytest --numprocesses 2 --dist loadfile "$@" # most of them wait for processes or use one core
+.venv/bin/python -m pytest --numprocesses 3 --dist loadfile "$@" # many tests wait for other processes

@@ -109,7 +109,6 @@ THOROUGH = pytest.mark.thorough
 
 @pytest.mark.parametrize("kind, end, workers", [
     ("spawn", "stop", 2), ("spawn", "mistake", 1), ("spawn", "killed", 1), ("torchrun", "mistake", 2),
-    ("spawn", "memory", 0), ("torchrun", "memory", 0),
     *(pytest.param("spawn", end, workers, marks=THOROUGH) for end in ENDS for workers in (0, 1, 2)),
     *(pytest.param("torchrun", end, workers, marks=THOROUGH) for end in ENDS for workers in (0, 1, 2)),
 ])  # fmt: skip
@@ -140,7 +139,7 @@ def wait_until_gone(pids):
         time.sleep(0.1)
 
 
-@pytest.mark.parametrize("end", ["mistake", "bug"])
+@pytest.mark.parametrize("end", ["mistake", pytest.param("bug", marks=THOROUGH)])
 def test_any_end_of_one_process_ends_its_srun_task(end):
     """srun --kill-on-bad-exit then ends the others."""
     slurm = {"SLURM_STEP_NUM_TASKS": "2", "SLURM_STEP_NUM_NODES": "1", "SLURM_JOB_ID": "1"}

@@ -50,9 +50,10 @@ train_in_job() { # COMMAND: run it under srun, forward signals to it, and set $s
     local child warned='' stopped=''
     srun --kill-on-bad-exit=1 "$@" & # after an error in one task the others would wait for it
     child=$!
-    # Only the batch script is warned of the time limit (--signal=B:); SIGTERM comes with scancel and preemption.
+    # Only the batch script is warned of the time limit (--signal=B:); SIGTERM comes with scancel and preemption. srun
+    # forwards SIGUSR2 to the tasks; after SIGTERM it would kill them before they have saved.
     trap 'warned=yes stopped=yes; kill -USR2 "$child"' USR2
-    trap 'stopped=yes; kill -TERM "$child"' TERM
+    trap 'stopped=yes; kill -USR2 "$child"' TERM
     while status=0; wait "$child" || status=$?; kill -0 "$child" 2>/dev/null; do :; done
     # Stopped tasks leave with 75 once the run is saved; the first one to leave may get the others killed.
     [ -z "$stopped" ] || [ "$status" -le 128 ] || status=75

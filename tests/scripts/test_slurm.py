@@ -136,11 +136,13 @@ def test_two_preemptions_on_two_nodes_do_not_change_the_result(frames, tmp_path)
     assert losses[0] == losses[1] and len(losses[0]) == 48 + 4
 
 
-def test_a_canceled_training_saves_and_is_not_requeued(frames, tmp_path):
+@pytest.mark.parametrize("flags, state_after", [([], "CANCELLED"), (["--batch", "--signal=TERM"], "FAILED")])
+def test_a_canceled_training_saves_and_is_not_requeued(frames, tmp_path, flags, state_after):
+    """Canceled in all processes, or by a signal to the batch script alone."""
     job = train(frames, tmp_path / "run", "--epochs", "1000")
     wait_for(lambda: steps_done(tmp_path / "run") > 3)
-    output_of("scancel", job)
-    assert final_states(job) == ["CANCELLED"]
+    output_of("scancel", *flags, job)
+    assert final_states(job) == [state_after]
     wait_for(lambda: "saved; continue with --resume" in (tmp_path / "run.out").read_text())
     content = checkpoint.read(tmp_path / "run" / "last.tar")
     assert 12 * content["epoch"] + content["step"] >= steps_done(tmp_path / "run") - content["epoch"] - 1

@@ -8,6 +8,7 @@ report.md; pipeline.png and .pdf; and results.json with {MODEL: {TASK: {mean, st
 """
 
 import sys
+import tempfile
 from pathlib import Path
 
 import av
@@ -15,10 +16,11 @@ import cv2
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from moco import cli, files, pictures  # noqa: E402
+from moco import cli, files, pictures, plots  # noqa: E402
 from moco.analysis import accuracy  # noqa: E402
 from moco.data import augment, loader, manifest  # noqa: E402
 from scripts import report_page  # noqa: E402
+from scripts.paper_report import read_log  # noqa: E402
 
 FIGURES = {  # title -> where its figures and films are
     "Training": ["TC", "moco_img", "moco_temp"],
@@ -59,12 +61,16 @@ def pipeline(folder):
     videos = [Path(plan["folders"][video["folder"]]) / video["name"] for video in plan["videos"]]
     shown = np.linspace(0, len(frames) - 1, 9).astype(int).tolist()
     learned = [folder / "decoding" / "accuracies.png", next((folder / "maps").glob("*.png"))]
-    curve, *learned = (cv2.imread(str(path))[..., ::-1] for path in [folder / "TC" / "training_curve.png", *learned])
+    epochs = [record for record in read_log(folder / "TC") if "step" not in record]
+    losses = [{"epoch": record["epoch"], "loss": record["loss"]} for record in epochs]
+    with tempfile.TemporaryDirectory() as temporary:
+        plots.training_curve(losses, Path(temporary) / "loss")
+        images = [cv2.imread(str(path))[..., ::-1] for path in [Path(temporary) / "loss.png", *learned]]
     return [
         ("videos", [first_frame(path) for path in videos[:2]], 1),
         ("frames, by episode", [augment.decode(frames.read(i)) for i in shown], 3),
-        ("training", [curve], 1),
-        ("what the network learned", learned, 1),
+        ("training", images[:1], 1),
+        ("what the network learned", images[1:], 1),
     ]
 
 

@@ -167,6 +167,7 @@ def test_the_report_of_the_demo_has_all_models_and_figures(tmp_path, capsys):
     for name in figures:
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_bytes(cv2.imencode(".png", np.zeros((40, 60, 3), np.uint8))[1].tobytes())
+    (tmp_path / "TC" / "log.jsonl").write_text('{"epoch": 0, "step": 1, "loss": 9}\n{"epoch": 0, "loss": 3.5}\n')
     (tmp_path / "decoding" / "results.json").write_text(json.dumps({"models": models}))
     demo_report.main([str(tmp_path)])
     short = json.loads((tmp_path / "results.json").read_text())

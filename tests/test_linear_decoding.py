@@ -10,13 +10,15 @@ import torch
 from torch import nn
 
 import linear_decoding
-from moco import checkpoint, models, plots, provenance
+import read_saycam
+from moco import checkpoint, files, models, plots, provenance
 from moco.analysis import features, readouts, splits
 from moco.cli import UserError
-from moco.data import augment, loader
+from moco.data import augment, loader, sources
 from moco.data.sampler import EpochSampler
 from tests.support import golden
 from tests.support.inputs import make_frames, save_network
+from tests.support.videos import write_video
 
 ARCH = "shufflenet_v2_x0_5"
 CPU = torch.device("cpu")
@@ -357,3 +359,17 @@ def test_the_cache_has_an_index_in_words(frames, network, tmp_path):
     assert [line["what"] for line in lines[1::2]] == [f"{statistics} 0", f"{statistics} 1"]
     adapted = f"features of {ARCH} with random weights, batch norm adapted to 12 of them, {where}"
     assert [line["what"] for line in lines[2::2]] == [adapted] * 2
+
+
+def test_predictions_say_which_moment_an_image_shows(tmp_path):
+    for name in ("a.mp4", "b.mp4"):
+        write_video(files.make_output_dir(tmp_path / "videos") / name, 60)
+    flags = ["--save-dir", str(tmp_path / "frames"), "--class-by", "video", "--size", "32", "--workers", "0"]
+    read_saycam.main([str(tmp_path / "videos"), *flags])
+    flags = ["--model-path", "random", "--model", "shufflenet_v2_x0_5", "--image-size", "32", "--epochs", "1"]
+    linear_decoding.main([str(tmp_path / "frames"), *flags, "--workers", "0", "--save-dir", str(tmp_path / "out")])
+    images = loader.FrameFolder(tmp_path / "frames")
+    expected = {images.name(i): sources.describe(images.source(i)) for i in range(len(images))}
+    with open(tmp_path / "out" / "predictions_random_iid.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert rows and all(row["source"] == expected[row["file"]] for row in rows)

@@ -98,10 +98,11 @@ class Report:
         text = {"encoding": "utf-8", "errors": "surrogateescape", "newline": ""}  # file names may not be UTF-8
         with files.atomic_write(self.folder / name) as part, open(part, "w", **text) as file:
             writer = csv.writer(file)
-            writer.writerow(["seed", "file", "target", "prediction"])
+            writer.writerow(["seed", "file", "target", "prediction", *(["source"] if task.sources else [])])
             for seed, (_, test), seed_scores in zip(task.seeds, task.splits, scores, strict=True):
                 for i, predicted in zip(test, seed_scores.argmax(1), strict=True):
-                    writer.writerow([seed, task.names[i], task.classes[task.labels[i]], task.classes[predicted]])
+                    row = [seed, task.names[i], task.classes[task.labels[i]], task.classes[predicted]]
+                    writer.writerow([*row, task.sources[i]] if task.sources else row)
 
     def save_classifier(self, model, task, arch, state, optimizer, accuracies, scores):
         """Write the network and linear classifier of the first seed, under the published name and keys.

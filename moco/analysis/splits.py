@@ -10,7 +10,7 @@ import numpy as np
 
 from moco import files
 from moco.cli import UserError, number
-from moco.data import manifest
+from moco.data import manifest, sources
 
 BINARY_TASKS = (("car", "road"), ("door", "window"), ("foot", "hand"), ("chair", "table"))  # of the paper's Figure 4a
 MAX_SEED = 2**32 - 1  # the largest that scikit-learn takes
@@ -91,6 +91,7 @@ class Task:
     to the folder. labels: (N,) indices into classes. splits: for each seed a pair (train, test) of arrays of indices
     into images. seeds: the seeds. left_out: names of images that are in no split because they cannot be read. share:
     the share of the training images of each class, of the split of this name; None: all, without being asked for.
+    sources: where each image comes from, in words; empty where no manifest records it.
     """
 
     name: str
@@ -103,6 +104,7 @@ class Task:
     left_out: list = field(default_factory=list)
     split: str = ""
     share: float | None = None
+    sources: list = field(default_factory=list)
 
     @property
     def slug(self):
@@ -245,7 +247,7 @@ def make_tasks(frames, options):
     for group in groups:
         classes = [name for name in known if name in group]
         images, task_labels = _select_images(frames, names, labels, class_names, classes, options)
-        task_names = [names[i] for i in images]
+        task_names, task_sources = [names[i] for i in images], _sources(frames, images)
         for kind in kinds:
             words = ["subsample"] * options.subsample + [kind] * (kind != "iid" or not options.subsample)
             name = " ".join(words + ["/".join(classes)] * options.binary_tasks)
@@ -256,7 +258,8 @@ def make_tasks(frames, options):
                 split = _recording_splits(frames, images, task_names, task_labels, classes, options)
             else:
                 split = _splits(kind, task_names, task_labels, classes, options)
-            task = Task(name, classes, images, task_names, task_labels, split, options.all_seeds, split=name).validate()
+            more = {"split": name, "sources": task_sources}
+            task = Task(name, classes, images, task_names, task_labels, split, options.all_seeds, **more).validate()
             tasks += [_with_share(task, each) for each in options.train_share] if options.train_share else [task]
     return tasks
 
@@ -276,6 +279,12 @@ def _test_classes(frames, test_data):
         return frames.classes, None
     folders, names = zip(*(name.rsplit("/", 1) for name in frames.classes), strict=True)
     return list(names), np.array([folder != folders[0] for folder in folders])
+
+
+def _sources(frames, images):
+    """Where images come from, in words; empty if no manifest records it."""
+    origins = [frames.source(i) for i in images]
+    return [sources.describe(origin) if origin else "" for origin in origins] if any(origins) else []
 
 
 def _common_classes(names, is_test):

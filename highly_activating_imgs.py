@@ -35,7 +35,12 @@ def parse_args(argv=None):
     )
     add("--top", type=cli.number(int, 1), default=10, metavar="N", help="images per unit")
     add("--all", action="store_true", help="use all images, not a random sample of --batch-size")
-    cli.shared_flags(parser, "--batch-size", default=1024, help="size of the random sample the images are chosen from")
+    cli.shared_flags(
+        parser,
+        "--batch-size",
+        default=1024,
+        help="size of the random sample the images are chosen from; with --all, images per pass",
+    )
     cli.shared_flags(parser, "--image-size", "--workers")
     cli.shared_flags(parser, "--save-dir", "--seed", "--device", "--overwrite")
     return parser.parse_args(argv)

@@ -32,7 +32,7 @@ def parse_args(argv=None):
         "--model",
         type=models.arch_name,
         metavar="ARCH",
-        help="architecture, if not stored in the checkpoint; default: resnext50_32x4d",
+        help="architecture, if not stored in the checkpoint; without --model-path resnext50_32x4d",
     )
     add(
         "--checkpoint-key",
@@ -48,7 +48,11 @@ def parse_args(argv=None):
     add(
         "--frac-retained", type=cli.number(float, 0, 1), default=1.0, help="fraction of each class's images to train on"
     )
-    add("--train-list", metavar="FILE", help="train on the images listed in this file, such as train_list.txt")
+    add(
+        "--train-list",
+        metavar="FILE",
+        help="train on the images in this file, such as train_list.txt of another run, whatever --frac-retained",
+    )
     add("--evaluate", action="store_true", help="only report the accuracy of the checkpoint at --model-path on val/")
     add("--epochs", type=cli.number(int, 1), default=25, help="number of epochs")
     add(

@@ -4,9 +4,9 @@
     python linear_combination_maps.py toybox --model-path dino_s_vitb14.pth --attention --save-dir maps
 
 Input: a folder with one folder of images per class, and a model with a linear head, such as linear_decoding.py writes.
-Output, in --save-dir: linear_combination_maps_class_IDX.pdf and .png, a random sample of images with true and predicted
-class. With --attention, for a vision transformer of any training: linear_combination_maps_attention.pdf and .png, what
-the class token attends to in the last block.
+Output, in --save-dir: linear_combination_maps_class_IDX.pdf and .png (with _class, _others or _overlay after these
+flags), a random sample of images with true and predicted class. With --attention, for a vision transformer of any
+training: linear_combination_maps_attention.pdf and .png, what the class token attends to in the last block.
 """
 
 from moco import cli  # isort: skip  # first: Ctrl-C while torch loads then ends in one line

@@ -4,8 +4,8 @@
 
 Input: a folder with one folder of images per class, and models: published names or checkpoints. Output, in --save-dir:
 the printed table as results.json and accuracies.pdf; for each model and split the confusion matrix, the predictions by
-file name and the decoded model NAME_labeledS_5_SPLIT.tar; every split, as --split-file reads it. Figures are PDF and
-PNG.
+file name and the decoded model of the first seed, NAME_labeledS_5_SPLIT.tar (the published name, whatever the data);
+every split, as --split-file reads it. Figures are PDF and PNG.
 """
 
 from moco import cli  # isort: skip  # first: Ctrl-C while torch loads then ends in one line
@@ -50,7 +50,7 @@ def parse_args(argv=None):
         "--model",
         type=models.arch_name,
         metavar="ARCH",
-        help="architecture, if not stored in the checkpoint; default: mobilenet_v2",
+        help="architecture of 'random' and 'imagenet', or of a checkpoint without one; default: mobilenet_v2",
     )
     add(
         "--num-outs", type=int, metavar="N", help="outputs of the pretrained head; read from the file, checked if given"

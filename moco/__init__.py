@@ -1,7 +1,8 @@
 """Self-supervised learning from head-camera videos: the package that all scripts share.
 
 The published code has its helpers for MoCo in a folder of this name; here it contains those of all methods. The modules
-directly in this folder may be imported from anywhere, those of a package by scripts and by the packages named below:
+directly in this folder may be imported from anywhere, those of a sub-package by scripts and by the sub-packages after
+"for":
 
     cli                     command-line flags, errors as one line, progress
     files                   atomic writes, output folders, small text files

@@ -3,7 +3,7 @@
     python scripts/embeddings.py stimuli --model-path TC-S.tar dino.pth random --layer 1 6 --save-dir embeddings
 
 Input: a frame folder, a folder with one folder of images per class, a flat folder, or a table of files; and models.
-Out, in --save-dir: for each model and layer MODEL_layer_L.npy, (images, features), a row of which is a row of
+Output, in --save-dir: for each model and layer MODEL_layer_L.npy, (images, features), a row of which is a row of
 images.csv: file, class and, where a manifest has them, recording, frame number, second, child, date and age;
 embeddings.json, with models and layers. A corrupt image has a row of NaN. On request, dissimilarity matrices, t-SNE and
 nearest neighbors, with figures. Re-run the command to resume.

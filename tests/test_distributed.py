@@ -3,6 +3,7 @@
 import argparse
 import multiprocessing
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -125,7 +126,7 @@ def test_any_end_of_one_process_ends_the_job(kind, end, workers):
     assert message in done.stderr
     if end == "mistake" and kind == "spawn":
         assert done.stderr == "job.py: error: the folder x is empty\n"
-    pids = [int(word) for line in done.stdout.splitlines() for word in line.split() if word.isdigit()]
+    pids = [int(number) for number in re.findall(r"\d+", done.stdout)]  # lines of both processes may run together
     each = max(1, cli.cores() // 2) if workers == cli.cores() else workers  # the default is divided among processes
     assert len(pids) == 2 * (1 + each)
     wait_until_gone(pids)

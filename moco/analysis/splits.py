@@ -40,7 +40,13 @@ def add_flags(parser):
     add("--split-file", metavar="JSON", help="use the split in this file instead: {'train': [names], 'test': [names]}")
     add("--subsample", action="store_true", help="use every tenth image of a class in time, as in the paper")
     add("--published-sampling", action="store_true", help="with --subsample: a random tenth, as in the published code")
-    add("--seeds", type=number(int, 1), default=1, metavar="N", help="number of random splits; seeds count from --seed")
+    add(
+        "--seeds",
+        type=number(int, 1),
+        default=1,
+        metavar="N",
+        help="number of repetitions, each with a random split (halves and --split-file: the same one), from --seed on",
+    )
     add("--classes", nargs="+", metavar="NAME", help="use these class folders only")
     add("--binary-tasks", action="store_true", help="the paper's four two-class tasks instead of all classes")
     add("--num-classes", type=number(int, 2), help="number of classes; read from the data, checked if given")

@@ -257,7 +257,7 @@ class Manifest:
         if "times_from" in video:
             frame, second = self._times[video["times_from"] + k].tolist()
             frame = int(frame)
-        elif video["step"]:
+        elif video.get("step"):
             frame = k * video["step"]
             second = frame / video["rate"]
         else:  # variable rate, and no times.npy yet

@@ -124,7 +124,7 @@ def add_flags(parser):
         "--hours",
         type=cli.number(float, 1e-4),
         metavar="H",
-        help="a random subset of exactly H hours, drawn with --seed",
+        help="a random subset of exactly H hours, drawn with --seed; more hours contain fewer",
     )
 
 

@@ -101,7 +101,7 @@ def main(argv=None):
         for seed, (train, test) in zip(task.seeds, task.splits, strict=True):
             x, y = rows[train], task.labels[train]
             for each in scores:
-                fitted = readout(x, y, seed, args.workers) if each == "published" else readouts.logistic(x, y, seed)
+                fitted = readout(x, y, seed, args.workers) if each == "published" else readouts.FITS[each](x, y, seed)
                 scores[each].append(readouts.class_scores(fitted, rows, test, n_classes))
             if args.knn:
                 votes.append(readouts.knn_scores(x, y, rows[test], args.knn, n_classes))

@@ -177,9 +177,9 @@ def decode(args, frozen, task, data, cache, results):
                 head = {f"{frozen.head_name}.{key}": value for key, value in classifier.state_dict().items()}
                 state = network.state_dict() | head
                 results.save_classifier(frozen.name, task, frozen.arch, state, *fitted, scores["published"][0])
-        if "logistic" in scores:
-            classifier = readouts.logistic(rows[train], task.labels[train], seed)
-            scores["logistic"].append(readouts.class_scores(classifier, rows, test, n_classes))
+        for readout in scores.keys() & readouts.FITS.keys():
+            classifier = readouts.FITS[readout](rows[train], task.labels[train], seed)
+            scores[readout].append(readouts.class_scores(classifier, rows, test, n_classes))
         if args.knn:
             votes.append(readouts.knn_scores(rows[train], task.labels[train], rows[test], args.knn, n_classes))
     results.add_readouts(frozen.name, task, scores, (args.knn, votes) if args.knn else None)

@@ -77,8 +77,9 @@ a split (splits) -> accuracy, report.
 
 To add
     an objective            write objective(model, images, targets) -> (loss, {name: metric}) in a script of its own, as
-                            tests/support/simsiam.py does in 40 lines
-    an evaluation           take features.extract_features, or readouts.class_scores for a readout of linear_decoding.py
+                            tests/support/simsiam.py does in 40 lines; temporal_classification.py has all flags
+    an evaluation           take features.extract_features; a readout of linear_decoding.py and hog_baseline.py is a
+                            function and an entry of readouts.FITS
     a checkpoint format     most need nothing (layouts finds networks by fit); else give other names of the same tensors
                             in layouts._namings, or another file format in checkpoint.read
 """

@@ -15,7 +15,8 @@ def corrected_t(differences, n_train, n_test):
     is taken as (1/k + n_test/n_train) s^2, with k - 1 degrees of freedom (Nadeau & Bengio 2003). n_train, n_test:
     images on the two sides. It assumes random splits of independent images, and differences that are normal; with a
     small share of the training images it is conservative, as the sets that it trains on hardly overlap. low, high: of
-    the CONFIDENCE interval; p: of no difference, two-sided.
+    the CONFIDENCE interval; p: of no difference, two-sided. All are None if all differences are equal, which tells
+    nothing of their variance.
     """
     from scipy import stats  # here and below, as it takes half a second
 
@@ -23,7 +24,7 @@ def corrected_t(differences, n_train, n_test):
     mean = float(np.mean(differences))
     error = np.sqrt((1 / k + n_test / n_train) * np.var(differences, ddof=1))
     if error < 1e-12:  # all differences are equal
-        return mean, mean, float(abs(mean) < 1e-12)
+        return None, None, None
     half = error * stats.t.ppf((1 + CONFIDENCE) / 2, k - 1)
     return mean - half, mean + half, float(2 * stats.t.sf(abs(mean) / error, k - 1))
 
@@ -58,11 +59,15 @@ def compare(models):
 
 
 def _difference(first, second):
-    """The difference of two entries on the same splits."""
+    """The difference of two entries on the same splits.
+
+    On a single split, which may have several seeds, McNemar's test is of the first seed.
+    """
+    differences = np.subtract(first["each"], second["each"])
     if "hits" in first:
         a, b = (np.array(list(entry["hits"])) == "1" for entry in (first, second))
-        return {"difference": float(a.mean() - b.mean()), "test": "McNemar, exact", "p": mcnemar(a, b)}
-    differences = np.subtract(first["each"], second["each"])
+        test = "McNemar, exact" if len(differences) == 1 else "McNemar, exact, first seed"
+        return {"difference": float(differences.mean()), "test": test, "p": mcnemar(a, b)}
     low, high, p = corrected_t(differences, np.mean(first["train_images"]), np.mean(first["test_images"]))
     test = f"corrected resampled t, {len(differences)} splits"
     return {"difference": float(differences.mean()), "low": low, "high": high, "test": test, "p": p}
@@ -74,7 +79,12 @@ def text(comparisons):
         return f"{len(comparisons)} comparisons of models: see comparisons in results.json"
     lines = []
     for each in comparisons:
-        interval = f" [{100 * each['low']:+.1f}, {100 * each['high']:+.1f}]" if "low" in each else ""
         a, b = each["models"]
-        lines.append(f"{a} - {b}, {each['task']}: {100 * each['difference']:+.1f}{interval}, p = {each['p']:.2g}")
+        line = f"{a} - {b}, {each['task']}: {100 * each['difference']:+.1f}"
+        if each.get("low") is not None:
+            line += f" [{100 * each['low']:+.1f}, {100 * each['high']:+.1f}]"
+        if each["p"] is None:
+            lines.append(f"{line} in every split, which gives no interval")
+        else:
+            lines.append(f"{line}, p = {each['p']:.2g} ({each['test']})")
     return "\n".join(lines)

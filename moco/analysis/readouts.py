@@ -7,7 +7,6 @@ import numpy as np
 from moco import cli
 from moco.analysis import splits
 
-READOUTS = ("published", "logistic")
 C_VALUES = np.logspace(-5, 3, 9)  # inverse strengths of the L2 penalty
 VALIDATION = 0.2  # of the training images of each class
 MAX_ITERATIONS = 1000
@@ -60,6 +59,11 @@ def logistic(x, y, seed):
     return classifier
 
 
+# Readouts besides the published ones of each script: functions like logistic(), for whose results class_scores() is.
+FITS = {"logistic": logistic}
+READOUTS = ("published", *FITS)
+
+
 def _regression(c):
     from sklearn.linear_model import LogisticRegression
 
@@ -69,7 +73,7 @@ def _regression(c):
 def class_scores(classifier, rows, test, n_classes):
     """The scores (n_test, n_classes) of the test images, indices into rows (N, C); -inf for classes not trained on.
 
-    classifier: a linear classifier of scikit-learn.
+    classifier: has decision_function and classes_, as scikit-learn's linear classifiers.
     """
     scores = np.full((len(test), n_classes), -np.inf)
     for start in range(0, len(test), BLOCK):

@@ -34,6 +34,7 @@ class Scope:
         if self.selection:
             known = [(name, recordings.lookup(self.table, name), 0.0) for _, name, _ in readable]
             chosen = replace(self.selection, hours=None).choose(known)
+            print(f"{len(chosen)} of {len(readable)} files are selected by name, child and age")
             readable = [readable[i] for i in chosen]
         if self.moments:
             named = moments.by_video(self.moments, [name for _, name, _ in readable])

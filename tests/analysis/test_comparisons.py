@@ -26,9 +26,22 @@ def test_two_splits_have_the_cauchy_distribution():
     assert p == pytest.approx(1 - 2 * np.arctan(0.1 / np.sqrt(0.03)) / np.pi)
 
 
-def test_equal_differences_have_no_spread():
-    assert comparisons.corrected_t([0.1, 0.1, 0.1], 5, 5) == pytest.approx((0.1, 0.1, 0))
-    assert comparisons.corrected_t([0, 0, 0], 5, 5) == (0, 0, 1)
+@pytest.mark.parametrize("difference", [0, 0.1])
+def test_equal_differences_give_no_interval(difference):
+    """Two splits in which the same few images differ are no proof."""
+    assert comparisons.corrected_t([difference] * 3, 5, 5) == (None, None, None)
+    models = {"A": {"iid": entry(*[0.5 + difference] * 3)}, "B": {"iid": entry(0.5, 0.5, 0.5)}}
+    text = comparisons.text(comparisons.compare(models))
+    assert text == f"A - B, iid: {100 * difference:+.1f} in every split, which gives no interval"
+
+
+def test_the_difference_is_that_of_the_means_when_a_split_has_several_seeds():
+    models = {
+        "A": {"halves": entry(0.5, 0.75, splits="dd", hits="1100")},
+        "B": {"halves": entry(0.25, 0.25, splits="dd", hits="0001")},
+    }
+    (comparison,) = comparisons.compare(models)
+    assert (comparison["difference"], comparison["test"]) == (0.375, "McNemar, exact, first seed")
 
 
 @pytest.mark.parametrize("only_a, only_b", [(1, 7), (7, 1), (0, 0), (0, 6), (5, 5), (10, 30)])
@@ -64,6 +77,6 @@ def test_models_are_compared_on_the_same_splits_only():
     }  # fmt: skip
     low, high = 100 * expected[0], 100 * expected[1]
     text = comparisons.text([iid, halves]).splitlines()
-    assert text[0] == f"A - B, iid: +20.0 [{low:+.1f}, {high:+.1f}], p = {expected[2]:.2g}"
-    assert text[1] == "A - B, halves: +25.0, p = 1"
+    assert text[0] == f"A - B, iid: +20.0 [{low:+.1f}, {high:+.1f}], p = {expected[2]:.2g} ({iid['test']})"
+    assert text[1] == "A - B, halves: +25.0, p = 1 (McNemar, exact)"
     assert comparisons.text([halves] * 13) == "13 comparisons of models: see comparisons in results.json"

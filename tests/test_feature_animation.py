@@ -225,3 +225,8 @@ def test_maps_are_computed_in_float32(frames):
 
     clip.ClipMaps(open_clip(frames), network, 8, CPU)
     assert torch.backends.cudnn.allow_tf32 and seen and not any(seen)
+
+
+def test_a_path_that_does_not_exist_is_one_line(tmp_path):
+    with pytest.raises(UserError, match="there is no file or folder .*room.mp4; give a video or a folder of images"):
+        clip.Clip(tmp_path / "room.mp4", clip.Crop(64), 5)

@@ -91,6 +91,8 @@ class Clip:
         self.crop = crop
         self.workers = workers
         self.bad = {}
+        if not Path(data).exists():
+            raise UserError(f"there is no file or folder {data}; give a video or a folder of images")
         if Path(data).is_file():
             try:
                 info = probe(data)

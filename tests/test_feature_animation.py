@@ -135,7 +135,7 @@ def test_a_bad_image_is_reported_once_and_left_out(frames, tmp_path, network, ca
 def test_nothing_to_read_is_an_error_that_leaves_nothing(tmp_path, network):
     (tmp_path / "frames").mkdir()
     (tmp_path / "a.mp4").write_bytes(b"no video")
-    for data, reason in (("frames", "has no images"), ("a.mp4", "cannot read the video"), ("b", "no folder")):
+    for data, reason in (("frames", "has no images"), ("a.mp4", "cannot read the video"), ("b", "no file or folder")):
         with pytest.raises(UserError, match=reason):
             animate(tmp_path / data, tmp_path / "out", network)
     (tmp_path / "frames" / "a.png").write_bytes(b"no image")

@@ -30,8 +30,7 @@ def write(folder, flags, checkpoints=None):
     path, script = Path(folder) / "args.json", Path(program()).stem
     if path.exists() and _is_of_another(path, script):
         path = path.with_name(f"args_{script}.json")
-    versions = {"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__}
-    record = {**flags, "script": script, "versions": versions, "commit": commit()}
+    record = {**flags, "script": script, "versions": versions(), "commit": commit()}
     if checkpoints:
         record["checkpoints"] = checkpoints
     files.write_json(path, record)
@@ -43,6 +42,11 @@ def _is_of_another(path, script):
         return files.read_json(path).get("script", script) != script
     except UserError:
         return False
+
+
+def versions():
+    """The versions of Python, torch and NumPy."""
+    return {"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__}
 
 
 def commit():

@@ -12,7 +12,6 @@ nearest neighbors, with figures. Re-run the command to resume.
 import csv
 import hashlib
 import json
-import platform
 import shutil
 import sys
 from dataclasses import dataclass
@@ -21,7 +20,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import torchvision
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from moco import checkpoint, cli, distributed, files, models, pictures, plots, provenance, released  # noqa: E402
@@ -186,8 +184,7 @@ def join(args, exports, frames, images, settings, save_dir):
     names = [frames.name(images[row]) for row in sorted(unreadable)]
     if names:
         print(f"{len(names)} images cannot be read and have rows of NaN: {', '.join(names[:5])}")
-    versions = {"python": platform.python_version(), "torch": torch.__version__}
-    versions |= {"torchvision": torchvision.__version__, "numpy": np.__version__}
+    versions = {**provenance.versions(), "torchvision": models.torchvision.__version__}
     record = {"settings": settings, "number": len(images), "unreadable": names, "versions": versions}
     files.write_json(save_dir / "embeddings.json", record)
     shutil.rmtree(exports[0].parts.parent)

@@ -16,7 +16,7 @@ from moco.data import manifest
 from moco.videos import images, progress_log
 from moco.videos.probe import probe
 from tests import support
-from tests.support.videos import number, numbered, write_video
+from tests.support.videos import number, numbered, write_video, write_videos
 
 GOLDEN = support.GOLDEN / "reader"
 SCRIPT = Path(read_saycam.__file__)
@@ -47,10 +47,7 @@ def left_out(save_dir):
 @pytest.fixture(scope="module")
 def videos(tmp_path_factory):
     """Five videos of different lengths, at most 120 frames."""
-    folder = tmp_path_factory.mktemp("videos")
-    for name, count in {"a": 100, "b": 37, "c": 120, "d": 6, "e": 1}.items():
-        write_video(folder / f"{name}.mp4", count)
-    return folder
+    return write_videos(tmp_path_factory.mktemp("videos"), {"a": 100, "b": 37, "c": 120, "d": 6, "e": 1})
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,7 @@ from moco.cli import UserError
 from moco.data import archive, loader, manifest, packed
 from moco.videos import images
 from scripts import pack_frames
-from tests.support.videos import write_video
+from tests.support.videos import write_video, write_videos
 from tests.test_read_saycam import SMALL, read, start, tree
 
 PACK = (*SMALL, "--pack")
@@ -17,9 +17,8 @@ PACK = (*SMALL, "--pack")
 @pytest.fixture(scope="module")
 def videos(tmp_path_factory):
     """Three videos and a damaged one."""
-    folder = tmp_path_factory.mktemp("videos")
-    for name, count in {"S_20130417_0600_01": 100, "b": 37, "c": 120, "damaged": 100}.items():
-        write_video(folder / f"{name}.mp4", count)
+    counts = {"S_20130417_0600_01": 100, "b": 37, "c": 120, "damaged": 100}
+    folder = write_videos(tmp_path_factory.mktemp("videos"), counts)
     content = bytearray((folder / "damaged.mp4").read_bytes())
     content[len(content) // 2 : len(content) * 3 // 4] = bytes(len(content) * 3 // 4 - len(content) // 2)
     (folder / "damaged.mp4").write_bytes(content)

@@ -1,6 +1,5 @@
 """Export the embeddings of many images: which images, what is known of each, and files that are written in parts."""
 
-from bisect import bisect_left
 from itertools import groupby, pairwise
 from pathlib import Path
 
@@ -65,8 +64,7 @@ def every_nth(frames, plan, n):
     """
     if plan is None:
         return splits.every_nth(frames.name, frames.labels(), n)
-    starts = [bisect_left(range(len(plan)), number, key=plan.video) for number in range(len(plan.videos) + 1)]
-    return np.concatenate([np.arange(first, end, n) for first, end in pairwise(starts)])
+    return np.concatenate([np.array(plan.video_images(number)[::n], int) for number in range(len(plan.videos))])
 
 
 def table(frames, plan, images):

@@ -70,7 +70,7 @@ def from_entry(video):
 
 def lookup(table, name):
     """The Recording of the video called name: that of a table as read_table returns it, or else what the name says."""
-    return next((table[key] for key in sorted(_keys(name)) if key in table), from_name(name))
+    return next((table[key] for key in sorted(names_of(name)) if key in table), from_name(name))
 
 
 def read_table(path):
@@ -164,7 +164,7 @@ class Selection:
         drawn in a random order that depends on seed alone, and the last one is cut short: so 10 hours contain the 1
         hour. Raises UserError for a condition that nothing meets.
         """
-        keys = [_keys(name) for name, _, _ in recordings]
+        keys = [names_of(name) for name, _, _ in recordings]
         _check_names(self.names or (), keys)
         for pattern in (*self.select, *self.exclude):
             if not any(fnmatchcase(key, pattern) for each in keys for key in each):
@@ -220,12 +220,7 @@ def selection(args):
     return None if chosen == Selection(seed=args.seed) else chosen
 
 
-def has_name(name, given):
-    """Whether a recording of this name may be called given: its path or file name, with or without the extension."""
-    return given in _keys(name)
-
-
-def _keys(name):
+def names_of(name):
     """The names by which a recording may be called: its path, its file name, and both without the extension."""
     path = PurePosixPath(name)
     return {str(path), path.name, str(path.with_suffix("")), path.stem}

@@ -2,7 +2,6 @@
 
 import csv
 from bisect import bisect_left
-from dataclasses import asdict
 
 from moco import files
 from moco.cli import UserError
@@ -37,7 +36,7 @@ def find_moment(images, name, second):
 
     UserError if there is no such video, if it has no images, or if it ends before.
     """
-    numbers = [n for n, video in enumerate(images.videos) if recordings.has_name(video["name"], name)]
+    numbers = [n for n, video in enumerate(images.videos) if name in recordings.names_of(video["name"])]
     if not numbers:
         raise UserError(f"{images.folder} has no images of a video {name}")
     length = max(images.videos[n]["frames"] / images.videos[n]["rate"] for n in numbers)
@@ -84,7 +83,7 @@ def write_videos_table(images):
 
 
 def _known(recording):
-    return {key: value for key, value in asdict(recording).items() if key in KNOWN} | recording.columns
+    return {key: getattr(recording, key) for key in KNOWN} | recording.columns
 
 
 def _columns(images):

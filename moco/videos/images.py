@@ -59,16 +59,13 @@ def crop(picture, size=224, shift=16, rotate=180, whole=False):
     rotate degrees (the head camera hangs upside down). whole: keep the whole frame, with a minor edge of size pixels.
     """
     height, width = picture.shape[:2]
-    if whole:
-        minor = min(height, width)
-        picture = cv2.resize(picture, (width * size // minor, height * size // minor), interpolation=cv2.INTER_CUBIC)
-        return np.ascontiguousarray(np.rot90(picture, -rotate // 90))
-    edge, minor = round(size * 256 / 224), min(height, width)
+    edge, minor = size if whole else round(size * 256 / 224), min(height, width)
     width, height = width * edge // minor, height * edge // minor
     picture = cv2.resize(picture, (width, height), interpolation=cv2.INTER_CUBIC)
-    left = (width - size) // 2
-    top = min(max((height - size) // 2 - round(shift * size / 224), 0), height - size)
-    picture = picture[top : top + size, left : left + size]
+    if not whole:
+        left = (width - size) // 2
+        top = min(max((height - size) // 2 - round(shift * size / 224), 0), height - size)
+        picture = picture[top : top + size, left : left + size]
     return np.ascontiguousarray(np.rot90(picture, -rotate // 90))
 
 
@@ -79,10 +76,12 @@ def encode(picture, settings, entry):
     return cv2.imencode(".jpeg", image, [cv2.IMWRITE_JPEG_QUALITY, settings["quality"]])[1].tobytes()
 
 
-def select_frames(path, settings):
-    """(VideoInfo, FrameSelection of its sampled frames) of a video file; raises UnreadableVideo."""
+def select_frames(path, settings, indices=None):
+    """(VideoInfo, FrameSelection of frames, by default those to sample) of a video file; raises UnreadableVideo."""
     info = probe(path)
-    return info, info.select(sampled_frames(info, settings["fps"], settings["published-step"]))
+    if indices is None:
+        indices = sampled_frames(info, settings["fps"], settings["published-step"])
+    return info, info.select(indices)
 
 
 def plan_video(settings, path):
@@ -90,13 +89,11 @@ def plan_video(settings, path):
 
     UserError if there is not enough memory.
     """
-    try:
-        with _memory_errors(path):
-            info, selection = select_frames(path, settings)
-    except UserError:
-        raise
-    except Exception as error:  # whatever a library raises for one file, the others are read
-        return reason(error), None
+    reasons = []
+    with _reasons_of(path, reasons):
+        info, selection = select_frames(path, settings)
+    if reasons:
+        return reasons[0], None
     if not info.is_constant_rate():
         return _entry(info, selection), selection
     step = frame_step(info.rate, settings["fps"], settings["published-step"])
@@ -109,34 +106,29 @@ def plan_moments(task):
     task: (path, {class: seconds}); there is an entry for each class. UserError if there is not enough memory.
     """
     path, moments = task
-    planned, reasons = [], []
-    try:
-        with _memory_errors(path):
-            info = probe(path)
-            length = frame_seconds(info, [info.frames - 1])[0] + 1 / info.rate
-            for label, seconds in sorted(moments.items()):
-                reasons += [
-                    f"it ends at {length:.2f} s, before {each:g} s" for each in sorted(seconds) if each > length
-                ]
-                inside = np.array([each for each in seconds if each <= length])
-                if len(inside):
-                    selection = info.select(nearest_frames(info, inside))
-                    entry = {**_entry(info, selection), "class": label, "moment_frames": selection.indices.tolist()}
-                    planned.append((entry, selection))
-    except UserError:
-        raise
-    except Exception as error:  # whatever a library raises for one file, the others are read
-        return [], [reason(error)]
-    return planned, reasons
+    planned, reasons, problems = [], [], []
+    with _reasons_of(path, problems):
+        info = probe(path)
+        length = frame_seconds(info, [info.frames - 1])[0] + 1 / info.rate
+        for label, seconds in sorted(moments.items()):
+            reasons += [f"it ends at {length:.2f} s, before {each:g} s" for each in sorted(seconds) if each > length]
+            inside = np.array([each for each in seconds if each <= length])
+            if len(inside):
+                selection = info.select(nearest_frames(info, inside))
+                entry = {**_entry(info, selection), "class": label, "moment_frames": selection.indices.tolist()}
+                planned.append((entry, selection))
+    return ([], problems) if problems else (planned, reasons)
 
 
 @contextmanager
-def _memory_errors(path):
-    """A lack of memory as a UserError that names the video."""
+def _reasons_of(path, reasons):
+    """Append to reasons why the video at path cannot be read; a lack of memory is a UserError."""
     try:
         yield
     except MemoryError as error:
         raise UserError(f"out of memory while reading {path}; retry with fewer --workers") from error
+    except Exception as error:  # whatever a library raises for one file, the others are read
+        reasons.append(reason(error))
 
 
 def _entry(info, selection, step=None):
@@ -211,11 +203,8 @@ def _encode_frames(path, entry, selection, settings, problems):
 def _checked_selection(path, entry, selection, settings):
     """The FrameSelection of a planned video; raises UnreadableVideo if the file is not the one that was planned."""
     frames_planned = entry["frames"]
-    if selection is None and "moment_frames" in entry:
-        info = probe(path)
-        selection, frames_planned = info.select(entry["moment_frames"]), info.frames
-    elif selection is None:
-        info, selection = select_frames(path, settings)
+    if selection is None:
+        info, selection = select_frames(path, settings, entry.get("moment_frames"))
         frames_planned = info.frames
     # --drop-last plans fewer slots than there are sampled frames.
     if os.path.getsize(path) != entry["bytes"] or frames_planned != entry["frames"] or len(selection) < entry["slots"]:

@@ -32,12 +32,14 @@ def read_table(path):
 
 def by_video(table, names):
     """{name of a video: {class: seconds}} of the videos called names; UserError for a file that is none of them."""
-    moments = {}
+    by_any_name, moments = {}, {}
+    for name in names:
+        for given in recordings.names_of(name):
+            by_any_name.setdefault(given, []).append(name)
     for given, classes in table.items():
-        matching = [name for name in names if recordings.has_name(name, given)]
-        if not matching:
+        if given not in by_any_name:
             raise UserError(f"--moments names {given}, which is not there")
-        for name in matching:
+        for name in by_any_name[given]:
             for label, seconds in classes.items():
                 moments.setdefault(name, {}).setdefault(label, []).extend(seconds)
     return moments

@@ -57,6 +57,14 @@ def write_video(
     return path
 
 
+def write_videos(folder, counts):
+    """A folder of videos of {name: number of frames}, which is made; returns it."""
+    folder.mkdir(exist_ok=True)
+    for name, count in counts.items():
+        write_video(folder / f"{name}.mp4", count)
+    return folder
+
+
 def write_audio(path):
     """A file with one short audio stream."""
     with av.open(str(path), "w") as file:

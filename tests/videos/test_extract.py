@@ -16,7 +16,7 @@ import read_saycam
 from moco import cli, files
 from moco.data import manifest
 from moco.videos import images, progress_log
-from tests.support.videos import number, overwrite, write_video
+from tests.support.videos import number, overwrite, write_video, write_videos
 
 SCRIPT = Path(read_saycam.__file__)
 
@@ -146,10 +146,7 @@ def test_an_empty_folder_is_one_line(tmp_path, flags, hint):
 
 
 def test_a_file_that_changes_after_the_plan_is_left_out(tmp_path):
-    folder, out = tmp_path / "videos", tmp_path / "out"
-    folder.mkdir()
-    for name in ("a", "b", "c"):
-        write_video(folder / f"{name}.mp4", 30)
+    folder, out = write_videos(tmp_path / "videos", dict.fromkeys(("a", "b", "c"), 30)), tmp_path / "out"
     read(folder, out, "--plan", "--seg-len", "1")
     write_video(folder / "b.mp4", 60)
     assert read(folder, out, "--seg-len", "1") is None
@@ -163,10 +160,7 @@ def test_a_file_that_changes_after_the_plan_is_left_out(tmp_path):
 
 
 def test_a_crash_of_a_decoder_costs_only_its_video(tmp_path, monkeypatch):
-    folder, out = tmp_path / "videos", tmp_path / "out"
-    folder.mkdir()
-    for name in ("a", "crash", "c"):
-        write_video(folder / f"{name}.mp4", 30)
+    folder, out = write_videos(tmp_path / "videos", dict.fromkeys(("a", "crash", "c"), 30)), tmp_path / "out"
     monkeypatch.setattr(images, "extract_images", extract_and_crash)
     assert read(folder, out, workers=2) is None
     assert left_out(out) == {"crash.mp4": "a worker process crashed on it (SIGSEGV)"}
@@ -245,10 +239,7 @@ def test_the_dry_run_leaves_odd_files_out_by_name(mixed, tmp_path, capsys):
 
 
 def test_classes_without_images_do_not_count(tmp_path, capsys):
-    folder, out = tmp_path / "videos", tmp_path / "out"
-    folder.mkdir()
-    for name in ("a", "b", "c"):
-        write_video(folder / f"{name}.mp4", 30)
+    folder, out = write_videos(tmp_path / "videos", dict.fromkeys(("a", "b", "c"), 30)), tmp_path / "out"
     read(folder, out, "--plan", "--seg-len", "1")
     assert "15 images in 3 classes, not complete yet" in capsys.readouterr().out
     write_video(folder / "b.mp4", 60)
@@ -257,10 +248,7 @@ def test_classes_without_images_do_not_count(tmp_path, capsys):
 
 
 def test_a_second_reader_of_the_same_folder_leaves_no_progress_log(tmp_path):
-    folder, out = tmp_path / "videos", tmp_path / "out"
-    folder.mkdir()
-    for name in ("a", "b"):
-        write_video(folder / f"{name}.mp4", 30)
+    folder, out = write_videos(tmp_path / "videos", dict.fromkeys(("a", "b"), 30)), tmp_path / "out"
     read(folder, out, "--plan")
     plan = manifest.read(out)
     read(folder, out)
@@ -287,10 +275,7 @@ def run_out_of_memory(folder, plan, task, report, extract=images.extract_images)
 
 
 def test_too_little_memory_for_a_video_is_one_line_and_the_run_can_be_resumed(tmp_path, monkeypatch):
-    folder, out = tmp_path / "videos", tmp_path / "out"
-    folder.mkdir()
-    for name in ("a", "b", "c"):
-        write_video(folder / f"{name}.mp4", 30)
+    folder, out = write_videos(tmp_path / "videos", dict.fromkeys(("a", "b", "c"), 30)), tmp_path / "out"
     with monkeypatch.context() as patch:
         patch.setattr(images, "extract_images", run_out_of_memory)
         with pytest.raises(cli.UserError, match="out of memory while reading b.mp4; retry with fewer --workers"):

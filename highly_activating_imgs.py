@@ -15,7 +15,8 @@ import torch
 from moco import checkpoint, distributed, files, models, pictures, plots, provenance
 from moco.analysis import features, units
 from moco.cli import UserError
-from moco.data import augment, loader, sources
+from moco.data import augment, sources
+from moco.data.frame_folder import FrameFolder
 
 
 def parse_args(argv=None):
@@ -105,7 +106,7 @@ def main(argv=None):
     args = parse_args(argv)
     numbers = "_".join(map(str, args.neuron_idx)) if len(args.neuron_idx) <= 16 else f"{len(args.neuron_idx)}_units"
     name = f"most_selective_{args.most_selective}" if args.most_selective else f"neuron_{numbers}"
-    frames = loader.FrameFolder(args.data)
+    frames = FrameFolder(args.data)
     opened = checkpoint.open_model(args.model_path, args.model, args.n_out, args.seed, key=args.checkpoint_key)
     print(f"model: {opened.description}")
     model = opened.network

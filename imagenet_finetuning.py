@@ -18,7 +18,7 @@ import torch
 from moco import checkpoint, distributed, files, models
 from moco.cli import UserError
 from moco.data import augment, loader
-from moco.data.sampler import EpochSampler
+from moco.data.frame_folder import FrameFolder
 from moco.training import engine
 from moco.training.run import CheckpointFormat, Run, RunOptions
 
@@ -130,22 +130,22 @@ def evaluate(args, context, batches):
 
 def train(args, context):
     """The fine-tuning, or the evaluation, in one of its processes."""
-    val = loader.FrameFolder(Path(args.data) / "val")
-    in_order = EpochSampler(len(val), args.batch_size, context=context, train=False)
+    val = FrameFolder(Path(args.data) / "val")
+    in_order = loader.EpochSampler(len(val), args.batch_size, context=context, train=False)
     center = augment.Recipe("center", args.image_size)
     val_batches = loader.FrameLoader(val, center, in_order, context.device, args.workers)
     if args.evaluate:
         return evaluate(args, context, val_batches)
 
     files.refuse_inside(args.save_dir, [args.data])
-    frames = loader.FrameFolder(Path(args.data) / "train")
+    frames = FrameFolder(Path(args.data) / "train")
     if frames.classes != val.classes:
         raise UserError(f"train/ and val/ of {args.data} have different classes")
     if args.train_list:
         images = listed(frames, args.train_list)
     else:
         images = retained(frames.labels(), args.frac_retained, args.seed)
-    sampler = EpochSampler(images, args.batch_size, args.seed, context)
+    sampler = loader.EpochSampler(images, args.batch_size, args.seed, context)
     crops = augment.Recipe("imagenet", args.image_size)
     batches = loader.FrameLoader(frames, crops, sampler, context.device, args.workers)
 

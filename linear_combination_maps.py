@@ -18,6 +18,7 @@ from moco import checkpoint, distributed, files, models, pictures, plots, proven
 from moco.analysis import features, film, maps
 from moco.cli import UserError
 from moco.data import loader
+from moco.data.frame_folder import FrameFolder
 
 
 def parse_args(argv=None):
@@ -119,7 +120,7 @@ def show_attention(args, opened, frames):
 
 def main(argv=None):
     args = parse_args(argv)
-    frames = loader.FrameFolder(args.data)
+    frames = FrameFolder(args.data)
     if args.attention:
         opened = checkpoint.open_model(args.model_path, args.model, args.n_out, args.seed, key=args.checkpoint_key)
         print(f"model: {opened.description}")

@@ -22,7 +22,6 @@ from moco import checkpoint, distributed, files, models, provenance, released
 from moco.analysis import features, readouts, report, splits
 from moco.cli import UserError
 from moco.data import augment, loader
-from moco.data.sampler import EpochSampler
 
 
 def parse_args(argv=None):
@@ -205,7 +204,7 @@ def fit_published(args, frozen, task, i, rows, data, cache):
 
 def fit_drifting(args, classifier, network, task, train, data, seed):
     """fit() on the training images of a task, of which network, in training mode, computes features in every epoch."""
-    sampler = EpochSampler(task.images[train], args.batch_size, seed)
+    sampler = loader.EpochSampler(task.images[train], args.batch_size, seed)
     batches = loader.FrameLoader(data.frames, augment.Recipe("none", data.size), sampler, data.device, data.workers)
     labels = torch.zeros(len(data.frames), dtype=torch.long, device=data.device)
     labels[task.images] = torch.from_numpy(task.labels).to(data.device)

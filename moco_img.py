@@ -14,7 +14,8 @@ from moco import cli  # isort: skip  # first: Ctrl-C while torch loads then ends
 
 import moco_utils
 from moco import distributed, files
-from moco.data import loader, recordings
+from moco.data import recordings
+from moco.data.frame_folder import FrameFolder
 
 
 def parse_args(argv=None):
@@ -26,7 +27,7 @@ def parse_args(argv=None):
 def train(args, context):
     """The training, in one of its processes."""
     files.refuse_inside(args.save_dir, args.data)
-    frames = loader.FrameFolder(args.data, recordings.selection(args))
+    frames = FrameFolder(args.data, recordings.selection(args))
     moco_utils.train(args, context, "moco_img", frames, source=len(frames), pairs=args.batch_size)
 
 

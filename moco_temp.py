@@ -16,7 +16,8 @@ from functools import partial
 
 import moco_utils
 from moco import distributed, files
-from moco.data import loader, recordings
+from moco.data import recordings
+from moco.data.frame_folder import FrameFolder
 from moco_utils import EpochPairs, TemporalPairs
 
 
@@ -42,7 +43,7 @@ def parse_args(argv=None):
 def train(args, context):
     """The training, in one of its processes."""
     files.refuse_inside(args.save_dir, args.data)
-    frames = loader.FrameFolder(args.data, recordings.selection(args))
+    frames = FrameFolder(args.data, recordings.selection(args))
     pairs = TemporalPairs(frames, args.batch_size, args.seed, args.pos_window, args.published_sampling)
     moco_utils.train(args, context, "moco_temp", frames, source=partial(EpochPairs, pairs), pairs=pairs.per_batch)
 

@@ -10,9 +10,8 @@ from moco import checkpoint, cli, distributed, models
 from moco.builder import MoCo
 from moco.cli import UserError
 from moco.data import augment, loader, recordings
-from moco.data.sampler import EpochSampler, generator
 from moco.training import engine
-from moco.training.metrics import topk_accuracy
+from moco.training.engine import topk_accuracy
 from moco.training.run import CheckpointFormat, Run, RunOptions
 
 PAIRS = 2  # the stream of random numbers for pairs; the loader has its own
@@ -110,7 +109,7 @@ class TemporalPairs:
 
     def pair(self, epoch, position):
         """Indices of the two frames at a position of an epoch; UserError if hardly any frame has a neighbor."""
-        random, window = generator(self.seed, PAIRS, epoch, position), self.window
+        random, window = loader.generator(self.seed, PAIRS, epoch, position), self.window
         if self.published:
             frame = random.integers(window, len(self.frames) - window + 1)
             return frame, frame + random.integers(-window, window)
@@ -165,7 +164,7 @@ def load_start_weights(model, path):
 def train(args, context, name, frames, source, pairs):
     """The training, in one of its processes.
 
-    name: prefix of the checkpoints. source: of the frames of each epoch, see EpochSampler. pairs: per step.
+    name: prefix of the checkpoints. source: of the frames of each epoch, see loader.EpochSampler. pairs: per step.
     """
     if pairs < 1:
         raise UserError(f"--batch-size {args.batch_size} makes no pair; use a larger one")
@@ -174,7 +173,7 @@ def train(args, context, name, frames, source, pairs):
         raise UserError(f"--moco-k {args.moco_k} is not a multiple of the {pairs} keys per step; {nearest} is")
     bn_splits = resolve_bn_splits(args.bn_splits, pairs, context.world_size)
     recipe = augment.Recipe("moco_v2" if args.aug_plus else "moco_v1", args.image_size, args.augment_on)
-    sampler = EpochSampler(source, pairs, args.seed, context, drop_last=True)
+    sampler = loader.EpochSampler(source, pairs, args.seed, context, drop_last=True)
     batches = loader.FrameLoader(frames, recipe, sampler, context.device, args.workers, views=2)
 
     torch.manual_seed(args.seed)

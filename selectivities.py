@@ -15,7 +15,7 @@ import numpy as np
 from moco import checkpoint, distributed, files, models, plots, provenance
 from moco.analysis import features, units
 from moco.cli import UserError
-from moco.data import loader
+from moco.data.frame_folder import FrameFolder
 
 
 def parse_args(argv=None):
@@ -134,7 +134,7 @@ def main(argv=None):
         files.refuse_overwrite(save_dir / name, args.overwrite)
     device = distributed.select_device(args.device)
     data, *further = [
-        features.EvalData(loader.FrameFolder(folder), args.image_size, device, args.workers) for folder in folders
+        features.EvalData(FrameFolder(folder), args.image_size, device, args.workers) for folder in folders
     ]
     classes = data.frames.classes
     if len(classes) < 2:

@@ -16,7 +16,7 @@ import torch
 from moco import checkpoint, distributed, files, models
 from moco.cli import UserError
 from moco.data import augment, loader, recordings
-from moco.data.sampler import EpochSampler
+from moco.data.frame_folder import FrameFolder
 from moco.training import engine
 from moco.training.run import CheckpointFormat, Run, RunOptions
 
@@ -65,7 +65,7 @@ def parse_args(argv=None):
 def train(args, context):
     """The training, in one of its processes."""
     files.refuse_inside(args.save_dir, args.data)
-    frames = loader.FrameFolder(args.data, recordings.selection(args))
+    frames = FrameFolder(args.data, recordings.selection(args))
     n_out = len(frames.classes)
     if args.n_out not in (None, n_out):
         raise UserError(f"--n_out {args.n_out} does not fit {frames.folder}: it has {n_out} classes")
@@ -74,7 +74,7 @@ def train(args, context):
             f"{frames.folder} has a single class, {frames.classes[0]}; temporal classification needs several"
         )
     recipe = augment.Recipe(args.recipe if args.augmentation else "none", args.image_size, args.augment_on)
-    sampler = EpochSampler(len(frames), args.batch_size, args.seed, context)
+    sampler = loader.EpochSampler(len(frames), args.batch_size, args.seed, context)
     batches = loader.FrameLoader(frames, recipe, sampler, context.device, args.workers)
 
     torch.manual_seed(args.seed)

@@ -114,11 +114,12 @@ def loading(args):
     from torchvision import datasets, transforms
 
     from moco.data import augment, loader
+    from moco.data.frame_folder import FrameFolder
 
     if args.frames is None:
         raise cli.UserError("--frames must name a folder of frames to read, 224x224 as read_saycam.py writes them")
     torch.set_num_threads(1)
-    frames = loader.FrameFolder(args.frames)
+    frames = FrameFolder(args.frames)
     indices = [i % len(frames) for i in range(IMAGES)]
     plain = transforms.Compose([
         transforms.RandomResizedCrop(224, (0.2, 1)),
@@ -247,11 +248,11 @@ def hogs(args):
 
 def many_files(args):
     """FILES images as files, as tars and through WebDataset: written, opened and read, with and without delays."""
-    from moco.data import loader
+    from moco.data.frame_folder import FrameFolder
 
     if args.frames is None:
         raise cli.UserError("--frames must name a folder of frames to write and read")
-    frames = loader.FrameFolder(args.frames)
+    frames = FrameFolder(args.frames)
     return benchmark_files.files_and_tars([frames.read(i) for i in range(len(frames))], FILES, args.runs)
 
 

@@ -14,7 +14,8 @@ from pathlib import Path
 
 import numpy as np
 
-from moco.data import archive, loader, manifest, packed
+from moco.data import archive, manifest, packed
+from moco.data.frame_folder import FrameFolder
 from scripts.timing import measure_in_turn
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -77,7 +78,7 @@ def read(kind, folder, n, order):
         for _ in range(n):
             next(images)
     else:
-        frames = loader.FrameFolder(folder)
+        frames = FrameFolder(folder)
         indices = np.random.default_rng(0).permutation(len(frames))[:n] if order == "random" else np.arange(n)
         for i in indices.tolist():
             frames.read(i)
@@ -91,7 +92,7 @@ def memory(folder):
         return sum(map(int, re.findall(kind + r":\s*(\d+) kB", Path("/proc/self/smaps_rollup").read_text()))) / 1024
 
     before = private("Anonymous")
-    frames = loader.FrameFolder(folder)
+    frames = FrameFolder(folder)
     opened = private("Anonymous") - before
     pipe = os.pipe()
     if os.fork() == 0:

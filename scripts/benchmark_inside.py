@@ -12,7 +12,7 @@ from torch.nn import functional
 
 from moco import models
 from moco.analysis import clip, features, units
-from moco.data import loader
+from moco.data.frame_folder import FrameFolder
 
 matplotlib.use("Agg")
 LAYERS = (1, 2, 6, 10, 14, 18)
@@ -46,7 +46,7 @@ def published_film(data, folder):
 
 def our_units(data, folder=None, layers=LAYERS):
     """Class means and top images of all units of some layers, as in selectivities.py and highly_activating_imgs.py."""
-    data = features.EvalData(loader.FrameFolder(data), 224, torch.device("cpu"))
+    data = features.EvalData(FrameFolder(data), 224, torch.device("cpu"))
     means = [units.ClassMeans(2) for _ in layers]
     top = [units.TopK(10) for _ in layers]
     for by_layer, labels, indices in units.layer_means(models.build("mobilenet_v2"), layers, data, 64):

@@ -8,7 +8,8 @@ import numpy as np
 from skimage.feature import hog
 
 import hog_baseline
-from moco.data import augment, loader
+from moco.data import augment
+from moco.data.frame_folder import FrameFolder
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -32,7 +33,7 @@ def extrapolate(rows, epochs):
 
 def our_features(data, folder, workers):
     """HOG features of all images in data."""
-    frames = loader.FrameFolder(data)
+    frames = FrameFolder(data)
     return hog_baseline.all_features(frames, np.arange(len(frames)), int(workers), Path(folder))
 
 

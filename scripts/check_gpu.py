@@ -27,7 +27,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from moco import checkpoint, cli, distributed, files, models  # noqa: E402
 from moco.data import augment, loader  # noqa: E402
-from moco.data.sampler import EpochSampler
+from moco.data.frame_folder import FrameFolder  # noqa: E402
 from scripts.benchmark_train import STEPS, make_steps  # noqa: E402
 from scripts.check_gpu_training import ERROR, FIRST, LAST  # noqa: E402
 from scripts.timing import measure  # noqa: E402
@@ -92,7 +92,7 @@ def parse_args(argv=None):
 
 def make_frames(folder, n, size, source=None):
     """Create a folder of n frames of four classes: links to those of another folder, or synthetic ones."""
-    images = loader.FrameFolder(source) if source else None
+    images = FrameFolder(source) if source else None
     random = np.random.default_rng(0)
     for i in range(n):
         path = folder / f"class_{4 * i // n:04d}" / f"img_{i:05d}.jpeg"
@@ -151,11 +151,11 @@ def check_versions(setup):
 
 def check_color(setup):
     """Color jitter and blur on the device: against the same on the CPU, and against those of the workers."""
-    frames = loader.FrameFolder(setup.frames)
+    frames = FrameFolder(setup.frames)
     std = 255 * torch.tensor(loader.STD)[:, None, None]
 
     def first_batch(recipe, on, device):
-        sampler = EpochSampler(len(frames), 16, 0)
+        sampler = loader.EpochSampler(len(frames), 16, 0)
         batches = loader.FrameLoader(frames, augment.Recipe(recipe, setup.image_size, on), sampler, device)
         return std * next(iter(batches.epoch(0)))[0].cpu()
 

@@ -18,7 +18,8 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from moco import cli, files, pictures, plots  # noqa: E402
 from moco.analysis import accuracy  # noqa: E402
-from moco.data import augment, loader, manifest  # noqa: E402
+from moco.data import augment, manifest  # noqa: E402
+from moco.data.frame_folder import FrameFolder  # noqa: E402
 from scripts import report_page  # noqa: E402
 from scripts.paper_report import read_log  # noqa: E402
 
@@ -57,7 +58,7 @@ def first_frame(path):
 
 def pipeline(folder):
     """The stages of the demo in its own pictures, as pictures.pipeline takes them."""
-    plan, frames = manifest.read(folder / "frames"), loader.FrameFolder(folder / "frames")
+    plan, frames = manifest.read(folder / "frames"), FrameFolder(folder / "frames")
     videos = [Path(plan["folders"][video["folder"]]) / video["name"] for video in plan["videos"]]
     shown = np.linspace(0, len(frames) - 1, 9).astype(int).tolist()
     learned = [folder / "decoding" / "accuracies.png", next((folder / "maps").glob("*.png"))]

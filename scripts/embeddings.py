@@ -26,6 +26,7 @@ from moco import checkpoint, cli, distributed, files, models, pictures, plots, p
 from moco.analysis import embeddings, features, similarity  # noqa: E402
 from moco.cli import UserError  # noqa: E402
 from moco.data import augment, loader, manifest  # noqa: E402
+from moco.data.frame_folder import FrameFolder  # noqa: E402
 
 ROWS, COLUMNS = 12, 10  # of images in the figure of nearest neighbors
 ADAPT = 1024  # images that the batch-norm statistics of random weights are adapted to
@@ -235,7 +236,7 @@ def main(argv=None):
         raise UserError("give a folder of images, or --list with a table of files")
     if args.shard and args.overwrite:
         raise UserError("--overwrite would discard the work of other shards; give another --save-dir, or no --shard")
-    frames = embeddings.ImageList(args.list) if args.list else loader.FrameFolder(args.data)
+    frames = embeddings.ImageList(args.list) if args.list else FrameFolder(args.data)
     plan = None if args.list else manifest.load(args.data)
     images = embeddings.every_nth(frames, plan, args.every) if args.every > 1 else np.arange(len(frames))
     if args.rdm:

@@ -21,7 +21,8 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from moco import cli, files  # noqa: E402
 from moco.cli import UserError  # noqa: E402
-from moco.data import archive, loader, manifest, packed, sources  # noqa: E402
+from moco.data import archive, manifest, packed, sources  # noqa: E402
+from moco.data.frame_folder import FrameFolder  # noqa: E402
 
 PART_BYTES = 10**9  # a tar of a class ends with the image that reaches this size
 
@@ -56,7 +57,7 @@ def pack(data, folder):
 
     Images that cannot be read are left out. UserError if folder has anything else than tars of these images.
     """
-    frames, images = loader.FrameFolder(data), manifest.load(data)
+    frames, images = FrameFolder(data), manifest.load(data)
     if packed.is_packed(data):
         raise UserError(f"{data} is packed already; to unpack it, give --unpack")
     if packed.has_loose_images(folder):
@@ -138,7 +139,7 @@ def _after(members, frames, numbers, tar):
 
 def verify(data, folder):
     """UserError unless the packed folder has the images of the folder data, in order and byte for byte."""
-    originals, copies = loader.FrameFolder(data), loader.FrameFolder(folder)
+    originals, copies = FrameFolder(data), FrameFolder(folder)
     different = [copies.path(i) for i in range(len(originals), len(copies))]
     with Progress(len(originals), "verify") as progress:
         for i in range(len(originals)):
@@ -166,7 +167,7 @@ def unpack(data, folder):
 
     Files that exist must be complete or, after a kill, the beginning of the image; else a UserError is raised.
     """
-    frames, plan = loader.FrameFolder(data), manifest.read(data)
+    frames, plan = FrameFolder(data), manifest.read(data)
     if not packed.is_packed(data):
         raise UserError(f"{data} has no tars to unpack")
     with Progress(len(frames), "unpack") as progress:

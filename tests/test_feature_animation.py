@@ -14,7 +14,7 @@ import read_saycam
 from moco import checkpoint, models, provenance
 from moco.analysis import clip, film
 from moco.cli import UserError
-from moco.data import loader
+from moco.data.frame_folder import FrameFolder
 from tests.support import golden
 from tests.support.videos import write_video
 
@@ -125,7 +125,7 @@ def test_images_of_other_shapes_are_resized_to_cover_that_of_the_first(tmp_path)
 
 
 def test_a_bad_image_is_reported_once_and_left_out(frames, tmp_path, network, capsys):
-    bad = loader.FrameFolder(frames).path(3)
+    bad = FrameFolder(frames).path(3)
     bad.write_bytes(b"no image")
     images, _ = animate(frames, tmp_path / "out", network)
     assert len(images) == 23

@@ -12,6 +12,7 @@ from moco import checkpoint, pictures
 from moco.analysis import features, units
 from moco.cli import UserError
 from moco.data import loader
+from moco.data.frame_folder import FrameFolder
 from tests.support import golden
 
 CPU = torch.device("cpu")
@@ -32,7 +33,7 @@ def every_mean(network, frames, layer=1):
 
 
 def test_the_order_of_all_images_is_the_published_one():
-    frames, expected = loader.FrameFolder(golden.IMAGES), np.load(golden.DATA / "inside.npz")
+    frames, expected = FrameFolder(golden.IMAGES), np.load(golden.DATA / "inside.npz")
     _, counts, best = script.measure(golden.model(), 1, features.EvalData(frames, 224, CPU), None, 48, 20)
     assert counts.sum() == 48
     order, activation = expected["order"], expected["activation"]
@@ -76,7 +77,7 @@ def test_the_sample_is_random_without_repeats_and_the_seed_decides():
 def test_one_unit_under_its_published_name(frames, tmp_path, network):
     found, names = show(frames, tmp_path / "out", network)
     assert names == ["args.json", *(f"highly_activating_imgs_neuron_276.{ending}" for ending in ("json", "pdf", "png"))]
-    values, images = every_mean(network, loader.FrameFolder(frames))[:, 276], loader.FrameFolder(frames)
+    values, images = every_mean(network, FrameFolder(frames))[:, 276], FrameFolder(frames)
     best = np.argsort(-values, kind="stable")[:10]
     assert found[0]["files"] == [str(images.path(i).relative_to(frames)) for i in best]
     np.testing.assert_allclose(found[0]["activations"], values[best], rtol=1e-4)
@@ -86,7 +87,7 @@ def test_several_units_have_a_row_each_with_selectivity_and_preferred_class(fram
     drawn = []
     monkeypatch.setattr(pictures, "image_rows", lambda rows, path: drawn.extend(rows))
     found, _ = show(frames, tmp_path / "out", network, "--neuron_idx", 5, 3, "--top", 4, "--layer", 10)
-    images = loader.FrameFolder(frames)
+    images = FrameFolder(frames)
     rows = every_mean(network, images, 10)
     class_means = np.stack([rows[images.labels() == label].mean(0) for label in range(3)])
     selectivity, preferred_class = units.selectivity(class_means)
@@ -103,7 +104,7 @@ def test_the_most_selective_units_are_picked(frames, tmp_path, network):
     assert "highly_activating_imgs_most_selective_3.pdf" in names
     values = [entry["selectivity"] for entry in found]
     assert values == sorted(values, reverse=True)
-    images = loader.FrameFolder(frames)
+    images = FrameFolder(frames)
     rows = every_mean(network, images)
     everyone = units.selectivity(np.stack([rows[images.labels() == label].mean(0) for label in range(3)]))[0]
     np.testing.assert_allclose(values, np.sort(everyone)[::-1][:3], atol=1e-4)
@@ -117,7 +118,7 @@ def test_a_sample_is_used_without_all(frames, tmp_path, network, capsys):
 
 
 def test_fewer_images_than_top_are_reported(frames, tmp_path, network, capsys):
-    loader.FrameFolder(frames).path(1).write_bytes(b"no image")
+    FrameFolder(frames).path(1).write_bytes(b"no image")
     found, _ = show(frames / "class_0000", tmp_path / "out", network)
     assert len(found[0]["files"]) == 7 and "selectivity" not in found[0]  # one flat folder: no classes to compare
     assert "fewer images than --top 10 could be read" in capsys.readouterr().out

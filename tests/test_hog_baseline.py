@@ -10,7 +10,7 @@ import hog_baseline
 import linear_decoding
 from moco.analysis import readouts
 from moco.cli import UserError
-from moco.data import loader
+from moco.data.frame_folder import FrameFolder
 from tests.support import golden
 
 
@@ -43,7 +43,7 @@ def test_features_are_the_published_ones():
 
 
 def test_the_number_of_workers_does_not_matter(tmp_path):
-    frames, images = loader.FrameFolder(golden.IMAGES), np.array([0, 12, 24, 36])
+    frames, images = FrameFolder(golden.IMAGES), np.array([0, 12, 24, 36])
     alone, two = (
         hog_baseline.all_features(frames, images, workers, tmp_path / str(workers))
         for workers in (0, 2)
@@ -113,7 +113,7 @@ def test_sizes_are_compared_by_side_and_not_by_area(tmp_path):
 
 def test_an_image_read_later_has_the_size_of_those_read_before(stripes, tmp_path, monkeypatch):
     """An image that failed for a moment is tried again, and compared with images that are in the cache."""
-    frames, read = loader.FrameFolder(stripes), hog_baseline.read_features
+    frames, read = FrameFolder(stripes), hog_baseline.read_features
     cv2.imwrite(str(stripes / "down" / "3.png"), np.zeros((72, 64), np.uint8))
     images, path = np.arange(20), stripes / "down" / "3.png"
     monkeypatch.setattr(hog_baseline, "read_features", lambda each: "failed" if each == path else read(each))

@@ -12,7 +12,7 @@ import linear_combination_maps as script
 from moco import checkpoint, models, pictures, plots, provenance
 from moco.analysis import features, maps
 from moco.cli import UserError
-from moco.data import loader
+from moco.data.frame_folder import FrameFolder
 from tests.support import golden
 from tests.support.inputs import save_network
 
@@ -27,7 +27,7 @@ def draw(data, save_dir, *words):
 
 
 def test_maps_and_masks_are_the_published_ones():
-    frames, expected = loader.FrameFolder(golden.IMAGES), np.load(golden.DATA / "maps.npz")
+    frames, expected = FrameFolder(golden.IMAGES), np.load(golden.DATA / "maps.npz")
     model = golden.model()
     images, last_maps, predicted, indices = script.forward_maps(
         model, features.EvalData(frames, 224, CPU), np.arange(48)
@@ -54,7 +54,7 @@ def test_a_class_is_given_by_number_or_name():
 
 
 def test_images_are_chosen_by_seed_from_the_classes_of_the_flags(frames):
-    images = loader.FrameFolder(frames)
+    images = FrameFolder(frames)
     labels = images.labels()
     assert set(labels[script.choose(images, "class_0001", "class", 99, 0)]) == {1}
     assert set(labels[script.choose(images, "class_0001", "others", 99, 0)]) == {0, 2}
@@ -126,7 +126,7 @@ def test_the_save_folder_is_not_inside_the_data(frames, network):
 def test_maps_are_computed_in_float32(frames):
     seen, model = [], models.freeze(models.build("resnet18", 3))
     model.conv1.register_forward_hook(lambda *_: seen.append(torch.backends.cudnn.allow_tf32))
-    script.forward_maps(model, features.EvalData(loader.FrameFolder(frames), 64, CPU), np.arange(3))
+    script.forward_maps(model, features.EvalData(FrameFolder(frames), 64, CPU), np.arange(3))
     assert torch.backends.cudnn.allow_tf32 and seen and not any(seen)
 
 

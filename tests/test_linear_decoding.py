@@ -15,7 +15,7 @@ from moco import checkpoint, files, models, plots, provenance
 from moco.analysis import features, readouts, splits
 from moco.cli import UserError
 from moco.data import augment, loader, sources
-from moco.data.sampler import EpochSampler
+from moco.data.frame_folder import FrameFolder
 from tests.support import golden
 from tests.support.inputs import make_frames, save_network
 from tests.support.videos import write_video
@@ -46,7 +46,7 @@ def test_results_record_what_was_decoded(frames, network, tmp_path):
     found = decode(frames, tmp_path / "out", *words)
     assert found["classes"] == ["class_0000", "class_0001", "class_0002"]
     assert (found["chance"], found["seeds"]) == (1 / 3, [0, 1])
-    (task,) = splits.make_tasks(loader.FrameFolder(frames), splits.SplitOptions(seeds=2))
+    (task,) = splits.make_tasks(FrameFolder(frames), splits.SplitOptions(seeds=2))
     assert found["majority"] == found["models"]["TC"]["iid"]["majority"] == task.majority
     assert list(found["models"]) == ["TC", "noise"]
     for entry in (found["models"]["TC"]["iid"], found["models"]["TC"]["iid"]["knn"]):
@@ -80,7 +80,7 @@ def test_the_decoded_model_loads_as_published_and_predicts_the_same(frames, netw
     assert len(content["acc1_list"]) == 3
     model = nn.DataParallel(models.build(ARCH, 3))
     model.load_state_dict(content["model_state_dict"])
-    images = loader.FrameFolder(frames)
+    images = FrameFolder(frames)
     names = [images.name(i) for i in range(len(images))]
     order = np.array([names.index(name) for name in content["images"]])
     batches = loader.in_order(images, augment.Recipe("none", 32), CPU, 0, order, 64)
@@ -137,7 +137,7 @@ class AlwaysEval(nn.Module):
 
 
 def test_cached_and_uncached_decoding_are_equal(tmp_path):
-    frames = loader.FrameFolder(golden.IMAGES)
+    frames = FrameFolder(golden.IMAGES)
     data = features.EvalData(frames, 64, CPU)
     torch.manual_seed(0)
     trunk = models.freeze(models.remove_head(models.build(ARCH, 5)))
@@ -147,7 +147,7 @@ def test_cached_and_uncached_decoding_are_equal(tmp_path):
     labels = torch.from_numpy(frames.labels())
     for seed in range(5):
         train = np.random.default_rng(seed).permutation(images)[:24]
-        batches = loader.FrameLoader(frames, augment.Recipe("none", 64), EpochSampler(train, 24, seed), CPU)
+        batches = loader.FrameLoader(frames, augment.Recipe("none", 64), loader.EpochSampler(train, 24, seed), CPU)
         ways = [
             linear_decoding.cached_epochs(torch.from_numpy(rows[train]), labels[train], 24, 15),
             linear_decoding.drifting_epochs(AlwaysEval(trunk), batches, labels, 15),
@@ -319,7 +319,7 @@ def test_readouts_and_shares_are_in_one_table_and_a_figure(frames, network, tmp_
     assert list(found["models"]) == ["net", "net-logistic"]
     entries = found["models"]["net-logistic"]
     assert list(entries) == ["iid 50%", "iid 100%"]
-    half = splits.make_tasks(loader.FrameFolder(frames), splits.SplitOptions(seeds=2, train_share=(0.5,)))[0]
+    half = splits.make_tasks(FrameFolder(frames), splits.SplitOptions(seeds=2, train_share=(0.5,)))[0]
     assert entries["iid 50%"]["train_images"] == [len(train) for train, _ in half.splits]
     assert entries["iid 50%"]["test_images"] == [12, 12]
     assert "knn" in found["models"]["net"]["iid 50%"] and "knn" not in entries["iid 50%"]
@@ -329,7 +329,7 @@ def test_readouts_and_shares_are_in_one_table_and_a_figure(frames, network, tmp_
     plain = decode(frames, tmp_path / "plain", "--model-path", network, "--seeds", 2)["models"]["net"]["iid"]
     assert plain["each"] == found["models"]["net"]["iid 100%"]["each"] and "train_share" not in plain
     (rows,) = (np.load(path) for path in (tmp_path / "plain" / "features").glob("*.npy"))
-    (task,) = splits.make_tasks(loader.FrameFolder(frames), splits.SplitOptions(seeds=2))
+    (task,) = splits.make_tasks(FrameFolder(frames), splits.SplitOptions(seeds=2))
     train, test = task.splits[1]
     expected = readouts.logistic(rows[train], task.labels[train], 1).score(rows[test], task.labels[test])
     assert entries["iid 100%"]["each"][1] == pytest.approx(expected)
@@ -368,7 +368,7 @@ def test_predictions_say_which_moment_an_image_shows(tmp_path):
     read_saycam.main([str(tmp_path / "videos"), *flags])
     flags = ["--model-path", "random", "--model", "shufflenet_v2_x0_5", "--image-size", "32", "--epochs", "1"]
     linear_decoding.main([str(tmp_path / "frames"), *flags, "--workers", "0", "--save-dir", str(tmp_path / "out")])
-    images = loader.FrameFolder(tmp_path / "frames")
+    images = FrameFolder(tmp_path / "frames")
     expected = {images.name(i): sources.describe(images.source(i)) for i in range(len(images))}
     with open(tmp_path / "out" / "predictions_random_iid.csv", newline="") as file:
         rows = list(csv.DictReader(file))

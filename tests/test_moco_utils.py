@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 import moco_img
 from moco.cli import UserError
 from moco.data import loader, manifest
-from moco.data.sampler import EpochSampler
+from moco.data.frame_folder import FrameFolder
 from moco.distributed import ProcessContext
 from moco_utils import EpochPairs, TemporalPairs, learning_rate, resolve_bn_splits
 from tests.data.test_manifest import images, make
@@ -38,7 +38,7 @@ def drawn(sampler, epoch=0):
 
 def test_a_pair_is_a_frame_and_a_neighbor_of_its_class(frames):
     """Three classes of eight frames: 24 frames make 4 batches of 6, three pairs each."""
-    sampler = TemporalPairs(loader.FrameFolder(frames), 6, seed=0)
+    sampler = TemporalPairs(FrameFolder(frames), 6, seed=0)
     assert len(sampler) == len(EpochPairs(sampler, 0)) == 12
     pairs = list(itertools.chain.from_iterable(drawn(sampler, epoch) for epoch in range(200)))
     assert {abs(a - b) for a, b in pairs} == {1}
@@ -50,7 +50,7 @@ def test_a_pair_is_a_frame_and_a_neighbor_of_its_class(frames):
 
 
 def test_a_wider_window_reaches_further_on_both_sides(frames):
-    sampler = TemporalPairs(loader.FrameFolder(frames), 6, seed=0, window=3)
+    sampler = TemporalPairs(FrameFolder(frames), 6, seed=0, window=3)
     pairs = list(itertools.chain.from_iterable(drawn(sampler, epoch) for epoch in range(100)))
     assert {b - a for a, b in pairs} == {-3, -2, -1, 1, 2, 3}
     assert all(a // 8 == b // 8 for a, b in pairs)
@@ -79,23 +79,23 @@ def test_any_share_of_an_epoch_is_what_the_whole_has_there(n, batch_size, window
 
 
 def test_published_pairs_are_the_frame_before_or_the_frame_itself(frames):
-    sampler = TemporalPairs(loader.FrameFolder(frames), 6, seed=0, published=True)
+    sampler = TemporalPairs(FrameFolder(frames), 6, seed=0, published=True)
     pairs = list(itertools.chain.from_iterable(drawn(sampler, epoch) for epoch in range(200)))
     offsets = Counter(b - a for a, b in pairs)
     assert offsets.keys() == {-1, 0} and abs(offsets[0] - offsets[-1]) < 4 * len(pairs) ** 0.5
     assert any(a // 8 != b // 8 for a, b in pairs)  # across classes, as published
     assert min(b for _, b in pairs) == 0 and max(a for a, _ in pairs) == 23
     with pytest.raises(UserError, match="--pos-window 13 is too large for the 24 frames"):
-        TemporalPairs(loader.FrameFolder(frames), 6, seed=0, window=13, published=True)
+        TemporalPairs(FrameFolder(frames), 6, seed=0, window=13, published=True)
 
 
 def test_processes_draw_their_own_parts_of_one_whole(frames, monkeypatch):
     """The whole depends on seed and epoch alone, and nobody draws a pair that is not its own."""
-    sampler = TemporalPairs(loader.FrameFolder(frames), 8, seed=5)
+    sampler = TemporalPairs(FrameFolder(frames), 8, seed=5)
     whole = drawn(sampler, 3)
-    again = TemporalPairs(loader.FrameFolder(frames), 8, seed=5)
+    again = TemporalPairs(FrameFolder(frames), 8, seed=5)
     assert drawn(again, 3) == whole != drawn(again, 4)
-    assert drawn(TemporalPairs(loader.FrameFolder(frames), 8, seed=6), 3) != whole
+    assert drawn(TemporalPairs(FrameFolder(frames), 8, seed=6), 3) != whole
 
     asked = []
     original = TemporalPairs.pair
@@ -103,7 +103,7 @@ def test_processes_draw_their_own_parts_of_one_whole(frames, monkeypatch):
     parts = []
     for rank in range(2):
         context = ProcessContext(rank, 2)
-        order = EpochSampler(lambda epoch: EpochPairs(again, epoch), 4, 5, context, drop_last=True)
+        order = loader.EpochSampler(lambda epoch: EpochPairs(again, epoch), 4, 5, context, drop_last=True)
         order.epoch = 3
         parts.append([indices.tolist() for _, _, indices in order])
         assert asked == [position for position in range(12) if position % 2 == rank]
@@ -116,7 +116,7 @@ def test_frames_without_neighbors_are_one_line(frames):
     for label in range(3):
         for path in sorted((frames / f"class_{label:04d}").iterdir())[1:]:
             path.unlink()
-    sampler = TemporalPairs(loader.FrameFolder(frames), 2, seed=0)
+    sampler = TemporalPairs(FrameFolder(frames), 2, seed=0)
     with pytest.raises(UserError, match="have no neighbors in time"):
         drawn(sampler)
 
@@ -132,7 +132,7 @@ def test_pairs_of_a_planned_folder_stay_within_a_video(tmp_path):
     """Classes of ten frames, from videos of 7, 5 and 8, of which three are missing."""
     plan = make([7, 5, 8], missing={3, 13, 14})
     manifest.write(tmp_path, plan)
-    frames, kept = loader.FrameFolder(tmp_path), images(plan)
+    frames, kept = FrameFolder(tmp_path), images(plan)
     assert len(frames) == len(kept) == 17 and len(frames.classes) == 2
     sampler = TemporalPairs(frames, 17, seed=0)
     pairs = list(itertools.chain.from_iterable(drawn(sampler, epoch) for epoch in range(200)))

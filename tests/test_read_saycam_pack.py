@@ -5,7 +5,8 @@ import time
 import pytest
 
 from moco.cli import UserError
-from moco.data import archive, loader, manifest, packed
+from moco.data import archive, manifest, packed
+from moco.data.frame_folder import FrameFolder
 from moco.videos import images
 from scripts import pack_frames
 from tests.support.videos import write_video, write_videos
@@ -39,7 +40,7 @@ def test_tars_have_the_images_of_the_plain_reader(videos, expected, tmp_path):
     assert tree(tmp_path / "tars") == expected
     assert {"S_20130417_0600_01.tar", "b.tar", "c.tar", "manifest.json", "videos.csv", packed.NAME} < expected.keys()
     assert not [name for name in expected if name.endswith("jpeg")]
-    files, tars = (loader.FrameFolder(tmp_path / kind) for kind in ("files", "tars"))
+    files, tars = (FrameFolder(tmp_path / kind) for kind in ("files", "tars"))
     assert [(files.name(i), files.read(i)) for i in range(len(files))] == [
         (tars.name(i), tars.read(i)) for i in range(len(tars))
     ]
@@ -57,7 +58,7 @@ def test_tars_are_the_same_for_workers_and_shards(videos, expected, tmp_path):
         assert read(videos, tmp_path / "shards", *PACK, "--shard", shard) is None
         if shard == "1/2":
             with pytest.raises(UserError, match="not complete; to finish it: python read_saycam.py .*--pack"):
-                loader.FrameFolder(tmp_path / "shards")
+                FrameFolder(tmp_path / "shards")
     assert tree(tmp_path / "shards") == expected
 
 

@@ -12,7 +12,7 @@ import selectivities as script
 from moco import models, plots, provenance
 from moco.analysis import features, units
 from moco.cli import UserError
-from moco.data import loader
+from moco.data.frame_folder import FrameFolder
 from tests.support import golden
 from tests.support.inputs import make_frames
 
@@ -38,7 +38,7 @@ def plain(features, labels):
 
 
 def test_six_layers_in_one_pass_are_the_published_ones():
-    frames, expected = loader.FrameFolder(golden.IMAGES), np.load(golden.DATA / "inside.npz")
+    frames, expected = FrameFolder(golden.IMAGES), np.load(golden.DATA / "inside.npz")
     rows = list(units.layer_means(golden.model(), LAYERS, features.EvalData(frames, 224, CPU), 17))
     labels = np.concatenate([batch[1] for batch in rows])
     assert labels.tolist() == sorted([0, 1, 2, 3] * 12)
@@ -137,7 +137,7 @@ def test_batch_size_workers_and_other_layers_do_not_matter(frames, tmp_path, net
 
 
 def test_unreadable_images_are_left_out(frames, tmp_path, network):
-    images = loader.FrameFolder(frames)
+    images = FrameFolder(frames)
     for i in (*range(8), 9):
         images.path(i).write_bytes(b"no image")
     measure(frames, tmp_path / "out", network)
@@ -151,7 +151,7 @@ def test_mistakes_are_one_line_and_leave_nothing(frames, tmp_path, network):
         measure(frames, tmp_path / "out", network, "--layer", 1, 11)
     with pytest.raises(UserError, match="has one class, class_0000"):
         measure(frames / "class_0000", tmp_path / "out", network)
-    images = loader.FrameFolder(frames)
+    images = FrameFolder(frames)
     for i in range(16):
         images.path(i).write_bytes(b"no image")
     with pytest.raises(UserError, match="only one class of .* has images that can be read"):
@@ -170,7 +170,7 @@ def test_features_that_are_not_finite_are_an_error(frames, tmp_path):
     model = models.build("resnet18", 3)
     model.conv1.weight.data[:] = torch.nan
     with pytest.raises(UserError, match="class_0000/img_0000.jpeg are not finite"):
-        list(units.layer_means(model, [1], features.EvalData(loader.FrameFolder(frames), 64, CPU), 8))
+        list(units.layer_means(model, [1], features.EvalData(FrameFolder(frames), 64, CPU), 8))
 
 
 def test_the_covariance_of_parts_is_that_of_all_rows():
@@ -232,7 +232,7 @@ def test_numbers_are_on_disk_before_the_first_figure(frames, tmp_path, network, 
 def test_units_are_measured_in_float32(frames):
     seen, model = [], models.build("resnet18", 3)
     model.conv1.register_forward_hook(lambda *_: seen.append(torch.backends.cudnn.allow_tf32))
-    list(units.layer_means(model, [1], features.EvalData(loader.FrameFolder(frames), 64, CPU), 8))
+    list(units.layer_means(model, [1], features.EvalData(FrameFolder(frames), 64, CPU), 8))
     assert torch.backends.cudnn.allow_tf32 and seen and not any(seen)
 
 
@@ -248,7 +248,7 @@ def test_cached_features_give_the_same_and_are_read_again(frames, network, tmp_p
     measure(frames, tmp_path / "other", network, "--layer", 6, 1, "--features-dir", cache)
     assert len(list(cache.glob("*.npy"))) == 2
     read = []
-    monkeypatch.setattr(loader.FrameFolder, "read", lambda self, i: read.append(int(i)) or b"")
+    monkeypatch.setattr(FrameFolder, "read", lambda self, i: read.append(int(i)) or b"")
     measure(frames, tmp_path / "again", network, "--layer", 6, 1, "--features-dir", cache)
     assert read == [11]  # an image that could not be read is tried again
     for name, layer in itertools.product(("first", "other", "again"), (1, 6)):

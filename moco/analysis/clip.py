@@ -14,6 +14,7 @@ from moco import checkpoint, cli, distributed, files
 from moco.analysis import features, film
 from moco.cli import UserError
 from moco.data import augment, loader, sources
+from moco.data.frame_folder import FrameFolder
 from moco.videos import images, video
 from moco.videos.probe import probe
 
@@ -101,7 +102,7 @@ class Clip:
             self.folder = None
             self.selection = info.select(images.sampled_frames(info, fps)[:limit])
         else:
-            self.folder = loader.FrameFolder(data)
+            self.folder = FrameFolder(data)
             self.images = range(min(limit, len(self.folder)))
 
     def __len__(self):

@@ -15,7 +15,7 @@ SOURCE = ("recording", "frame", "second", "child", "date", "age_months")
 
 
 class ImageList:
-    """The images in the column 'file' of a CSV table, relative to the table, in the form of a loader.FrameFolder.
+    """The images in the column 'file' of a CSV table, relative to the table, in the form of a FrameFolder.
 
     Their classes are in the column 'class' or, without it, the names of their folders. rows: further columns of each
     image, {column: cell}. UserError for a table that cannot be read, and for files that do not exist.
@@ -70,7 +70,7 @@ def every_nth(frames, plan, n):
 def table(frames, plan, images):
     """Yield the rows of images.csv for some images (indices), as lists: first the names of its columns.
 
-    frames: a loader.FrameFolder or ImageList. plan: its manifest.Manifest, or None.
+    frames: a FrameFolder or ImageList. plan: its manifest.Manifest, or None.
     """
     rows = getattr(frames, "rows", None)
     yield ["file", "class", *(rows[0] if rows else SOURCE if plan else ())]

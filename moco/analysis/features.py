@@ -16,6 +16,7 @@ import torch
 from moco import checkpoint, cli, distributed, files, models
 from moco.cli import UserError
 from moco.data import augment, loader
+from moco.data.frame_folder import FrameFolder
 
 BATCH = 64  # images per forward pass: as fast as larger batches, and small in memory
 END_BYTES = 4096  # of a file that enter a cache key
@@ -27,7 +28,7 @@ THREADS = 16  # a network disk serves several requests at once
 class EvalData:
     """A folder of images and how they are read for evaluation: a center square of size pixels, no augmentation."""
 
-    frames: loader.FrameFolder
+    frames: FrameFolder
     size: int
     device: torch.device
     workers: int = 0

@@ -10,7 +10,7 @@ import torch
 from moco import checkpoint, cli, files, plots
 from moco.analysis import accuracy, comparisons, readouts, splits
 from moco.cli import UserError
-from moco.data import loader
+from moco.data.frame_folder import FrameFolder
 
 MAX_STEM = 200  # bytes of a file name; file systems take 255, and temporary names are longer than final ones
 
@@ -27,10 +27,10 @@ def add_flags(parser):
 
 
 def open_frames(data, test_data):
-    """The loader.FrameFolder of a folder of labeled images and, if given, one of test images."""
+    """The FrameFolder of a folder of labeled images and, if given, one of test images."""
     if test_data and Path(test_data).resolve() == Path(data).resolve():
         raise UserError(f"--test-data {test_data} is the folder to train on; give another one")
-    return loader.FrameFolder([data, test_data] if test_data else data, one_size=False)
+    return FrameFolder([data, test_data] if test_data else data, one_size=False)
 
 
 class Report:

@@ -229,7 +229,7 @@ def _natural_key(name):
 
 
 def make_tasks(frames, options):
-    """The list of Tasks that SplitOptions ask for on the images of a loader.FrameFolder.
+    """The list of Tasks that SplitOptions ask for on the images of a FrameFolder.
 
     frames: with test data, of both folders. UserError if the images, their names or the seeds do not allow it.
     """

@@ -15,7 +15,7 @@ from torch import distributed as dist
 from moco import checkpoint, distributed, files, plots, provenance
 from moco.cli import UserError, number
 from moco.training import resume
-from moco.training.metrics import MetricSums
+from moco.training.engine import MetricSums
 
 EXIT_RESUBMIT = 75  # exit status after a stop signal: the run has saved and is to be started again with --resume
 CHECK_LOSS_EVERY = 100  # steps; each check waits for the device

@@ -15,6 +15,7 @@ from moco import models
 from moco.analysis import features
 from moco.cli import UserError
 from moco.data import loader
+from moco.data.frame_folder import FrameFolder
 from tests.support import golden
 from tests.support.inputs import make_frames
 from tests.support.videos import write_video
@@ -23,7 +24,7 @@ CPU = torch.device("cpu")
 
 
 def open_data(folder, size=32, workers=0):
-    return features.EvalData(loader.FrameFolder(folder), size, CPU, workers)
+    return features.EvalData(FrameFolder(folder), size, CPU, workers)
 
 
 def every(data):
@@ -119,7 +120,7 @@ def test_features_are_computed_again_when_anything_changes(frames, tmp_path, cha
 
 def test_a_file_that_an_archive_restored_has_another_cache_key(frames):
     """Its size and time of modification are the same, its content and its time of change are not."""
-    images = loader.FrameFolder(frames)
+    images = FrameFolder(frames)
     path = images.path(3)
     path.write_bytes(bytes(3 * features.END_BYTES))
     before, key = path.stat(), features.cache_key(images, [3])
@@ -131,7 +132,7 @@ def test_a_file_that_an_archive_restored_has_another_cache_key(frames):
 
 def test_the_last_bytes_of_a_file_are_in_the_cache_key(frames, monkeypatch):
     """For disks whose clocks are coarse."""
-    images = loader.FrameFolder(frames)
+    images = FrameFolder(frames)
     path = images.path(3)
     before = path.stat()
     monkeypatch.setattr(features.os, "fstat", lambda file: before)

@@ -6,6 +6,7 @@ from torch import nn
 
 from moco.analysis import maps
 from moco.data import augment, loader
+from moco.data.frame_folder import FrameFolder
 
 
 def test_the_mean_of_a_class_activation_map_is_the_logit():
@@ -25,7 +26,7 @@ def test_an_attention_mask_is_between_0_and_1_and_one_half_where_the_map_is_0():
 
 
 def test_denormalize_undoes_the_normalization(frames):
-    images = loader.FrameFolder(frames)
+    images = FrameFolder(frames)
     normalized, _, _ = next(iter(loader.in_order(images, augment.Recipe("none", 40), torch.device("cpu"), 0).epoch(0)))
     expected = augment.decode(images.path(0).read_bytes()) / 255
     np.testing.assert_allclose(maps.denormalize(normalized)[0], expected, atol=1e-5)

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 from moco.analysis import splits
 from moco.cli import UserError
-from moco.data import loader, manifest
+from moco.data import manifest
+from moco.data.frame_folder import FrameFolder
 
 
 def options(*words):
@@ -33,7 +34,7 @@ def toys(tmp_path):
 
 
 def tasks(folder, *words):
-    return splits.make_tasks(loader.FrameFolder(folder), options(*words))
+    return splits.make_tasks(FrameFolder(folder), options(*words))
 
 
 @given(st.integers(4, 300), st.integers(0, 2**31))
@@ -316,7 +317,7 @@ def test_every_share_is_a_task_on_the_whole_test_side(toys):
 def test_a_second_folder_tests_the_classes_of_both(tmp_path, capsys):
     make_images(tmp_path / "first", *(f"{name}/{i}.jpeg" for name in ("ant", "car", "dog", "zoo") for i in range(3)))
     make_images(tmp_path / "second", *(f"{name}/{i}.jpeg" for name in ("car", "cup", "dog", "zoo") for i in range(2)))
-    frames = loader.FrameFolder([tmp_path / "first", tmp_path / "second"], one_size=False)
+    frames = FrameFolder([tmp_path / "first", tmp_path / "second"], one_size=False)
     (task,) = splits.make_tasks(frames, options("--test-data", tmp_path / "second", "--classes", "dog", "car"))
     assert (task.name, task.slug, task.classes) == ("to second", "to_second", ["car", "dog"])
     train, test = sides(task)
@@ -332,6 +333,6 @@ def test_a_second_folder_tests_the_classes_of_both(tmp_path, capsys):
     with pytest.raises(UserError, match="give either --test-data or --split-file"):
         splits.make_tasks(frames, options("--test-data", tmp_path / "second", "--split-file", "x.json"))
     make_images(tmp_path / "third", "car/1.jpeg", "ape/1.jpeg")
-    frames = loader.FrameFolder([tmp_path / "first", tmp_path / "third"], one_size=False)
+    frames = FrameFolder([tmp_path / "first", tmp_path / "third"], one_size=False)
     with pytest.raises(UserError, match="have 1 classes in common"):
         splits.make_tasks(frames, options("--test-data", tmp_path / "third"))

@@ -14,7 +14,8 @@ import moco_temp
 import temporal_classification
 from moco import checkpoint
 from moco.cli import UserError
-from moco.data import loader, manifest, recordings
+from moco.data import manifest, recordings
+from moco.data.frame_folder import FrameFolder
 from moco.data.recordings import Selection
 from tests.data.test_manifest import SETTINGS
 from tests.support.training import SMALL, everything, same
@@ -77,14 +78,14 @@ def test_a_selected_manifest_is_the_plain_list_of_its_images(slots, missing, sha
 def test_a_selection_of_ages_has_the_frames_of_the_recordings_of_these_ages(tmp_path):
     """Videos of 7, 15, 8 and 12 images, in classes of 10: an episode that the selection cuts keeps what is left."""
     make_folder(tmp_path / "frames", [7, 15, 8, 12], missing={9, 41})
-    frames = loader.FrameFolder(tmp_path / "frames", Selection(ages=(6, 12)))
+    frames = FrameFolder(tmp_path / "frames", Selection(ages=(6, 12)))
     slots = [slot for slot in range(7, 30) if slot != 9]
     assert [frames.name(i) for i in range(len(frames))] == [
         f"class_{slot // 10:04d}/img_{slot % 10:04d}.jpeg" for slot in slots
     ]
     assert frames.classes == ["class_0000", "class_0001", "class_0002"] and frames.counts == [2, 10, 10]
     assert frames.selected == "2 of 4 recordings, 0.00 hours, child S, ages 6.0 to 6.1 months"
-    late = loader.FrameFolder(tmp_path / "frames", Selection(ages=(12, 99)))
+    late = FrameFolder(tmp_path / "frames", Selection(ages=(12, 99)))
     assert late.classes == ["class_0003", "class_0004"] and late.counts == [10, 1]
 
 
@@ -94,7 +95,7 @@ def test_several_folders_follow_one_another(tmp_path):
     make_folder(tmp_path / "tree", [12])
     (tmp_path / "tree" / "manifest.json").unlink()
     folders = [tmp_path / name for name in ("S", "A", "tree", "Y")]
-    frames = loader.FrameFolder(folders)
+    frames = FrameFolder(folders)
     plain = [ImageFolder(folder) for folder in folders]
     paths = [path for each in plain for path, _ in each.samples]
     assert [str(frames.path(i)) for i in range(len(frames))] == paths
@@ -107,23 +108,23 @@ def test_several_folders_follow_one_another(tmp_path):
     assert frames.name(12) == "A/class_0000/img_0000.jpeg"
     assert frames.neighbors(11, 1) == [10] and frames.neighbors(12, 2) == [13, 14]  # never in another folder
     assert frames.neighbors(32, 1) == [31] and frames.neighbors(33, 1) == [34]  # of its class, without a manifest
-    assert loader.FrameFolder([tmp_path / "S"]).classes == ["class_0000", "class_0001"]
+    assert FrameFolder([tmp_path / "S"]).classes == ["class_0000", "class_0001"]
 
 
 def test_folders_of_one_name_are_told_apart(tmp_path):
     for name in ("S/frames", "A/frames"):
         make_folder(tmp_path / name, [3])
-    names = loader.FrameFolder([tmp_path / "S" / "frames", tmp_path / "A" / "frames"]).classes
+    names = FrameFolder([tmp_path / "S" / "frames", tmp_path / "A" / "frames"]).classes
     assert names == [f"{tmp_path.as_posix()}/{name}/class_0000" for name in ("S/frames", "A/frames")]
 
 
 def test_hours_are_drawn_over_all_folders(tmp_path):
     make_folder(tmp_path / "S", [50, 30], names=NAMES[1:])
     make_folder(tmp_path / "A", [20], names=NAMES)
-    frames = loader.FrameFolder([tmp_path / "S", tmp_path / "A"], Selection(hours=12 / 3600, seed=3))
+    frames = FrameFolder([tmp_path / "S", tmp_path / "A"], Selection(hours=12 / 3600, seed=3))
     assert len(frames) == 60  # 12 seconds at 5 per second
     assert {name.split("/")[0] for name in frames.classes} == {"S", "A"}
-    only_a = loader.FrameFolder([tmp_path / "S", tmp_path / "A"], Selection(children=("A",)))
+    only_a = FrameFolder([tmp_path / "S", tmp_path / "A"], Selection(children=("A",)))
     assert only_a.classes == ["A/class_0000", "A/class_0001"] and len(only_a) == 20
 
 
@@ -131,12 +132,12 @@ def test_mistakes_are_one_line(tmp_path):
     make_folder(tmp_path / "S", [7])
     make_folder(tmp_path / "small", [7], size=20)
     with pytest.raises(UserError, match="small are 20x20 pixels, those of .*S 40x40"):
-        loader.FrameFolder([tmp_path / "S", tmp_path / "small"])
+        FrameFolder([tmp_path / "S", tmp_path / "small"])
     with pytest.raises(UserError, match="no recording is of child Q; there are A"):
-        loader.FrameFolder(tmp_path / "S", Selection(children=("Q",)))
+        FrameFolder(tmp_path / "S", Selection(children=("Q",)))
     (tmp_path / "S" / "manifest.json").unlink()
     with pytest.raises(UserError, match="S has no manifest.json"):
-        loader.FrameFolder(tmp_path / "S", Selection(children=("S",)))
+        FrameFolder(tmp_path / "S", Selection(children=("S",)))
 
 
 def test_what_a_table_says_wins_over_the_name():

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from torchvision import datasets
 
 from moco.cli import UserError
-from moco.data import index, loader, manifest
+from moco.data import index, manifest
+from moco.data.frame_folder import FrameFolder
 
 SETTINGS = {"class-by": "time", "fps": 5.0, "seg-len": 288.0, "drop-last": False}
 
@@ -57,7 +58,7 @@ NAMES = st.text("ab-_Z0", min_size=1, max_size=3)
 def test_order_and_classes_are_those_of_imagefolder(tmp_path_factory, tree, ending):
     folder = tmp_path_factory.mktemp("tree")
     touch(folder, *(f"{top}/{inner}{name}{ending}" for top, inner, name in tree))
-    theirs, ours = datasets.ImageFolder(folder), loader.FrameFolder(folder)
+    theirs, ours = datasets.ImageFolder(folder), FrameFolder(folder)
     assert [str(path) for path in paths(ours)] == [path for path, _ in theirs.samples]
     assert ours.classes == theirs.classes and ours.labels().tolist() == theirs.targets
     assert [ours.label(i) for i in range(len(ours))] == theirs.targets
@@ -66,13 +67,13 @@ def test_order_and_classes_are_those_of_imagefolder(tmp_path_factory, tree, endi
 
 def test_hidden_entries_empty_folders_and_other_files_are_ignored(tmp_path):
     touch(tmp_path, "b/1.jpg", "d/2.jpg", "d/inner/3.jpg")
-    expected = loader.FrameFolder(tmp_path)
+    expected = FrameFolder(tmp_path)
     touch(tmp_path, ".ipynb_checkpoints/1.jpg", "b/._1.jpg", "b/.hidden/1.jpg", "d/notes.txt", "a/notes.txt", "0.jpg")
     (tmp_path / "c").mkdir()
     os.mkfifo(tmp_path / "b" / "pipe.jpg")
     os.symlink(tmp_path / "nowhere.jpg", tmp_path / "b" / "dangling.jpg")
     os.symlink(tmp_path, tmp_path / "d" / "inner" / "loop")
-    ours = loader.FrameFolder(tmp_path)
+    ours = FrameFolder(tmp_path)
     assert ours.classes == ["b", "d"] and paths(ours) == paths(expected) and ours.counts == [1, 2]
 
 
@@ -84,12 +85,12 @@ def test_names_may_be_any_bytes(tmp_path, settle):
             Path(os.fsdecode(os.fsencode(tmp_path) + b"/" + folder + b"/" + name)).touch()
     settle(tmp_path)
     for _ in range(2):  # from the scan, then from the stored index
-        assert all(path.exists() for path in paths(loader.FrameFolder(tmp_path)))
+        assert all(path.exists() for path in paths(FrameFolder(tmp_path)))
 
 
 def test_one_flat_folder_is_one_class(tmp_path):
     touch(tmp_path / "toys", "2.png", "1.png", ".0.png")
-    frames = loader.FrameFolder(tmp_path / "toys")
+    frames = FrameFolder(tmp_path / "toys")
     assert frames.classes == ["toys"] and [path.name for path in paths(frames)] == ["1.png", "2.png"]
     assert frames.labels().tolist() == [0, 0]
 
@@ -106,7 +107,7 @@ def test_a_folder_without_images_is_refused(tmp_path, kind):
     if kind == "empty manifest":
         write_manifest(folder, 0)
     with pytest.raises(UserError, match="frames of S"):
-        loader.FrameFolder(folder)
+        FrameFolder(folder)
 
 
 # --- the stored index
@@ -117,9 +118,9 @@ def test_a_second_start_does_not_scan(tmp_path, monkeypatch, settle):
     touch(folder, "a/1.jpg", "a/in/2.jpg", "b/3.jpg")
     (folder / "c").mkdir()
     settle(folder)
-    first = loader.FrameFolder(folder)
+    first = FrameFolder(folder)
     monkeypatch.setattr(index, "_scan", None)
-    second = loader.FrameFolder(folder)
+    second = FrameFolder(folder)
     assert (tmp_path / ".frames.index.npz").exists()
     assert paths(second) == paths(first) and second.classes == first.classes and second.counts == first.counts
 
@@ -143,9 +144,9 @@ def test_a_changed_folder_is_scanned_again(tmp_path, change, settle):
     touch(folder, "a/1.jpg", "a/in/2.jpg", "b/3.jpg")
     (folder / "c").mkdir()
     settle(folder)
-    loader.FrameFolder(folder)
+    FrameFolder(folder)
     CHANGES[change](folder)
-    frames = loader.FrameFolder(folder)
+    frames = FrameFolder(folder)
     assert sorted(paths(frames)) == sorted(folder.rglob("*.jpg"))
 
 
@@ -157,13 +158,13 @@ def test_a_change_is_noticed_although_modification_times_are_set_back(tmp_path, 
     (folder / "c").mkdir()
     before = {path: os.stat(path).st_mtime_ns for path, _, _ in os.walk(folder)}
     settle(folder)
-    loader.FrameFolder(folder)
+    FrameFolder(folder)
     assert (tmp_path / ".frames.index.npz").exists()
     CHANGES[change](folder)
     for path, modified in before.items():
         if os.path.exists(path):
             os.utime(path, ns=(modified, modified))
-    frames = loader.FrameFolder(folder)
+    frames = FrameFolder(folder)
     assert sorted(paths(frames)) == sorted(folder.rglob("*.jpg"))
 
 
@@ -172,7 +173,7 @@ def test_an_index_of_the_old_format_is_replaced(tmp_path, settle):
     folder, stored = tmp_path / "frames", tmp_path / ".frames.index.npz"
     touch(folder, "a/1.jpg")
     settle(folder)
-    loader.FrameFolder(folder)
+    FrameFolder(folder)
     with np.load(stored) as content:
         old = {
             **content,
@@ -181,12 +182,12 @@ def test_an_index_of_the_old_format_is_replaced(tmp_path, settle):
             "ends": content["ends"] * 0,
         }
     np.savez(stored, **old)
-    assert loader.FrameFolder(folder).name(0) == "a/1.jpg"
+    assert FrameFolder(folder).name(0) == "a/1.jpg"
 
 
 def test_the_index_of_a_folder_that_changed_just_now_is_not_stored(tmp_path):
     touch(tmp_path / "frames", "a/1.jpg")
-    loader.FrameFolder(tmp_path / "frames")
+    FrameFolder(tmp_path / "frames")
     assert not (tmp_path / ".frames.index.npz").exists()
 
 
@@ -195,14 +196,14 @@ def test_beside_a_read_only_folder_the_index_goes_to_the_users_cache(tmp_path, c
     touch(folder, "a/1.jpg")
     settle(folder)
     (tmp_path / ".frames.index.npz").mkdir()  # prevents writing, as a read-only disk would
-    loader.FrameFolder(folder)
+    FrameFolder(folder)
     assert len(list((cache / "baby-vision").iterdir())) == 1
     monkeypatch.setattr(index, "_scan", None)
-    assert len(loader.FrameFolder(folder)) == 1
+    assert len(FrameFolder(folder)) == 1
     monkeypatch.undo()
     monkeypatch.setattr(index, "SETTLED", -1)
     monkeypatch.setattr(index, "_index_paths", lambda folder: [Path("/dev/null/a"), Path("/dev/null/b")])
-    assert len(loader.FrameFolder(folder)) == 1
+    assert len(FrameFolder(folder)) == 1
 
 
 # --- frame folders with a manifest
@@ -230,10 +231,10 @@ def write_manifest(folder, slots, hours=1):
 
 def test_a_manifest_gives_what_a_scan_gives(tmp_path):
     total = write_manifest(tmp_path, 4000, hours=0.1)
-    by_manifest = loader.FrameFolder(tmp_path)
+    by_manifest = FrameFolder(tmp_path)
     touch(tmp_path, *(os.path.relpath(path, tmp_path) for path in paths(by_manifest)))
     (tmp_path / manifest.NAME).unlink()
-    by_scan = loader.FrameFolder(tmp_path)
+    by_scan = FrameFolder(tmp_path)
     assert len(by_manifest) == total and paths(by_manifest) == paths(by_scan) and by_manifest.classes == by_scan.classes
     assert np.array_equal(by_manifest.labels(), by_scan.labels()) and by_manifest.counts == by_scan.counts
 
@@ -244,7 +245,7 @@ def test_a_manifest_gives_what_a_scan_gives(tmp_path):
 def test_opening_millions_of_frames_takes_little_memory(tmp_path, millions):
     total = write_manifest(tmp_path, millions * 1_000_000)
     tracemalloc.start()
-    frames = loader.FrameFolder(tmp_path)
+    frames = FrameFolder(tmp_path)
     size, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert peak < 16e6 and size < 4e6

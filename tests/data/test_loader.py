@@ -1,4 +1,4 @@
-"""FrameFolder, EpochSampler and FrameLoader: order, shares, augmentation, corrupt images."""
+"""FrameFolder, loader.EpochSampler and FrameLoader: order, shares, augmentation, corrupt images."""
 
 import os
 import random
@@ -14,7 +14,7 @@ from torchvision import datasets, transforms
 
 from moco.cli import UserError
 from moco.data import augment, loader
-from moco.data.sampler import EpochSampler
+from moco.data.frame_folder import FrameFolder
 from moco.distributed import ProcessContext
 from tests import support
 
@@ -24,7 +24,7 @@ PHOTOS = support.GOLDEN / "images"
 
 @pytest.fixture(scope="module")
 def frames():
-    return loader.FrameFolder(PHOTOS)
+    return FrameFolder(PHOTOS)
 
 
 def image(path, color=90):
@@ -34,7 +34,7 @@ def image(path, color=90):
 
 def batches_of(frames, recipe, batch_size, workers=0, seed=0, views=1, source=None, context=SINGLE, **options):
     """A FrameLoader on the CPU; source: all frames unless given; options: of its sampler."""
-    sampler = EpochSampler(len(frames) if source is None else source, batch_size, seed, context, **options)
+    sampler = loader.EpochSampler(len(frames) if source is None else source, batch_size, seed, context, **options)
     return loader.FrameLoader(frames, recipe, sampler, "cpu", workers, views)
 
 
@@ -54,10 +54,10 @@ def test_the_shares_of_the_processes_make_up_the_epoch(total, per_process, world
     used = total - (left_out if train else 0)
     if used == 0:
         with pytest.raises(UserError, match=f"{total} images do not fill one batch"):
-            EpochSampler(total, size, seed, ProcessContext(0, world), train, drop_last)
+            loader.EpochSampler(total, size, seed, ProcessContext(0, world), train, drop_last)
         return
     contexts = [ProcessContext(rank, world) for rank in range(world)]
-    ranks = [EpochSampler(total, size, seed, context, train, drop_last) for context in contexts]
+    ranks = [loader.EpochSampler(total, size, seed, context, train, drop_last) for context in contexts]
     shares = [list(order) for order in ranks]
     indices = ranks[0].indices()
     assert np.array_equal(np.sort(indices), np.arange(total))
@@ -200,7 +200,7 @@ def spoil(folder, i, kind="cut"):
 @pytest.mark.parametrize("workers", [0, 1])
 @pytest.mark.parametrize("kind", ["cut", "empty", "text", "gone"])
 def test_in_training_the_next_good_image_of_the_class_replaces_a_corrupt_one(many, capsys, kind, workers):
-    frames = loader.FrameFolder(many)
+    frames = FrameFolder(many)
     spoil(many, 99, kind)
     batches = batches_of(frames, augment.Recipe("none", 32), 32, workers, 0)
     for epoch in range(2):
@@ -218,7 +218,7 @@ def test_in_training_the_next_good_image_of_the_class_replaces_a_corrupt_one(man
 
 
 def test_in_evaluation_a_corrupt_image_is_left_out(many, capsys):
-    frames = loader.FrameFolder(many)
+    frames = FrameFolder(many)
     for i in (0, 49, *range(120, 150)):
         spoil(many, i)
     batches = batches_of(frames, augment.Recipe("none", 32), 10, 0, 0, train=False)
@@ -231,7 +231,7 @@ def test_in_evaluation_a_corrupt_image_is_left_out(many, capsys):
 
 @pytest.mark.parametrize("workers", [0, 1])
 def test_more_than_one_percent_of_corrupt_images_end_training_with_a_list(many, workers):
-    frames = loader.FrameFolder(many)
+    frames = FrameFolder(many)
     spoil(many, 3)
     spoil(many, 77, "empty")
     batches = batches_of(frames, augment.Recipe("none", 32), 32, workers, 0)
@@ -244,7 +244,7 @@ def test_more_than_one_percent_of_corrupt_images_end_training_with_a_list(many, 
 
 
 def test_a_class_without_a_good_image_ends_training(many):
-    frames = loader.FrameFolder(many)
+    frames = FrameFolder(many)
     for i in range(50, 100):
         spoil(many, i, "text")
     with pytest.raises(UserError, match="images .* cannot be read, too many"):
@@ -253,7 +253,7 @@ def test_a_class_without_a_good_image_ends_training(many):
 
 def test_a_training_step_without_images_is_an_error(many):
     image(many / "c3" / "150.png")
-    frames = loader.FrameFolder(many)
+    frames = FrameFolder(many)
     spoil(many, 150)  # the only one of its class, less than one in a hundred of all
     batches = batches_of(frames, augment.Recipe("none", 32), 151, 0, 0)
     assert sum(len(indices) for indices in index_lists(batches)) == 150
@@ -265,16 +265,16 @@ def test_a_training_step_without_images_is_an_error(many):
 def test_a_last_batch_of_one_image_per_process_is_left_out_of_training(total, world_size, steps):
     """Batch norm has no variance over one image; at least two images per process are a step."""
     size = 4 * world_size
-    samplers = [EpochSampler(total, size, context=ProcessContext(r, world_size)) for r in range(world_size)]
+    samplers = [loader.EpochSampler(total, size, context=ProcessContext(r, world_size)) for r in range(world_size)]
     for sampler in samplers:
         shares = [len(indices) for _, _, indices in sampler]
         assert len(shares) == len(sampler) == steps and min(shares) >= 2
-    whole = EpochSampler(total, size, train=False)
+    whole = loader.EpochSampler(total, size, train=False)
     assert sum(len(indices) for _, _, indices in whole) == total
 
 
 def test_a_batch_size_of_one_image_per_process_is_allowed():
-    sampler = EpochSampler(5, 1)
+    sampler = loader.EpochSampler(5, 1)
     assert [len(indices) for _, _, indices in sampler] == [1] * 5
 
 
@@ -286,7 +286,7 @@ def test_names_that_are_not_utf8_can_be_printed_and_written(tmp_path, capsys):
     for name in (b"/\xfd/\xff\xfe.png", b"/b/\xe9.png", "/b/é.png".encode()):
         image(Path(os.fsdecode(folder + name)))
     Path(os.fsdecode(folder + b"/b/\xe9.png")).write_bytes(b"")
-    frames = loader.FrameFolder(tmp_path / "data")
+    frames = FrameFolder(tmp_path / "data")
     names = [frames.name(i) for i in range(3)]
     assert names == ["b/é.png", r"b/\udce9.png", r"\udcfd/\udcff\udcfe.png"]
     assert frames.classes == ["b", r"\udcfd"]

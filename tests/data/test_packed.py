@@ -24,8 +24,8 @@ import temporal_classification
 from moco.analysis import clip, features
 from moco.cli import UserError
 from moco.data import archive, augment, loader, packed
+from moco.data.frame_folder import FrameFolder
 from moco.data.recordings import Selection
-from moco.data.sampler import EpochSampler
 from scripts import pack_frames
 from tests import support
 from tests.data.test_frame_folder import NAMES as VIDEOS
@@ -67,7 +67,7 @@ def contents(frames):
 
 @KINDS
 def test_a_packed_folder_has_the_images_classes_and_neighbors_of_the_files(pairs, kind):
-    files, tars = map(loader.FrameFolder, pairs[kind])
+    files, tars = map(FrameFolder, pairs[kind])
     assert contents(tars) == contents(files)
     assert (tars.classes, tars.counts) == (files.classes, files.counts)
     assert all(tars.neighbors(i, 3) == files.neighbors(i, 3) for i in range(len(files)))
@@ -86,15 +86,15 @@ def test_videos_of_one_name_get_tars_of_their_own(tmp_path):
     files = make_folder(tmp_path / "files", [3, 4, 5], names=["a/v.mp4", "b/v.mp4", "v.2.mp4"])
     tars = pack(files, tmp_path / "tars")
     assert packed.list_tars(tars) == ["v.2.tar", "v.3.tar", "v.tar"]
-    assert contents(loader.FrameFolder(tars)) == contents(loader.FrameFolder(files))
+    assert contents(FrameFolder(tars)) == contents(FrameFolder(files))
 
 
 def test_selections_and_several_folders(pairs, tmp_path):
     files, tars = pairs["videos"]
     selection = Selection(ages=(6, 12))
-    assert contents(loader.FrameFolder(tars, selection)) == contents(loader.FrameFolder(files, selection))
-    both = loader.FrameFolder([tars, files])
-    assert [both.read(i) for i in range(len(both))] == 2 * [each[2] for each in contents(loader.FrameFolder(files))]
+    assert contents(FrameFolder(tars, selection)) == contents(FrameFolder(files, selection))
+    both = FrameFolder([tars, files])
+    assert [both.read(i) for i in range(len(both))] == 2 * [each[2] for each in contents(FrameFolder(files))]
 
 
 @pytest.mark.parametrize("kind", ["videos", "tree"])
@@ -114,14 +114,14 @@ def test_tar_tarfile_and_webdataset_read_the_tars(pairs, kind, tmp_path):
 
 @KINDS
 def test_a_missing_or_damaged_index_is_made_again(pairs, kind, tmp_path):
-    frames = loader.FrameFolder(pairs[kind][1])
+    frames = FrameFolder(pairs[kind][1])
     expected, path = contents(frames), pairs[kind][1] / packed.NAME
     intact = path.read_bytes()
     for damaged in (None, b"", b"{}\n", intact[:-3], intact.replace(b'"version": 1', b'"version": 0')):
         path.unlink()
         if damaged is not None:
             path.write_bytes(damaged)
-        assert contents(loader.FrameFolder(pairs[kind][1])) == expected
+        assert contents(FrameFolder(pairs[kind][1])) == expected
         assert path.read_bytes() == intact
 
 
@@ -132,14 +132,14 @@ def test_an_index_that_cannot_be_stored_beside_the_tars_is_in_the_cache(pairs, t
     for tar in pairs["tree"][1].glob("*.tar"):
         (folder / tar.name).symlink_to(tar)
     (folder / packed.NAME).mkdir()  # nothing can be written there
-    expected = contents(loader.FrameFolder(pairs["tree"][0]))
+    expected = contents(FrameFolder(pairs["tree"][0]))
     for _ in range(2):
-        assert contents(loader.FrameFolder(folder)) == expected
+        assert contents(FrameFolder(folder)) == expected
         monkeypatch.setattr(archive, "scan", None)  # the second time it is there
     (tmp_path / "cache" / "baby-vision").rename(tmp_path / "gone")
     (tmp_path / "cache" / "baby-vision").touch()
     with pytest.raises((UserError, TypeError)):
-        loader.FrameFolder(folder)
+        FrameFolder(folder)
 
 
 TOPS = st.sampled_from(["", "a", "a-", "a.b", "Z", "é"])
@@ -155,13 +155,13 @@ def test_the_order_of_packed_images_is_that_of_the_files(tmp_path_factory, tree)
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(name.encode())
     try:
-        files = loader.FrameFolder(folder / "files")
+        files = FrameFolder(folder / "files")
     except UserError:  # hidden ones only
         return
-    tars = loader.FrameFolder(pack(folder / "files", folder / "tars"))
+    tars = FrameFolder(pack(folder / "files", folder / "tars"))
     assert contents(tars) == contents(files) and tars.classes == files.classes
     (folder / "tars" / packed.NAME).unlink()
-    assert contents(loader.FrameFolder(folder / "tars")) == contents(files)
+    assert contents(FrameFolder(folder / "tars")) == contents(files)
 
 
 # --- tars of others
@@ -190,7 +190,7 @@ def test_any_tars_are_read_in_the_order_of_imagefolder(tmp_path, capsys):
                 info = tarfile.TarInfo(member)
                 info.size = len(content)
                 tar.addfile(info, io.BytesIO(content))
-    frames = loader.FrameFolder(tmp_path)
+    frames = FrameFolder(tmp_path)
     assert (frames.classes, frames.counts) == (["a", "b"], [2, 4])
     assert [frames.relative_path(i) for i in range(6)] == [
         "a/1.png", f"a/{long}", "b/10.png", "b/2.png", "b/é.png", non_utf8,
@@ -238,7 +238,7 @@ def test_images_behind_the_cut_of_a_tar_are_unreadable(pairs, tmp_path, capsys, 
     os.truncate(tar, tar.stat().st_size // 2)
     if not has_index:
         (folder / packed.NAME).unlink()
-    frames, intact = loader.FrameFolder(folder), loader.FrameFolder(pairs["videos"][1])
+    frames, intact = FrameFolder(folder), FrameFolder(pairs["videos"][1])
     failed = unreadable(frames)
     assert len(frames) == len(intact) and frames.counts == intact.counts
     inside = names_in(pairs["videos"][1] / tar.name)
@@ -258,7 +258,7 @@ def test_damaged_headers_are_named_and_other_images_read(pairs, kind, tmp_path):
     with open(folder / tar, "r+b") as file:
         file.seek(second[1] + 130)
         file.write(b"7")  # in the size
-    failed = unreadable(loader.FrameFolder(folder))
+    failed = unreadable(FrameFolder(folder))
     assert len(failed) == 1 and f"{tar} is cut, damaged or changed since it was indexed" in next(iter(failed.values()))
 
 
@@ -266,7 +266,7 @@ def test_a_tar_that_has_changed_is_named(pairs, tmp_path):
     folder = copy(pairs, "videos", tmp_path / "tars")
     one, other = packed.list_tars(folder)[:2]
     (folder / one).write_bytes((folder / other).read_bytes())
-    failed = unreadable(loader.FrameFolder(folder))
+    failed = unreadable(FrameFolder(folder))
     assert len(failed) == 7 and all(f"{one} is cut, damaged or changed" in reason for reason in failed.values())
 
 
@@ -279,25 +279,25 @@ def test_missing_and_renamed_tars_are_named(pairs, kind, tmp_path, has_index):
     name = packed.list_tars(folder)[0]
     (folder / name).rename(folder / "other.tar")
     if kind == "tree" and not has_index:  # the members name the classes
-        assert contents(loader.FrameFolder(folder)) == contents(loader.FrameFolder(pairs[kind][1]))
+        assert contents(FrameFolder(folder)) == contents(FrameFolder(pairs[kind][1]))
         return
     with pytest.raises(UserError, match=f"has no {name} .is it other.tar, renamed.*1 missing"):
-        loader.FrameFolder(folder)
+        FrameFolder(folder)
     (folder / "other.tar").unlink()
     with pytest.raises(UserError, match=f"has no {name}, one of 1"):
-        loader.FrameFolder(folder)
+        FrameFolder(folder)
 
 
 def test_a_tar_that_was_added_is_indexed(pairs, tmp_path):
     folder = copy(pairs, "tree", tmp_path / "tars")
     archive.write(folder / "more.tar", [("class_0003/x.png", 0, b"x")])
-    frames = loader.FrameFolder(folder)
+    frames = FrameFolder(folder)
     assert frames.classes[-1] == "class_0003" and frames.counts == [8, 8, 8, 1]
 
 
 def test_a_tar_that_disappears_while_it_is_used_costs_its_images(pairs, tmp_path):
     folder = copy(pairs, "tree", tmp_path / "tars")
-    frames = loader.FrameFolder(folder)
+    frames = FrameFolder(folder)
     (folder / packed.list_tars(folder)[0]).unlink()
     with pytest.raises(OSError) as error:
         frames.read(0)
@@ -309,13 +309,13 @@ def test_corrupt_images_are_replaced_and_counted(tmp_path, capsys):
     files = make_frames(tmp_path / "files", ["a", "b"], n=120, size=16)
     (files / "b" / "img_0004.jpeg").write_bytes(b"no image")
     tars = pack(files, tmp_path / "tars")
-    frames = [loader.FrameFolder(each) for each in (files, tars, tars)]
+    frames = [FrameFolder(each) for each in (files, tars, tars)]
     (files / "b" / "img_0007.jpeg").unlink()
     with open(tars / "b-0000.tar", "r+b") as file:
         file.seek(list(archive.scan(tars / "b-0000.tar"))[7][1])
         file.write(b"x")
     batches = [
-        loader.FrameLoader(each, augment.Recipe("none", 32), EpochSampler(240, 20), "cpu", workers)
+        loader.FrameLoader(each, augment.Recipe("none", 32), loader.EpochSampler(240, 20), "cpu", workers)
         for each, workers in zip(frames, (0, 0, 2), strict=True)
     ]
     for each in zip(*(each.epoch(0) for each in batches), strict=True):
@@ -332,9 +332,9 @@ def test_corrupt_images_are_replaced_and_counted(tmp_path, capsys):
 
 def test_few_tars_are_open_at_a_time_and_threads_share_them(pairs, monkeypatch):
     monkeypatch.setattr("moco.files.raise_open_file_limit", lambda: 4)
-    frames = loader.FrameFolder(pairs["tree"][1])
+    frames = FrameFolder(pairs["tree"][1])
     before = set(os.listdir("/proc/self/fd"))
-    expected = contents(loader.FrameFolder(pairs["tree"][0]))
+    expected = contents(FrameFolder(pairs["tree"][0]))
     order = np.random.default_rng(0).integers(len(frames), size=3000).tolist()
     with ThreadPoolExecutor(8) as threads:
         assert list(threads.map(frames.read, order)) == [expected[i][2] for i in order]
@@ -344,7 +344,7 @@ def test_few_tars_are_open_at_a_time_and_threads_share_them(pairs, monkeypatch):
 
 
 def test_a_copy_in_another_process_maps_the_same_index(pairs):
-    frames = loader.FrameFolder(pairs["tree"][1])
+    frames = FrameFolder(pairs["tree"][1])
     content = pickle.dumps(frames)
     assert len(content) < 4000 and contents(pickle.loads(content)) == contents(frames)
     assert pickle.loads(pickle.dumps(frames.path(3))).read_bytes() == frames.read(3)
@@ -422,9 +422,9 @@ def test_analyses_read_packed_images(pairs, tmp_path):
     for data in (folder, pack(folder, tmp_path / "tars")):
         cache = tmp_path / f"cache of {data.name}"
         cache.mkdir()
-        rows.append(hog_baseline.all_features(loader.FrameFolder(data), np.arange(6), 0, cache))
+        rows.append(hog_baseline.all_features(FrameFolder(data), np.arange(6), 0, cache))
     assert rows[0].shape[0] == 6 and not np.isnan(rows[0]).any() and np.array_equal(*rows)
-    files, tars = map(loader.FrameFolder, pairs["tree"])
+    files, tars = map(FrameFolder, pairs["tree"])
     clips = [clip.Clip(data, clip.Crop(40), len(files), workers=2) for data in pairs["tree"]]
     assert all(np.array_equal(ours, theirs) for ours, theirs in zip(*clips, strict=True))
     shown = [
@@ -436,9 +436,9 @@ def test_analyses_read_packed_images(pairs, tmp_path):
 
 def test_features_of_packed_images_are_cached_until_a_tar_changes(pairs, tmp_path):
     folder = copy(pairs, "tree", tmp_path / "tars")
-    frames = loader.FrameFolder(folder)
+    frames = FrameFolder(folder)
     images = np.arange(len(frames))
     key = features.cache_key(frames, images)
-    assert key == features.cache_key(loader.FrameFolder(folder), images)
+    assert key == features.cache_key(FrameFolder(folder), images)
     os.utime(folder / packed.list_tars(folder)[0], (0, 0))
     assert key != features.cache_key(frames, images)

@@ -19,14 +19,14 @@ import multiprocessing, os, signal, sys, threading, time
 import torch
 from moco import cli
 from moco.data import augment, loader
-from moco.data.sampler import EpochSampler
+from moco.data.frame_folder import FrameFolder
 
 SIGNALS = signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2
 photos = sys.argv[1]
 
 def make(batch_size=4, workers=2):
-    frames = loader.FrameFolder(photos)
-    sampler = EpochSampler(len(frames), batch_size)
+    frames = FrameFolder(photos)
+    sampler = loader.EpochSampler(len(frames), batch_size)
     return loader.FrameLoader(frames, augment.Recipe("released", 32), sampler, "cpu", workers)
 """
 

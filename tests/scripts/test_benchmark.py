@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from moco.analysis import units
-from moco.data import loader
+from moco.data.frame_folder import FrameFolder
 from scripts import benchmark, benchmark_files, benchmark_inside, benchmark_readouts, benchmark_train, timing
 from tests.support import GOLDEN
 
@@ -62,7 +62,7 @@ def test_images_are_written_and_read_as_files_as_tars_and_by_webdataset(tmp_path
         folder = tmp_path / kind
         folder.mkdir()
         benchmark_files.write(kind, contents, 30, folder)
-        frames = loader.FrameFolder(folder)
+        frames = FrameFolder(folder)
         assert [frames.read(i) for i in range(len(frames))] == expected
         for order, n in (("open", 0), ("random", 30), ("in order", 30)):
             assert benchmark_files.read(kind, folder, n, order).keys() == {"seconds", "cpu_seconds"}

@@ -20,6 +20,7 @@ from moco import checkpoint, files, models, provenance
 from moco.analysis import embeddings, features, similarity
 from moco.cli import UserError
 from moco.data import loader, manifest
+from moco.data.frame_folder import FrameFolder
 from scripts import embeddings as script
 from tests.support import ROOT, golden
 from tests.support.inputs import make_frames, save_network
@@ -88,7 +89,7 @@ def test_random_weights_have_statistics_of_the_images(frames, tmp_path):
     export(frames, tmp_path / "out", *words)
     torch.manual_seed(3)
     trunk = models.remove_head(models.build("resnet18"))
-    data = features.EvalData(loader.FrameFolder(frames), 32, torch.device("cpu"))
+    data = features.EvalData(FrameFolder(frames), 32, torch.device("cpu"))
     features.adapt_batch_norm(trunk, data, np.arange(24), 3, tmp_path)
     with torch.no_grad():
         expected = torch.cat([trunk(pictures) for pictures, *_ in data.batches()])
@@ -106,7 +107,7 @@ def test_layers_of_several_models_are_those_of_layer_means(frames, network, tmp_
     assert {path.name for path in (tmp_path / "out").glob("random*.npy")} == {
         f"random_layer_{layer}.npy" for layer in layers
     }
-    data = features.EvalData(loader.FrameFolder(frames), 32, torch.device("cpu"))
+    data = features.EvalData(FrameFolder(frames), 32, torch.device("cpu"))
     with torch.no_grad():
         pictures = torch.cat([pictures for pictures, *_ in data.batches()])
         for layer in layers:
@@ -173,8 +174,8 @@ def test_what_is_on_disk_is_not_computed_again(frames, tmp_path, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         export(frames, tmp_path / "out")
     monkeypatch.setattr(embeddings, "_write_part", write)
-    seen, read = [], loader.FrameFolder.read
-    monkeypatch.setattr(loader.FrameFolder, "read", lambda self, i: seen.append(int(i)) or read(self, i))
+    seen, read = [], FrameFolder.read
+    monkeypatch.setattr(FrameFolder, "read", lambda self, i: seen.append(int(i)) or read(self, i))
     export(frames, tmp_path / "out")
     assert seen == list(range(16, 24))
 
@@ -208,7 +209,7 @@ def test_one_of_two_shards_that_end_together_joins_the_parts(frames, tmp_path, m
 
 def test_a_corrupt_image_keeps_its_row_and_is_reported(frames, tmp_path, capsys):
     corrupt = [3, *range(8, 16)]  # a whole part, too
-    images = loader.FrameFolder(frames)
+    images = FrameFolder(frames)
     for i in corrupt:
         images.path(i).write_bytes(b"no image")
     summary = export(frames, tmp_path / "out", "--rdm", "cosine", "--tsne", "--nearest", 3)
@@ -243,7 +244,7 @@ def extracted(tmp_path_factory):
 def test_the_table_has_what_the_manifest_knows(extracted, tmp_path):
     export(extracted, tmp_path / "out")
     rows = table(tmp_path / "out")
-    images = loader.FrameFolder(extracted)
+    images = FrameFolder(extracted)
     assert [row["file"] for row in rows] == [images.name(i) for i in range(23)]
     assert [row["class"] for row in rows] == [images.classes[label] for label in images.labels()]
     assert list(rows[0]) == ["file", "class", *embeddings.SOURCE]

@@ -14,7 +14,8 @@ import pytest
 
 from moco import cli
 from moco.cli import UserError
-from moco.data import archive, loader, packed
+from moco.data import archive, packed
+from moco.data.frame_folder import FrameFolder
 from scripts import pack_frames
 from tests.data.test_frame_folder import make_folder
 from tests.support.inputs import make_frames
@@ -49,7 +50,7 @@ def test_packing_and_unpacking_restore_every_byte(kind, request, tmp_path, capsy
     pack(tmp_path / "packed", tmp_path / "unpacked", "--unpack")
     assert tree(tmp_path / "unpacked") == tree(data)
     lines = capsys.readouterr().out.splitlines()
-    n = len(loader.FrameFolder(data))
+    n = len(FrameFolder(data))
     assert [line.split(" in ")[0] for line in lines] == [f"{task}: {n}/{n} images" for task in TASKS]
     assert all("images/s" in line and "0.0 GB left" in line for line in lines)
     again = tree(tmp_path / "packed")
@@ -86,7 +87,7 @@ def test_a_packing_that_is_interrupted_is_resumed(kind, request, tmp_path, monke
         with pytest.raises(
             UserError, match=f"packed is not complete; to finish it: python .*pack_frames.py .*{kind} --"
         ):
-            loader.FrameFolder(tmp_path / "packed")
+            FrameFolder(tmp_path / "packed")
     pack(data, tmp_path / "packed", "--verify")
     assert tree(tmp_path / "packed") == tree(tmp_path / "undisturbed")
 
@@ -139,7 +140,7 @@ def test_images_that_cannot_be_read_are_left_out_by_name(videos, tmp_path, capsy
     (videos / "class_0001" / "img_0003.jpeg").unlink()
     pack(videos, tmp_path / "packed", "--verify")
     assert capsys.readouterr().out.count("class_0001/img_0003.jpeg: No such file or directory; left out") == 1
-    frames = loader.FrameFolder(tmp_path / "packed")
+    frames = FrameFolder(tmp_path / "packed")
     assert len(frames) == 41
     with pytest.raises(FileNotFoundError, match="it is in no tar"):
         frames.read(12)

@@ -12,7 +12,7 @@ from torch import distributed as dist
 
 from moco import cli, distributed
 from moco.data import augment, loader
-from moco.data.sampler import EpochSampler
+from moco.data.frame_folder import FrameFolder
 from tests import support
 
 ENDS = {  # the exit status and the message of each
@@ -47,8 +47,8 @@ def end(kind, rank):
 
 def train(args, context):
     """A few steps of a training."""
-    frames = loader.FrameFolder(support.GOLDEN / "images")
-    sampler = EpochSampler(len(frames), 4, context=context)
+    frames = FrameFolder(support.GOLDEN / "images")
+    sampler = loader.EpochSampler(len(frames), 4, context=context)
     batches = loader.FrameLoader(frames, augment.Recipe("none", 32), sampler, context.device, args.workers)
     for step, _ in enumerate(batches.epoch(0)):
         if step == 0:  # before it waits for the other process: the workers would read on, and end

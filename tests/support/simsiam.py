@@ -6,7 +6,7 @@ from torch.nn import functional
 
 from moco import models
 from moco.data import augment, loader
-from moco.data.sampler import EpochSampler
+from moco.data.frame_folder import FrameFolder
 from moco.training import engine
 from moco.training.run import CheckpointFormat, Run, RunOptions
 
@@ -29,8 +29,8 @@ def objective(model, images, _):
 
 
 def train(args, context):
-    frames = loader.FrameFolder(args.data)
-    sampler = EpochSampler(len(frames), args.batch_size, args.seed, context, drop_last=True)
+    frames = FrameFolder(args.data)
+    sampler = loader.EpochSampler(len(frames), args.batch_size, args.seed, context, drop_last=True)
     batches = loader.FrameLoader(frames, augment.Recipe("moco_v2", args.image_size), sampler, context.device, views=2)
     torch.manual_seed(args.seed)
     model = engine.prepare(SimSiam("shufflenet_v2_x0_5"), context, torch.float32)

@@ -5,7 +5,7 @@ import torch
 
 from moco.cli import UserError
 from moco.distributed import ProcessContext
-from moco.training.metrics import MetricSums, topk_accuracy
+from moco.training.engine import MetricSums, topk_accuracy
 
 CPU = torch.device("cpu")
 

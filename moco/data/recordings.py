@@ -1,5 +1,6 @@
 """What is known of a recording: child, date and age; and which recordings to use, by these or by name."""
 
+import argparse
 import re
 from dataclasses import asdict, dataclass, field, fields
 from datetime import date
@@ -131,11 +132,10 @@ def add_flags(parser):
 def age_range(text):
     """(low, high) in months from LOW-HIGH, either of which may be missing (an argparse type)."""
     match = re.fullmatch(r"(\d+(?:\.\d+)?)?-(\d+(?:\.\d+)?)?", text)
-    if match is None or not any(match.groups()):
-        raise ValueError(text)
-    low, high = (float(bound) if bound else default for bound, default in zip(match.groups(), (0, 1e9), strict=True))
-    if low >= high:
-        raise ValueError(text)
+    bounds = match.groups() if match else (None, None)
+    low, high = (float(bound) if bound else default for bound, default in zip(bounds, (0, 1e9), strict=True))
+    if not any(bounds) or low >= high:
+        raise argparse.ArgumentTypeError(f"{text} is not a range in months such as 6-12, 6- or -12")
     return low, high
 
 
@@ -174,6 +174,8 @@ class Selection:
             raise UserError(
                 f"no recording is of child {unknown[0]}; there are {', '.join(known) or 'none that is known'}"
             )
+        if self.ages and all(recording.age_months is None for _, recording, _ in recordings):
+            raise UserError("--ages: the age of no recording is known; give their ages in a table (--recordings)")
         chosen = [i for i, (_, recording, _) in enumerate(recordings) if self._takes(recording, keys[i])]
         if not chosen:
             raise UserError("the selection leaves no recording; see --children, --ages, --select, --exclude and --list")
@@ -230,7 +232,7 @@ def _check_names(names, keys):
     """UserError where one of names is that of no recording."""
     there = set().union(*keys) if keys else set()
     if unknown := [name for name in names if name not in there]:
-        raise UserError(f"--list names {unknown[0]} and {len(unknown) - 1} more that are not there")
+        raise UserError(f"--list: there is no recording {', '.join(unknown[:3])}{', ...' if unknown[3:] else ''}")
 
 
 def describe(recordings, seconds):

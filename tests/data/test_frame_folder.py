@@ -1,6 +1,7 @@
 """Several folders as one, and the images of selected recordings: the same images as a plain list would give."""
 
 import json
+import shutil
 import time
 
 import cv2
@@ -112,8 +113,8 @@ def test_several_folders_follow_one_another(tmp_path):
 
 
 def test_folders_of_one_name_are_told_apart(tmp_path):
-    for name in ("S/frames", "A/frames"):
-        make_folder(tmp_path / name, [3])
+    for name, n in (("S/frames", 3), ("A/frames", 4)):
+        make_folder(tmp_path / name, [n])
     names = FrameFolder([tmp_path / "S" / "frames", tmp_path / "A" / "frames"]).classes
     assert names == [f"{tmp_path.as_posix()}/{name}/class_0000" for name in ("S/frames", "A/frames")]
 
@@ -133,6 +134,11 @@ def test_mistakes_are_one_line(tmp_path):
     make_folder(tmp_path / "small", [7], size=20)
     with pytest.raises(UserError, match="small are 20x20 pixels, those of .*S 40x40"):
         FrameFolder([tmp_path / "S", tmp_path / "small"])
+    shutil.copytree(tmp_path / "S", tmp_path / "copy")
+    with pytest.raises(UserError, match="S and .*copy have the same frames of the same videos"):
+        FrameFolder([tmp_path / "S", tmp_path / "copy"])
+    cv2.imwrite(str(tmp_path / "copy" / "class_0000" / "img_0000.jpeg"), np.zeros((40, 40, 3), np.uint8))
+    assert len(FrameFolder([tmp_path / "S", tmp_path / "copy"])) == 14  # of other videos with the same names
     with pytest.raises(UserError, match="no recording is of child Q; there are A"):
         FrameFolder(tmp_path / "S", Selection(children=("Q",)))
     (tmp_path / "S" / "manifest.json").unlink()

@@ -113,15 +113,21 @@ def test_every_condition_is_met(conditions, chosen):
     [
         (dict(children=("Q",)), "no recording is of child Q; there are A, S"),
         (dict(ages=(20, 30)), "leaves no recording"),
+        (dict(names=tuple("abcd")), "there is no recording a, b, c, ...$"),
         (dict(select=("x*",)), "matches the pattern x"),
         (dict(exclude=("x*",)), "matches the pattern x"),
-        (dict(names=("room", "hall", "attic")), "names hall and 1 more"),
+        (dict(names=("room", "hall", "attic")), "there is no recording hall, attic$"),
         (dict(hours=5), "--hours 5: the selected recordings have 3.96"),
     ],
 )
 def test_a_condition_that_nothing_meets_is_one_line(conditions, message):
     with pytest.raises(UserError, match=message):
         Selection(**conditions).choose(ALL)
+
+
+def test_ages_that_nobody_knows_are_asked_for():
+    with pytest.raises(UserError, match="the age of no recording is known; give their ages in a table"):
+        Selection(ages=(6, 12)).choose([ALL[-1]])
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -154,7 +160,7 @@ def test_the_flags(tmp_path):
     (tmp_path / "list.txt").write_text("a.mp4\r\n\nb c.mp4")
     assert parse("--list", str(tmp_path / "list.txt")).names == ("a.mp4", "b c.mp4")
     for wrong in ("6", "12-6", "-", "a-b", "6-6"):
-        with pytest.raises(argparse.ArgumentError):
+        with pytest.raises(argparse.ArgumentError, match=f"{wrong} is not a range in months"):
             parse(f"--ages={wrong}")
     (tmp_path / "list.txt").write_text("\n")
     with pytest.raises(UserError, match="is empty"):

@@ -28,8 +28,8 @@ directly in this folder may be imported from anywhere, those of a sub-package by
         archive             one tar
         recordings          child, date and age of a recording; which of them to use
         sources             where an image comes from, and tables of it
-        sampler             the order of images in an epoch
-        loader              folder -> batches
+        frame_folder        the images of one or several folders, by index
+        loader              the order of images in an epoch, and its batches
         workers             processes that read batches
         augment             augmentation on the CPU
         augment_device      color jitter and blur on the device
@@ -44,8 +44,7 @@ directly in this folder may be imported from anywhere, those of a sub-package by
         progress_log        which files are done
 
     training/
-        engine              one epoch
-        metrics             running sums over all processes
+        engine              one epoch, and its metrics over all processes
         run                 position, saving, logging
         resume              what may differ on resume, what is restored
         cpu                 faster training on a CPU
@@ -69,8 +68,8 @@ numbers the slots of all images (manifest.make) -> extract.read_videos -> images
 which decodes (video.frames), crops and writes.
 
 The way of a training step: temporal_classification.train builds model, FrameLoader and Run -> engine.train_one_epoch
--> FrameLoader.epoch: indices from the sampler, images from BatchDataset (augment) in workers -> the objective -> Run,
-which sums metrics, saves and logs.
+-> FrameLoader.epoch: indices from EpochSampler, images from BatchDataset (augment) in workers -> the objective -> Run,
+which sums metrics (engine.MetricSums), saves and logs.
 
 The way of a decoding result: linear_decoding.decode -> features.extract_features, cached -> fit on the training side of
 a split (splits) -> accuracy, report.

@@ -66,9 +66,8 @@ class FrameLoader:
 
     def _normalize(self, pixels, colors):
         """uint8 (N, size, size, 3) as normalized float32 (N, 3, size, size) on the device, channels last in memory."""
-        layout = (
-            torch.contiguous_format if self.device.type == "mps" else torch.preserve_format
-        )  # channels last is slow
+        is_mps = self.device.type == "mps"  # where channels last is slow
+        layout = torch.contiguous_format if is_mps else torch.preserve_format
         images = self._to_device(pixels).permute(0, 3, 1, 2).float(memory_format=layout)
         if colors:
             colors = colors._replace(values=self._to_device(colors.values), images=self._to_device(colors.images))

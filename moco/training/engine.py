@@ -1,4 +1,4 @@
-"""One pass over the data: train on an objective or evaluate a classifier, on any device, in any precision."""
+"""One pass over the data: train on an objective or evaluate a classifier, with metrics over all images seen."""
 
 import time
 from contextlib import nullcontext

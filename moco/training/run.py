@@ -178,9 +178,7 @@ class Run:
             name = signal.Signals(stop).name
             self.print(f"stopped by {name} after step {self.step} of epoch {self.epoch}: saved; continue with --resume")
             if self.context.world_size > 1:
-                dist.barrier(
-                    self._host_group
-                )  # the first process to leave ends the others: not before rank 0 has saved
+                dist.barrier(self._host_group)  # the first process to leave ends the others: rank 0 saves before
             sys.exit(EXIT_RESUBMIT)
 
     def _max_over_processes(self, *values):

@@ -18,12 +18,11 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from moco import checkpoint, cli, distributed, gpus, rendezvous
+from moco import cli, distributed, gpus, rendezvous
 from moco.cli import UserError
 from moco.distributed import ProcessContext
 from tests import support
 from tests.support.job import ENDS
-from tests.support.training import train_elsewhere, wait_for_step
 
 pytestmark = pytest.mark.usefixtures("handlers")
 TWO_PROCESSES = Namespace(
@@ -85,14 +84,6 @@ def test_two_processes_train_the_network_that_one_would(tmp_path):
             assert torch.allclose(one, a, atol=1e-5)
     # Buffers agree at the start and in evaluation, and are not broadcast in each step.
     assert [(each["start"], each["step"], each["evaluation"]) for each in (first, second)] == [(5, 7, 7), (5, 8, 7)]
-
-
-def test_two_processes_train_one_network(frames, tmp_path):
-    """Only rank 0 prints and writes, and every image counts once."""
-    two = ("--processes-per-node", 2, "--epochs", 1)
-    output, errors = train_elsewhere(frames, tmp_path / "run", *two).communicate(timeout=120)
-    assert output.count("24 frames in 3 classes") == 1, errors
-    assert checkpoint.read(tmp_path / "run" / "last.tar")["records"][0]["images"] == 24
 
 
 # --- the ends of a job
@@ -164,19 +155,6 @@ def test_any_end_of_one_process_ends_its_srun_task(end):
     finally:
         tasks[0].kill()
         tasks[0].communicate()
-
-
-@pytest.mark.parametrize("stop, workers", [
-    (signal.SIGUSR2, 1), (signal.SIGTERM, 2), *(pytest.param(signal.SIGUSR2, n, marks=THOROUGH) for n in (0, 2)),
-])  # fmt: skip
-def test_a_stop_signal_saves_and_ends_a_job_with_workers(frames, tmp_path, stop, workers):
-    flags = ("--processes-per-node", 2, "--workers", workers, "--epochs", 1000, "--print-freq", 1)
-    process = train_elsewhere(frames, tmp_path / "run", *flags)
-    wait_for_step(tmp_path / "run", process, 2)
-    process.send_signal(stop)
-    output, errors = process.communicate(timeout=120)
-    assert process.returncode == 75, errors
-    assert f"stopped by {stop.name} after step" in output and (tmp_path / "run" / "last.tar").exists()
 
 
 def test_a_mistake_in_a_process_is_raised_as_in_a_single_one():

@@ -60,21 +60,22 @@ def test_files_are_those_of_the_published_code(whole):
     assert records[-1]["images"] == 24 and records[-1]["lr"] == 0.03
 
 
-def cut_after(steps, monkeypatch, frames, save_dir):
-    """A run that saves after every step and dies in the step after so many."""
-    taken = []
+@pytest.fixture(scope="module")
+def cut(tmp_path_factory):
+    """A run that saves after every step and dies in the fifth one."""
+    taken, original = [], Run.save_if_due
 
     def save_if_due(run):
         taken.append(1)
-        if len(taken) > steps:
+        if len(taken) > 4:
             raise InterruptedError
         original(run)
 
-    original = Run.save_if_due
-    with monkeypatch.context() as patch:
+    folder = tmp_path_factory.mktemp("cut")
+    with single_thread(), pytest.MonkeyPatch.context() as patch, pytest.raises(InterruptedError):
         patch.setattr(Run, "save_if_due", save_if_due)
-        with pytest.raises(InterruptedError):
-            train(frames, save_dir, "--save-minutes", 0)
+        train(make_frames(folder / "frames"), folder / "run", "--save-minutes", 0)
+    return folder / "run"
 
 
 def test_a_killed_run_continues_bitwise(frames, tmp_path, whole):
@@ -102,8 +103,8 @@ def test_kills_at_random_moments_with_any_number_of_workers(frames, tmp_path, wh
 
 
 @pytest.mark.parametrize("part", ["encoder_k.conv1.0.weight", "encoder_k.conv1.1.running_mean", "queue", "queue_ptr"])
-def test_leaving_a_part_of_the_state_out_is_noticed(frames, tmp_path, monkeypatch, whole, part):
-    cut_after(4, monkeypatch, frames, tmp_path / "cut")
+def test_leaving_a_part_of_the_state_out_is_noticed(frames, tmp_path, cut, whole, part):
+    shutil.copytree(cut, tmp_path / "cut")
     content = checkpoint.read(tmp_path / "cut" / "last.tar")
     content["state_dict"][f"module.{part}"] += 8
     content["state_dict"]["module.queue_ptr"] %= 16

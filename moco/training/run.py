@@ -19,6 +19,7 @@ from moco.training.engine import MetricSums
 
 EXIT_RESUBMIT = 75  # exit status after a stop signal: the run has saved and is to be started again with --resume
 CHECK_LOSS_EVERY = 100  # steps; each check waits for the device
+DRAW_CURVE_EVERY = 60  # seconds; drawing it takes half of one, as long as some epochs do
 
 
 @dataclass(frozen=True)
@@ -125,7 +126,7 @@ class Run:
         # Over gloo, even on GPUs: agreeing on a save never waits for the device.
         self._host_group = dist.new_group(backend="gloo") if context.world_size > 1 else None
         self._open_folder(resume.restore(self) if options.resume else None)
-        self._saved_at = time.monotonic()
+        self._saved_at = self._drawn_at = time.monotonic()
 
     def print(self, text):
         """Print text on rank 0."""
@@ -190,7 +191,7 @@ class Run:
         return tensor.tolist()
 
     def end_epoch(self, record, is_best=False):
-        """Log the finished epoch's record, write its checkpoint and the curve, and move to the next epoch.
+        """Log the finished epoch's record, write its checkpoint, draw the curve if it is time, move to the next epoch.
 
         is_best: also write the checkpoint as best_*.
         """
@@ -201,7 +202,10 @@ class Run:
             name = self.format.name(self.epoch)
             for file in [name, f"best_{name}"] if is_best else [name]:
                 checkpoint.write(self.folder / file, self.content(self.epoch))
-            plots.training_curve(self.records, self.folder / "training_curve")
+            is_last = self.epoch + 1 == self.options.epochs
+            if is_last or time.monotonic() - self._drawn_at > DRAW_CURVE_EVERY:
+                plots.training_curve(self.records, self.folder / "training_curve")
+                self._drawn_at = time.monotonic()
         self.epoch += 1
         self.step = 0
         self.metrics.reset()

@@ -15,7 +15,8 @@ from tests import support
 
 PHOTOS = support.GOLDEN / "images"
 START = """
-import multiprocessing, os, signal, sys, threading, time
+import faulthandler, multiprocessing, os, signal, sys, threading, time
+faulthandler.dump_traceback_later(110, exit=True)  # shows where a program hangs
 import torch
 from moco import cli
 from moco.data import augment, loader

@@ -13,8 +13,9 @@ import time
 
 import pytest
 
-from moco import checkpoint
+from moco import checkpoint, plots
 from moco.cli import UserError
+from moco.training import run
 from moco.training.run import EXIT_RESUBMIT
 from tests.support.training import SCRIPT, SMALL, everything, same, train, train_elsewhere, wait_for_step
 
@@ -22,7 +23,7 @@ pytestmark = pytest.mark.usefixtures("handlers", "one_thread")
 EACH_STEP = ("--print-freq", 1, "--save-minutes", 0)
 SAVES_FOR_EVER = """
 import sys, torch
-from moco import checkpoint
+from moco import checkpoint, plots
 from pathlib import Path
 last = Path(sys.argv[1]) / "last.tar"
 for number in range(10**6):
@@ -89,17 +90,16 @@ def children_of(pid):
     return below + [grandchild for child in below for grandchild in children_of(child)]
 
 
-@pytest.mark.parametrize(
-    ("launcher", "stop"),
-    [
-        ("own", signal.SIGTERM),
-        ("torchrun", signal.SIGUSR2),
-        pytest.param("own", signal.SIGUSR2, marks=pytest.mark.thorough),
-        pytest.param("torchrun", signal.SIGTERM, marks=pytest.mark.thorough),
-    ],
-)
-def test_a_stop_signal_to_the_launcher_saves_on_all_processes(frames, tmp_path, launcher, stop):
+@pytest.mark.parametrize("launcher, stop, workers", [
+    ("own", signal.SIGTERM, 2),
+    ("torchrun", signal.SIGUSR2, 1),
+    *(pytest.param("own", signal.SIGUSR2, workers, marks=pytest.mark.thorough) for workers in (0, 1, 2)),
+    *(pytest.param("torchrun", signal.SIGTERM, workers, marks=pytest.mark.thorough) for workers in (0, 1, 2)),
+])  # fmt: skip
+def test_a_stop_signal_to_the_launcher_saves_on_all_processes(frames, tmp_path, launcher, stop, workers):
+    """Only rank 0 prints, and no process or loader worker is left."""
     flags = [str(frames), "--save-dir", str(tmp_path / "run"), *SMALL, "--epochs", "1000", "--print-freq", "1"]
+    flags += ["--workers", str(workers)]
     if launcher == "own":
         command = [sys.executable, str(SCRIPT), *flags, "--multiprocessing-distributed", "--processes-per-node", "2"]
     else:
@@ -111,12 +111,12 @@ def test_a_stop_signal_to_the_launcher_saves_on_all_processes(frames, tmp_path, 
     family = children_of(process.pid)
     process.send_signal(stop)
     output, errors = process.communicate(timeout=200)
-    assert process.returncode == (EXIT_RESUBMIT if launcher == "own" else 1), (
-        errors
-    )  # torchrun hides what its workers say
-    assert output.count(f"stopped by {stop.name} after step") == 1
+    status = EXIT_RESUBMIT if launcher == "own" else 1  # torchrun has its own
+    assert process.returncode == status, errors
+    assert output.count("24 frames in 3 classes") == output.count(f"stopped by {stop.name} after step") == 1
     content = checkpoint.read(tmp_path / "run" / "last.tar")
     assert f"after step {content['step']} of epoch {content['epoch']}" in output
+    assert len(family) >= (4 if workers else 2)
     assert not [pid for pid in family if os.path.exists(f"/proc/{pid}") and _is_running(pid)]
 
 
@@ -134,6 +134,16 @@ def test_the_log_is_cut_to_the_resumed_position(frames, tmp_path):
     train(frames, tmp_path / "cut", "--print-freq", 1, "--resume")
     lines = (tmp_path / "cut" / "log.jsonl").read_text().splitlines()
     assert len(lines) == 8 and '"loss": 9' not in "".join(lines)
+
+
+def test_the_curve_is_drawn_at_the_end_and_at_most_once_a_minute(frames, tmp_path, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(plots, "training_curve", lambda records, path: drawn.append(len(records)))
+    train(frames, tmp_path / "short", "--epochs", 3)
+    assert drawn == [3]
+    monkeypatch.setattr(run, "DRAW_CURVE_EVERY", -1)
+    train(frames, tmp_path / "long", "--epochs", 3)
+    assert drawn == [3, 1, 2, 3]
 
 
 def test_a_file_system_without_hard_links_keeps_the_previous_checkpoint_too(frames, tmp_path, monkeypatch):

@@ -47,8 +47,12 @@ mark_finished() { # ARGUMENTS: unless they are for no training, create 'finished
 }
 
 train_in_job() { # COMMAND: run it under srun, forward signals to it, and set $status
-    local child warned='' stopped=''
-    srun --kill-on-bad-exit=1 "$@" & # after an error in one task the others would wait for it
+    local child warned='' stopped='' task
+    # After an error in one task the others would wait for it. srun ends them at once, and loses the error message of
+    # the task that failed if that has not passed through yet.
+    # shellcheck disable=SC2016 # for the shell of the task to expand
+    task='trap : USR2 TERM; "$@" || { status=$?; sleep 2; exit $status; }'
+    srun --kill-on-bad-exit=1 bash -c "$task" bash "$@" &
     child=$!
     # Only the batch script is warned of the time limit (--signal=B:); SIGTERM comes with scancel and preemption. srun
     # forwards SIGUSR2 to the tasks; after SIGTERM it would kill them before they have saved.

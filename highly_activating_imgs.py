@@ -129,7 +129,7 @@ def main(argv=None):
     entries = describe_units(neurons, best, frames, selectivity, preferred_class)
     provenance.write(path.parent, provenance.flags(args), opened.checkpoints)
     files.write_json(path.with_suffix(".json"), entries)
-    labels = dict(zip(frames.classes, plots.drawable(frames.classes), strict=True))
+    labels = dict(zip(frames.classes, plots.drawable(frames.classes, plots.CAPTION_LENGTH), strict=True))
     rows = []
     for entry in entries:
         paths = [frames.path(index) for index in best.indices[:, entry["unit"]]]

@@ -112,7 +112,7 @@ def show_attention(args, opened, frames):
     heads = attention.unbind(1) if args.heads else [attention.mean(1)]
     columns = [(255 * maps.denormalize(images)).round().byte().numpy()]
     columns += [overlay_heatmaps(head.numpy(), images) for head in heads]
-    names = plots.drawable([frames.classes[frames.label(i)] for i in indices])
+    names = plots.drawable([frames.classes[frames.label(i)] for i in indices], plots.CAPTION_LENGTH)
     provenance.write(path.parent, provenance.flags(args), opened.checkpoints)
     pictures.image_rows([([name], row) for name, row in zip(names, zip(*columns, strict=True), strict=True)], path)
     print(f"{len(images)} images, {attention.shape[1]} heads: {path.with_suffix('.pdf')} and .png")
@@ -154,7 +154,7 @@ def main(argv=None):
         shown = maps.denormalize(maps.attention_mask(heatmaps)[:, None] * images).numpy()
     names = classes or [f"class {k}" for k in range(len(weights))]
     every_name = list(dict.fromkeys([*names, *frames.classes]))
-    labels = dict(zip(every_name, plots.drawable(every_name), strict=True))
+    labels = dict(zip(every_name, plots.drawable(every_name, plots.CAPTION_LENGTH), strict=True))
     captions = [
         (labels[frames.classes[frames.label(i)]], labels[names[k]])
         for i, k in zip(indices.tolist(), predicted.tolist(), strict=True)

@@ -27,7 +27,8 @@ MAX_PIXELS = 6000  # per side of a PNG
 MAX_LABELS = 55  # on an axis of a confusion matrix, which then is 16 inches long
 MAX_CELLS = 1200  # per side of a dissimilarity matrix
 MAX_GROUPS = 40  # in the legend of a scatter plot
-LABEL_LENGTH = 40  # characters of a name in a figure
+LABEL_LENGTH = 40  # characters of a name in a figure of numbers ...
+CAPTION_LENGTH = 19  # ... and below or beside an image
 DEFAULT_FONT = "DejaVu Sans"  # comes with matplotlib
 
 
@@ -93,14 +94,14 @@ def find_font(text):
     return None
 
 
-def drawable(names):
-    """names as a figure can show them: a long one shortened, and its position in place of one that no font can draw.
+def drawable(names, length=LABEL_LENGTH):
+    """names as a figure can show them: shortened to length, and the position in place of one that no font can draw.
 
     Prints the names that were replaced.
     """
     labels, replaced = [], []
     for position, name in enumerate(names):
-        label = name if len(name) <= LABEL_LENGTH else f"{name[: LABEL_LENGTH - 12]}...{name[-9:]}"
+        label = name if len(name) <= length else f"{name[: length - length // 4 - 3]}...{name[-(length // 4) :]}"
         if not find_font(label):
             label = str(position)
             replaced.append(f"{label}: {name!r}")

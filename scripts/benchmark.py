@@ -15,6 +15,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -106,12 +107,13 @@ def plain_loop(videos, folder, step=6):
 
 
 def loading(args):
-    """IMAGES augmented 224x224 images: torchvision on PIL, and our recipe with color jitter on worker and device.
+    """IMAGES augmented 224x224 images: torchvision on PIL and on tensors, our recipe with colors on worker or device.
 
     First on one core, then with --workers. The work of the device is not included.
     """
     import torch
-    from torchvision import datasets, transforms
+    from torchvision import datasets, io, transforms
+    from torchvision.transforms import v2
 
     from moco.data import augment, loader
     from moco.data.frame_folder import FrameFolder
@@ -131,8 +133,18 @@ def loading(args):
         transforms.Normalize(loader.MEAN, loader.STD),
     ])  # fmt: skip
 
-    def published(workers):
-        read(datasets.ImageFolder(args.frames, plain), workers, batch_size=50, sampler=indices)
+    on_tensors = v2.Compose([
+        v2.RandomResizedCrop(224, (0.2, 1)),
+        v2.RandomApply([v2.ColorJitter(0.9, 0.9, 0.9, 0.5)], 0.9),
+        v2.RandomGrayscale(0.2),
+        v2.RandomApply([v2.GaussianBlur(23, (0.1, 2))], 0.5),
+        v2.RandomHorizontalFlip(),
+        v2.ToDtype(torch.float32, scale=True),
+        v2.Normalize(loader.MEAN, loader.STD),
+    ])  # fmt: skip
+
+    def theirs(transform, workers, **options):
+        read(datasets.ImageFolder(args.frames, transform, **options), workers, batch_size=50, sampler=indices)
 
     def ours(on, workers):
         reader = loader.BatchDataset(frames, augment.Recipe("released", 224, on), args.runs, True, 1)
@@ -143,18 +155,20 @@ def loading(args):
         for _ in torch.utils.data.DataLoader(dataset, num_workers=workers, **options):
             pass
 
-    return [
-        row
-        for workers in sorted({0, args.workers})
-        for row in measure_in_turn(
-            {
-                f"torchvision, {workers or 'no'} workers": lambda _, n=workers: published(n),
-                f"ours on worker, {workers or 'no'}": lambda _, n=workers: ours("worker", n),
-                f"ours on device, {workers or 'no'}": lambda _, n=workers: ours("device", n),
-            },
-            args.runs,
-        )
-    ]
+    contestants = {
+        "torchvision": partial(theirs, plain),
+        "torchvision v2": partial(theirs, on_tensors, loader=io.decode_image),
+        "ours on worker": partial(ours, "worker"),
+        "ours on device": partial(ours, "device"),
+    }
+    rows = []
+    for workers in sorted({0, args.workers}):
+        work = {
+            f"{name}, {workers or 'no'} workers": lambda _, call=call, n=workers: call(workers=n)
+            for name, call in contestants.items()
+        }
+        rows += measure_in_turn(work, args.runs)
+    return rows
 
 
 class PilBlur:

@@ -2,7 +2,7 @@
 
 from bisect import bisect_right
 from contextlib import suppress
-from itertools import accumulate, chain, combinations
+from itertools import accumulate, chain
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +22,7 @@ class FrameFolder:
     classes: the names of the classes. counts: the number of images in each class. selected: what was selected, in
     words; None without a selection.
     Raises UserError for a folder that is missing, cannot be read or contains no image, for several folders with images
-    of different size (unless one_size is false) or the same ones, and for a selection that nothing meets.
+    of different size (unless one_size is false), and for a selection that nothing meets.
     """
 
     def __init__(self, folders, selection=None, one_size=True):
@@ -38,8 +38,8 @@ class FrameFolder:
         self._starts = list(accumulate(self.counts, initial=0))
         if len(self) == 0:
             raise UserError(f"{self.folder} has no images; give a folder of class folders, as read_saycam.py makes it")
-        if len(self.folders) > 1:
-            self._check_first_images(one_size)
+        if len(self.folders) > 1 and one_size:
+            self._check_sizes()
 
     def _named(self, part, names):
         """Names in one of the folders as they are called here: with several folders, below the folder's name."""
@@ -49,20 +49,13 @@ class FrameFolder:
         is_unique = [each.name for each in self.folders].count(folder.name) == 1
         return [f"{folder.name if is_unique else folder.as_posix()}/{name}" for name in names]
 
-    def _check_first_images(self, one_size):
-        """UserError if two of the folders have the same images or, with one_size, images of different sizes."""
-        firsts = []  # (folder, its list of images, content of the first one)
-        for folder, images, start in zip(self.folders, self._parts, self._part_starts, strict=False):
-            with suppress(OSError):  # the loader names it
-                firsts += [(folder, images, self.read(start))] if len(images) else []
-        for (first, images, content), (second, others, other) in combinations(firsts, 2):
-            planned = isinstance(images, manifest.Manifest) and isinstance(others, manifest.Manifest)
-            if planned and images.videos == others.videos and content == other:
-                raise UserError(f"{first} and {second} have the same frames of the same videos; give one of them")
+    def _check_sizes(self):
+        """UserError if the first images of the folders differ in size."""
         shapes = []
-        for folder, _, content in firsts if one_size else []:
-            with suppress(augment.BadImage):
-                shapes.append((augment.decode(content).shape, folder))
+        for folder, images, start in zip(self.folders, self._parts, self._part_starts, strict=False):
+            if len(images):
+                with suppress(augment.BadImage, OSError):  # the loader names it
+                    shapes.append((augment.decode(self.read(start)).shape, folder))
         for (height, width, _), folder in shapes[1:]:
             (first_height, first_width, _), first = shapes[0]
             if (height, width) != (first_height, first_width):

@@ -3,8 +3,8 @@
     python imagenet_finetuning.py imagenet --model-path TC-SAY.tar --freeze-trunk --save-dir TC-SAY-linear
 
 The paper has two protocols: linear, as above; and 1 %, the whole network on --frac-retained 0.01 of the images first,
-then linear from the result. Input: a folder with train/ and val/, and an initial checkpoint. Output, in --save-dir,
-after every epoch: ft_IN_START and best_ft_IN_START, log.jsonl, training_curve.pdf and .png; and train_list.txt, the
+then linear from the result. Input: a folder with train/ and val/, and an initial checkpoint. Output, in --save-dir:
+ft_IN_START and best_ft_IN_START after every epoch, log.jsonl, training_curve.pdf and .png, and train_list.txt, the
 images trained on.
 """
 

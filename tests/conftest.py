@@ -3,12 +3,16 @@
 import os
 import signal
 import subprocess
+from multiprocessing import reduction
+from pathlib import Path
 
 # Before torch is loaded: a second thread gains nothing on small inputs, and waits for the first one in a busy loop.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
 import torch
+from matplotlib.figure import Figure
+from torch import multiprocessing
 
 from moco import models
 from moco.distributed import STOP_SIGNALS
@@ -33,6 +37,42 @@ def handlers():
 @pytest.fixture
 def one_thread():
     with single_thread():
+        yield
+
+
+@pytest.fixture
+def empty_figures(monkeypatch):
+    """Figures become empty files: drawing them takes half of the CPU time of a test that trains or decodes little."""
+    monkeypatch.setattr(Figure, "savefig", lambda figure, path, **_: Path(path).touch())
+
+
+class _Output:
+    """Output of this process; unpickled in another one, that process prints there, too."""
+
+    def __reduce__(self):
+        return _print_to, (reduction.DupFd(1), reduction.DupFd(2))
+
+
+def _print_to(*outputs):
+    for number, output in enumerate(outputs, 1):
+        os.dup2(output.detach(), number)
+
+
+def _run(rank, _, function, *arguments):
+    function(rank, *arguments)
+
+
+@pytest.fixture(scope="module")
+def forked_launch():
+    """distributed.launch() forks from a process that has imported torch, which else costs each process 4 s of CPU."""
+
+    def start(function, args, nprocs, join):
+        arguments = (_Output(), function, *args)
+        return multiprocessing.start_processes(_run, arguments, nprocs, join, start_method="forkserver")
+
+    multiprocessing.set_forkserver_preload(["torchvision", "torch._dynamo", "imagenet_finetuning", "moco_img"])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(multiprocessing, "spawn", start)
         yield
 
 

@@ -82,7 +82,7 @@ def all_cases(args, context):
 
 
 @pytest.fixture(scope="module")
-def outcomes(tmp_path_factory):
+def outcomes(tmp_path_factory, forked_launch):
     """{(number of processes, *case): the steps of each process}."""
     folder = tmp_path_factory.mktemp("outcomes")
     args = Namespace(**{**vars(TWO_PROCESSES), "out": str(folder)})

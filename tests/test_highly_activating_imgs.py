@@ -15,6 +15,8 @@ from moco.data import loader
 from moco.data.frame_folder import FrameFolder
 from tests.support import golden
 
+pytestmark = pytest.mark.usefixtures("empty_figures")
+
 CPU = torch.device("cpu")
 
 

@@ -13,6 +13,8 @@ from moco.cli import UserError
 from moco.data.frame_folder import FrameFolder
 from tests.support import golden
 
+pytestmark = pytest.mark.usefixtures("empty_figures")
+
 
 def classify(data, save_dir, *words):
     """Run the script; the content of results.json."""

@@ -16,7 +16,7 @@ from moco.training import engine
 from tests.conftest import make_frames
 from tests.support.training import everything, same
 
-pytestmark = pytest.mark.usefixtures("handlers", "one_thread")
+pytestmark = pytest.mark.usefixtures("handlers", "one_thread", "forked_launch")
 START = "start.tar"
 
 

@@ -20,6 +20,8 @@ from tests.support import golden
 from tests.support.inputs import make_frames, save_network
 from tests.support.videos import write_video
 
+pytestmark = pytest.mark.usefixtures("empty_figures")
+
 ARCH = "shufflenet_v2_x0_5"
 CPU = torch.device("cpu")
 
@@ -186,7 +188,7 @@ def test_compared_results_are_in_the_table_and_the_figure(frames, network, tmp_p
     assert rows == ["top-1", "chance", "majority", "one", "net", "differences", "one"]
     (comparison,) = found["comparisons"]  # the same model on one split
     assert (comparison["difference"], comparison["p"], comparison["test"]) == (0, 1, "McNemar, exact")
-    assert (tmp_path / "c" / "accuracies.pdf").stat().st_size > 1000
+    assert (tmp_path / "c" / "accuracies.pdf").exists()
 
 
 def test_mistakes_are_one_line_before_any_work(frames, network, tmp_path, monkeypatch):
@@ -323,7 +325,7 @@ def test_readouts_and_shares_are_in_one_table_and_a_figure(frames, network, tmp_
     assert entries["iid 50%"]["train_images"] == [len(train) for train, _ in half.splits]
     assert entries["iid 50%"]["test_images"] == [12, 12]
     assert "knn" in found["models"]["net"]["iid 50%"] and "knn" not in entries["iid 50%"]
-    assert (tmp_path / "out" / "training_images.pdf").stat().st_size > 1000
+    assert (tmp_path / "out" / "training_images.pdf").exists()
     assert {each["task"] for each in found["comparisons"]} == {"iid 50%", "iid 100%"}
     assert "net - net-logistic, iid 50%: " in capsys.readouterr().out
     plain = decode(frames, tmp_path / "plain", "--model-path", network, "--seeds", 2)["models"]["net"]["iid"]

@@ -137,10 +137,9 @@ def test_an_empty_resume_is_none_and_the_learning_rate_is_the_one_used(frames, t
     assert [group["lr"] for group in groups] == pytest.approx([0.02, 0.002, 0.0002])
 
 
-def test_several_processes_fill_one_queue(frames, tmp_path):
-    two = ("--multiprocessing-distributed", "--processes-per-node", 2, "--epochs", 1)
-    output, errors = train_elsewhere(frames, tmp_path / "run", *two).communicate(timeout=120)
-    assert output.count("24 frames, 3 steps of 8 pairs per epoch") == 1, errors
+def test_several_processes_fill_one_queue(frames, tmp_path, forked_launch, capfd):
+    train(frames, tmp_path / "run", "--multiprocessing-distributed", "--processes-per-node", 2, "--epochs", 1)
+    assert capfd.readouterr().out.count("24 frames, 3 steps of 8 pairs per epoch") == 1
     content = checkpoint.read(tmp_path / "run" / "last.tar")
     assert content["records"][0]["images"] == 24
     assert content["state_dict"]["module.queue_ptr"].tolist() == [8] and content["args"]["bn_splits"] == 1

@@ -18,6 +18,8 @@ from tests.support import ROOT
 from tests.support.inputs import make_frames, save_network
 from tests.support.videos import write_video
 
+pytestmark = pytest.mark.usefixtures("empty_figures")
+
 PAGE = (ROOT / "README.md").read_text(encoding="utf-8")
 CATEGORIES = ("car", "chair", "door", "foot", "hand", "road", "table", "window")
 SMALL = "--image-size 32 --batch-size 4 --workers 0"

@@ -16,6 +16,8 @@ from moco.data.frame_folder import FrameFolder
 from tests.support import golden
 from tests.support.inputs import make_frames
 
+pytestmark = pytest.mark.usefixtures("empty_figures")
+
 CPU = torch.device("cpu")
 LAYERS = [1, 2, 6, 10, 14, 18]
 

@@ -18,7 +18,7 @@ from moco.training.run import EXIT_RESUBMIT, Run
 from tests.conftest import make_frames, single_thread
 from tests.support.training import everything, same, train, train_elsewhere, wait_for_step
 
-pytestmark = pytest.mark.usefixtures("handlers", "one_thread")
+pytestmark = pytest.mark.usefixtures("handlers", "one_thread", "empty_figures")
 
 
 @pytest.fixture(scope="module")

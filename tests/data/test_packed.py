@@ -34,6 +34,8 @@ from tests.support.inputs import make_frames
 from tests.support.training import SMALL, everything, same, train, wait_for_step
 from tests.test_moco_img import SMALL as SMALL_MOCO
 
+pytestmark = pytest.mark.usefixtures("empty_figures")
+
 
 def pack(data, folder, *flags):
     pack_frames.main([str(data), "--save-dir", str(folder), *flags])

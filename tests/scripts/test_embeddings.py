@@ -26,6 +26,8 @@ from tests.support import ROOT, golden
 from tests.support.inputs import make_frames, save_network
 from tests.support.videos import number, write_video
 
+pytestmark = pytest.mark.usefixtures("empty_figures")
+
 ARCH = "shufflenet_v2_x0_5"
 
 

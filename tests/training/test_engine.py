@@ -5,8 +5,6 @@ import json
 import os
 import shutil
 import signal
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -18,16 +16,10 @@ from moco.distributed import ProcessContext
 from moco.training import engine
 from moco.training.engine import MetricSums, topk_accuracy
 from moco.training.run import EXIT_RESUBMIT, Run
-from tests.support import GOLDEN, ROOT, simsiam
+from tests.support import GOLDEN, simsiam
 from tests.support.training import everything, same
 
 pytestmark = pytest.mark.usefixtures("handlers", "one_thread")
-PROGRAM = """
-import sys
-from tests.support import simsiam
-from tests.training.test_engine import launch
-sys.exit(launch(sys.argv[1:], simsiam.train))
-"""
 
 
 def arguments(*flags):
@@ -45,13 +37,7 @@ def launch(flags, train=simsiam.train):
     return distributed.launch(train, arguments(*flags))
 
 
-def in_two_processes(*flags):
-    """Train in two processes that a third one starts; (exit status, what it printed)."""
-    flags = [*map(str, flags), "--multiprocessing-distributed", "--processes-per-node", "2"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-c", PROGRAM, *flags]
-    process = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, timeout=300)
-    return process.returncode, process.stdout + process.stderr
+TWO_PROCESSES = ("--multiprocessing-distributed", "--processes-per-node", "2")
 
 
 def test_an_unknown_objective_trains_logs_and_draws_its_curve(tmp_path, monkeypatch):
@@ -73,11 +59,10 @@ def test_an_unknown_objective_trains_logs_and_draws_its_curve(tmp_path, monkeypa
 
 
 @pytest.fixture(scope="module")
-def two_processes(tmp_path_factory):
+def two_processes(tmp_path_factory, forked_launch):
     """The folder of an uninterrupted run in two processes, which has saved after every step."""
     folder = tmp_path_factory.mktemp("two") / "run"
-    status, output = in_two_processes("--save-dir", folder, "--save-minutes", 0)
-    assert status == 0, output
+    assert launch(["--save-dir", folder, "--save-minutes", 0, *TWO_PROCESSES]) == 0
     return folder
 
 
@@ -111,14 +96,14 @@ def test_an_unknown_objective_resumes_bitwise(tmp_path, monkeypatch):
     assert same(everything(tmp_path / "uninterrupted"), everything(tmp_path / "interrupted"))
 
 
-def test_an_unknown_objective_resumes_bitwise_in_two_processes(two_processes, tmp_path):
+def test_an_unknown_objective_resumes_bitwise_in_two_processes(two_processes, tmp_path, capfd):
     interrupted = tmp_path / "interrupted"
     shutil.copytree(two_processes, interrupted)
     (interrupted / "last.old.tar").replace(interrupted / "last.tar")
     content = checkpoint.read(interrupted / "last.tar")
     assert (content["epoch"], content["step"]) == (1, 3)  # within the last epoch
-    status, output = in_two_processes("--save-dir", interrupted, "--resume")
-    assert status == 0 and "continuing" in output, output
+    assert launch(["--save-dir", interrupted, "--resume", *TWO_PROCESSES]) == 0
+    assert "continuing" in capfd.readouterr().out
     assert same(everything(two_processes), everything(interrupted))
 
 

@@ -23,7 +23,7 @@ from tests.support import ROOT
 from tests.support.training import everything, same, train
 from tests.test_moco_img import SMALL as SMALL_MOCO
 
-pytestmark = pytest.mark.usefixtures("handlers", "one_thread")
+pytestmark = pytest.mark.usefixtures("handlers", "one_thread", "empty_figures")
 EPOCH_0 = "shufflenet_v2_x0_5_epoch_0.tar"
 
 

@@ -19,7 +19,7 @@ from moco.training import run
 from moco.training.run import EXIT_RESUBMIT
 from tests.support.training import SCRIPT, SMALL, everything, same, train, train_elsewhere, wait_for_step
 
-pytestmark = pytest.mark.usefixtures("handlers", "one_thread")
+pytestmark = pytest.mark.usefixtures("handlers", "one_thread", "empty_figures")
 EACH_STEP = ("--print-freq", 1, "--save-minutes", 0)
 SAVES_FOR_EVER = """
 import sys, torch

@@ -23,6 +23,7 @@ from moco.data import augment
 from moco.pool import WorkerPool
 
 BLOCK = 48  # pixels: 3x3 cells
+IMAGES_PER_WORKER = 200  # of 224x224 pixels; they take as long as the start of a worker
 
 
 def parse_args(argv=None):
@@ -60,7 +61,8 @@ def all_features(frames, images, workers, cache):
         paths = [frames.path(i) for i in missing]
         known = np.setdiff1d(images, missing)
         size = augment.decode(frames.read(known[0])).shape if len(known) else None
-        with WorkerPool(workers) as pool, cli.Progress(len(paths), "HOG", "images") as progress:
+        needed = min(workers, len(paths) // IMAGES_PER_WORKER)
+        with WorkerPool(needed) as pool, cli.Progress(len(paths), "HOG", "images") as progress:
             for i, path, result in zip(missing, paths, pool.map(read_features, paths), strict=True):
                 progress.update()
                 if isinstance(result, str):

@@ -3,7 +3,6 @@
 import os
 import signal
 import subprocess
-from multiprocessing import reduction
 from pathlib import Path
 
 # Before torch is loaded: a second thread gains nothing on small inputs, and waits for the first one in a busy loop.
@@ -12,11 +11,18 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import pytest
 import torch
 from matplotlib.figure import Figure
-from torch import multiprocessing
 
 from moco import models
 from moco.distributed import STOP_SIGNALS
+from tests.support import forked
 from tests.support.inputs import make_frames, save_network, single_thread
+
+LONGEST = ("test_slurm.py", "test_readme.py", "test_check_gpu.py", "test_distributed.py", "test_workers.py")
+
+
+def pytest_collection_modifyitems(items):
+    """The longest files first: started last, they would leave a core idle at the end."""
+    items.sort(key=lambda item: item.path.name not in LONGEST)
 
 
 @pytest.fixture
@@ -46,33 +52,10 @@ def empty_figures(monkeypatch):
     monkeypatch.setattr(Figure, "savefig", lambda figure, path, **_: Path(path).touch())
 
 
-class _Output:
-    """Output of this process; unpickled in another one, that process prints there, too."""
-
-    def __reduce__(self):
-        return _print_to, (reduction.DupFd(1), reduction.DupFd(2))
-
-
-def _print_to(*outputs):
-    for number, output in enumerate(outputs, 1):
-        os.dup2(output.detach(), number)
-
-
-def _run(rank, _, function, *arguments):
-    function(rank, *arguments)
-
-
-@pytest.fixture(scope="module")
+@pytest.fixture
 def forked_launch():
-    """distributed.launch() forks from a process that has imported torch, which else costs each process 4 s of CPU."""
-
-    def start(function, args, nprocs, join):
-        arguments = (_Output(), function, *args)
-        return multiprocessing.start_processes(_run, arguments, nprocs, join, start_method="forkserver")
-
-    multiprocessing.set_forkserver_preload(["torchvision", "torch._dynamo", "imagenet_finetuning", "moco_img"])
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(multiprocessing, "spawn", start)
+    """distributed.launch() forks its processes, which takes less time than new ones."""
+    with forked.launches():
         yield
 
 

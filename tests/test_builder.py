@@ -14,6 +14,7 @@ from torch.nn import functional
 
 from moco import distributed, models
 from moco.builder import MoCo, SplitBatchNorm
+from tests.support import forked
 from tests.support.golden import DATA
 from tests.test_distributed import TWO_PROCESSES
 
@@ -82,12 +83,13 @@ def all_cases(args, context):
 
 
 @pytest.fixture(scope="module")
-def outcomes(tmp_path_factory, forked_launch):
+def outcomes(tmp_path_factory):
     """{(number of processes, *case): the steps of each process}."""
     folder = tmp_path_factory.mktemp("outcomes")
     args = Namespace(**{**vars(TWO_PROCESSES), "out": str(folder)})
     all_cases(args, distributed.ProcessContext())
-    assert distributed.launch(all_cases, args) == 0
+    with forked.launches():
+        assert distributed.launch(all_cases, args) == 0
     by_case = {}
     for world in (1, 2):
         by_process = [torch.load(folder / f"{world}_{rank}.tar") for rank in range(world)]

@@ -44,7 +44,8 @@ def test_features_are_the_published_ones():
         np.testing.assert_allclose(found, row, atol=1e-5)
 
 
-def test_the_number_of_workers_does_not_matter(tmp_path):
+def test_the_number_of_workers_does_not_matter(tmp_path, monkeypatch):
+    monkeypatch.setattr(hog_baseline, "IMAGES_PER_WORKER", 2)
     frames, images = FrameFolder(golden.IMAGES), np.array([0, 12, 24, 36])
     alone, two = (
         hog_baseline.all_features(frames, images, workers, tmp_path / str(workers))

@@ -16,7 +16,7 @@ from moco.distributed import ProcessContext
 from moco.training import engine
 from moco.training.engine import MetricSums, topk_accuracy
 from moco.training.run import EXIT_RESUBMIT, Run
-from tests.support import GOLDEN, simsiam
+from tests.support import GOLDEN, forked, simsiam
 from tests.support.training import everything, same
 
 pytestmark = pytest.mark.usefixtures("handlers", "one_thread")
@@ -59,10 +59,11 @@ def test_an_unknown_objective_trains_logs_and_draws_its_curve(tmp_path, monkeypa
 
 
 @pytest.fixture(scope="module")
-def two_processes(tmp_path_factory, forked_launch):
+def two_processes(tmp_path_factory):
     """The folder of an uninterrupted run in two processes, which has saved after every step."""
     folder = tmp_path_factory.mktemp("two") / "run"
-    assert launch(["--save-dir", folder, "--save-minutes", 0, *TWO_PROCESSES]) == 0
+    with forked.launches():
+        assert launch(["--save-dir", folder, "--save-minutes", 0, *TWO_PROCESSES]) == 0
     return folder
 
 
@@ -96,7 +97,7 @@ def test_an_unknown_objective_resumes_bitwise(tmp_path, monkeypatch):
     assert same(everything(tmp_path / "uninterrupted"), everything(tmp_path / "interrupted"))
 
 
-def test_an_unknown_objective_resumes_bitwise_in_two_processes(two_processes, tmp_path, capfd):
+def test_an_unknown_objective_resumes_bitwise_in_two_processes(two_processes, tmp_path, capfd, forked_launch):
     interrupted = tmp_path / "interrupted"
     shutil.copytree(two_processes, interrupted)
     (interrupted / "last.old.tar").replace(interrupted / "last.tar")

@@ -6,4 +6,4 @@ CDPATH='' cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.."
 
 bash scripts/setup.sh tests/requirements.txt
 .venv/bin/python -m ruff check .
-.venv/bin/python -m pytest --numprocesses 3 --dist loadfile --no-loadscope-reorder "$@" # many tests wait for others
+.venv/bin/python -m pytest --numprocesses 4 --dist loadfile --no-loadscope-reorder "$@" # many tests wait for others

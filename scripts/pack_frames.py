@@ -201,6 +201,8 @@ def main(argv=None):
             pack(args.data, folder)
         if args.verify:
             verify(args.data, folder)
+        equal = f", byte for byte those of {args.data}" if args.verify else ""
+        print(f"{folder} has {len(FrameFolder(folder))} images{equal}")
 
 
 if __name__ == "__main__":

@@ -270,9 +270,11 @@ def print_summary(plan, with_size=False):
     videos = [video for video in videos if video["slots"]]
     hours = sum(manifest.seconds(plan, video) for video in videos) / 3600
     frames = sum(video["frames"] for video in videos)
+    n_classes = len(in_folder.classes)
     print(
-        f"{len(videos)} videos, {hours:.2f} hours, {frames} frames; {len(in_folder)} images in "
-        f"{len(in_folder.classes)} classes" + ("" if plan["complete"] else ", not complete yet")
+        f"{len(videos)} videos, {hours:.2f} hours, {frames} frames; {len(in_folder)} images in {n_classes} "
+        + ("class" if n_classes == 1 else "classes")
+        + ("" if plan["complete"] else ", not complete yet")
     )
     if with_size:
         print(f"expected size: {plan['slots'] * images.mean_size(plan) / 1e9:.3g} GB")

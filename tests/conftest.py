@@ -17,6 +17,7 @@ from moco.distributed import STOP_SIGNALS
 from tests.support import forked
 from tests.support.inputs import make_frames, save_network, single_thread
 
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell starts background jobs with Ctrl-C ignored
 LONGEST = ("test_slurm.py", "test_readme.py", "test_check_gpu.py", "test_distributed.py", "test_workers.py")
 
 

@@ -246,7 +246,7 @@ class Progress:
         self.printed = time.monotonic()
         if self.is_log:
             elapsed = self.printed - self.started
-            form = "{desc}: {n_fmt}/{total_fmt}{unit} in {elapsed}, {rate_fmt}{postfix}"
+            form = "{desc}: {n_fmt}/{total_fmt}{unit} in {elapsed}, {rate_noinv_fmt}{postfix}"
             options = dict(prefix=self.description, postfix=self.postfix or None, bar_format=form, **self.layout)
             print(tqdm.format_meter(self.done, self.total, elapsed, **options), flush=True)
 

@@ -9,24 +9,26 @@ Run it on an idle machine. Input: videos or frames, depending on the part. Outpu
 row per implementation, and benchmark_PART.json in --save-dir.
 """
 
-import random
 import re
 import shutil
 import subprocess
 import sys
 import tempfile
-from functools import partial
 from pathlib import Path
-
-import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from moco import cli, files  # noqa: E402
-from scripts import benchmark_files, benchmark_inside, benchmark_readers, benchmark_readouts, benchmark_train  # noqa: E402
+from scripts import (  # noqa: E402
+    benchmark_files,
+    benchmark_inside,
+    benchmark_loader,
+    benchmark_readers,
+    benchmark_readouts,
+    benchmark_train,
+)
 from scripts.timing import measure_in_turn  # noqa: E402
 
 ROOT = Path(__file__).resolve().parents[1]
-IMAGES = 1000  # that the part loader reads
 FILES = 100_000  # images that the part files writes
 
 
@@ -104,80 +106,6 @@ def plain_loop(videos, folder, step=6):
                 cv2.imwrite(f"{folder}/img_{count:07d}.jpeg", frame[:224, left : left + 224][::-1, ::-1])
                 count += 1
             number += 1
-
-
-def loading(args):
-    """IMAGES augmented 224x224 images: torchvision on PIL and on tensors, our recipe with colors on worker or device.
-
-    First on one core, then with --workers. The work of the device is not included.
-    """
-    import torch
-    from torchvision import datasets, io, transforms
-    from torchvision.transforms import v2
-
-    from moco.data import augment, loader
-    from moco.data.frame_folder import FrameFolder
-
-    if args.frames is None:
-        raise cli.UserError("--frames must name a folder of frames to read, 224x224 as read_saycam.py writes them")
-    torch.set_num_threads(1)
-    frames = FrameFolder(args.frames)
-    indices = [i % len(frames) for i in range(IMAGES)]
-    plain = transforms.Compose([
-        transforms.RandomResizedCrop(224, (0.2, 1)),
-        transforms.RandomApply([transforms.ColorJitter(0.9, 0.9, 0.9, 0.5)], 0.9),
-        transforms.RandomGrayscale(0.2),
-        transforms.RandomApply([PilBlur()], 0.5),
-        transforms.RandomHorizontalFlip(),
-        transforms.ToTensor(),
-        transforms.Normalize(loader.MEAN, loader.STD),
-    ])  # fmt: skip
-
-    on_tensors = v2.Compose([
-        v2.RandomResizedCrop(224, (0.2, 1)),
-        v2.RandomApply([v2.ColorJitter(0.9, 0.9, 0.9, 0.5)], 0.9),
-        v2.RandomGrayscale(0.2),
-        v2.RandomApply([v2.GaussianBlur(23, (0.1, 2))], 0.5),
-        v2.RandomHorizontalFlip(),
-        v2.ToDtype(torch.float32, scale=True),
-        v2.Normalize(loader.MEAN, loader.STD),
-    ])  # fmt: skip
-
-    def theirs(transform, workers, **options):
-        read(datasets.ImageFolder(args.frames, transform, **options), workers, batch_size=50, sampler=indices)
-
-    def ours(on, workers):
-        reader = loader.BatchDataset(frames, augment.Recipe("released", 224, on), args.runs, True, 1)
-        parts = [(0, range(first, first + 50), np.array(indices[first : first + 50])) for first in range(0, IMAGES, 50)]
-        read(reader, workers, batch_size=None, sampler=parts, collate_fn=list)
-
-    def read(dataset, workers, **options):
-        for _ in torch.utils.data.DataLoader(dataset, num_workers=workers, **options):
-            pass
-
-    contestants = {
-        "torchvision": partial(theirs, plain),
-        "torchvision v2": partial(theirs, on_tensors, loader=io.decode_image),
-        "ours on worker": partial(ours, "worker"),
-        "ours on device": partial(ours, "device"),
-    }
-    rows = []
-    for workers in sorted({0, args.workers}):
-        work = {
-            f"{name}, {workers or 'no'} workers": lambda _, call=call, n=workers: call(workers=n)
-            for name, call in contestants.items()
-        }
-        rows += measure_in_turn(work, args.runs)
-    return rows
-
-
-class PilBlur:
-    """The Gaussian blur of the published recipe."""
-
-    def __call__(self, image):
-        from PIL import ImageFilter
-
-        return image.filter(ImageFilter.GaussianBlur(random.uniform(0.1, 2)))
 
 
 def link_frames(frames, n, folder):
@@ -272,7 +200,7 @@ def many_files(args):
 
 PARTS = {
     "reader": reader,
-    "loader": loading,
+    "loader": benchmark_loader.loading,
     "film": films,
     "features": inner_features,
     "decode": decoding,

@@ -11,7 +11,15 @@ import pytest
 
 from moco.analysis import units
 from moco.data.frame_folder import FrameFolder
-from scripts import benchmark, benchmark_files, benchmark_inside, benchmark_readouts, benchmark_train, timing
+from scripts import (
+    benchmark,
+    benchmark_files,
+    benchmark_inside,
+    benchmark_loader,
+    benchmark_readouts,
+    benchmark_train,
+    timing,
+)
 from tests.support import GOLDEN
 
 
@@ -48,10 +56,11 @@ def test_hog_features_of_both_ways_are_equal(images, tmp_path, monkeypatch):
 
 
 def test_the_loader_reads_the_images_on_worker_and_device(one_thread, monkeypatch):
-    monkeypatch.setattr(benchmark, "IMAGES", 50)
-    rows = benchmark.loading(SimpleNamespace(frames=GOLDEN / "images", workers=0, runs=1))
-    names = ("torchvision", "torchvision v2", "ours on worker", "ours on device")
-    assert [row["name"] for row in rows] == [f"{name}, no workers" for name in names]
+    monkeypatch.setattr(benchmark_loader, "IMAGES", 50)
+    rows = benchmark_loader.loading(SimpleNamespace(frames=GOLDEN / "images", workers=0, runs=1))
+    names = ["torchvision", "torchvision v2", "ours on worker", "ours on device"]
+    names += ["two views on worker", "two views on device"]
+    assert [row["name"] for row in rows if "lightly" not in row["name"]] == [f"{name}, no workers" for name in names]
     assert rows[0]["seconds_ratio"] == 1 and min(row["seconds"] for row in rows) > 0
 
 

@@ -48,9 +48,13 @@ def one_thread():
 
 
 @pytest.fixture
-def empty_figures(monkeypatch):
-    """Figures become empty files: drawing them takes half of the CPU time of a test that trains or decodes little."""
-    monkeypatch.setattr(Figure, "savefig", lambda figure, path, **_: Path(path).touch())
+def empty_figures(request, monkeypatch):
+    """Figures become empty files: drawing them takes half of the CPU time of a test that trains or decodes little.
+
+    Not in tests marked draws.
+    """
+    if not request.node.get_closest_marker("draws"):
+        monkeypatch.setattr(Figure, "savefig", lambda figure, path, **_: Path(path).touch())
 
 
 @pytest.fixture

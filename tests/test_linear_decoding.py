@@ -174,6 +174,7 @@ def test_unreadable_images_are_left_out_and_reported(frames, network, tmp_path, 
         assert "class_0001/img_0003.jpeg" in capsys.readouterr().out
 
 
+@pytest.mark.draws
 def test_compared_results_are_in_the_table_and_the_figure(frames, network, tmp_path, capsys, monkeypatch):
     decode(frames, tmp_path / "a", "--model-path", network, "--names", "one")
     with monkeypatch.context() as patch, pytest.raises(UserError, match="another result of one .iid.; choose other"):
@@ -188,7 +189,7 @@ def test_compared_results_are_in_the_table_and_the_figure(frames, network, tmp_p
     assert rows == ["top-1", "chance", "majority", "one", "net", "differences", "one"]
     (comparison,) = found["comparisons"]  # the same model on one split
     assert (comparison["difference"], comparison["p"], comparison["test"]) == (0, 1, "McNemar, exact")
-    assert (tmp_path / "c" / "accuracies.pdf").exists()
+    assert (tmp_path / "c" / "accuracies.pdf").stat().st_size > 1000
 
 
 def test_mistakes_are_one_line_before_any_work(frames, network, tmp_path, monkeypatch):
@@ -315,6 +316,7 @@ def test_file_names_that_are_not_utf8_are_in_the_predictions(frames, network, tm
     assert rb"/\udcff_0003.jpeg" in (tmp_path / "out" / "predictions_net_iid.csv").read_bytes()
 
 
+@pytest.mark.draws
 def test_readouts_and_shares_are_in_one_table_and_a_figure(frames, network, tmp_path, capsys):
     words = ["--model-path", network, "--readout", "published", "logistic", "--train-share", 0.5, 1, "--seeds", 2]
     found = decode(frames, tmp_path / "out", *words, "--knn", 2)
@@ -325,7 +327,7 @@ def test_readouts_and_shares_are_in_one_table_and_a_figure(frames, network, tmp_
     assert entries["iid 50%"]["train_images"] == [len(train) for train, _ in half.splits]
     assert entries["iid 50%"]["test_images"] == [12, 12]
     assert "knn" in found["models"]["net"]["iid 50%"] and "knn" not in entries["iid 50%"]
-    assert (tmp_path / "out" / "training_images.pdf").exists()
+    assert (tmp_path / "out" / "training_images.pdf").stat().st_size > 1000
     assert {each["task"] for each in found["comparisons"]} == {"iid 50%", "iid 100%"}
     assert "net - net-logistic, iid 50%: " in capsys.readouterr().out
     plain = decode(frames, tmp_path / "plain", "--model-path", network, "--seeds", 2)["models"]["net"]["iid"]

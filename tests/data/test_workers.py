@@ -14,6 +14,8 @@ from moco.data import workers
 from tests import support
 
 PHOTOS = support.GOLDEN / "images"
+THOROUGH = pytest.mark.thorough
+OUT_OF_MEMORY = "(out of memory?); retry with fewer --workers"
 START = """
 import faulthandler, multiprocessing, os, signal, sys, threading, time
 faulthandler.dump_traceback_later(110, exit=True)  # shows where a program hangs
@@ -129,8 +131,10 @@ cli.run(main)
 
 
 @pytest.mark.parametrize("which, number, words", [
-    (0, 9, "(out of memory?); retry with fewer --workers"),
+    (0, 9, OUT_OF_MEMORY),
     (1, 7, "--shm-size"),
+    pytest.param(1, 9, OUT_OF_MEMORY, marks=THOROUGH),
+    pytest.param(0, 7, "--shm-size", marks=THOROUGH),
 ])  # fmt: skip
 def test_a_killed_worker_is_one_line(which, number, words):
     """Signal 7 is SIGBUS: what writing to full shared memory raises."""
@@ -149,7 +153,7 @@ cli.run(main)
 """
 
 
-@pytest.mark.parametrize("count, status", [(0, 0), (2, 2)])
+@pytest.mark.parametrize("count, status", [(0, 0), pytest.param(1, 2, marks=THOROUGH), (2, 2)])
 def test_a_small_shared_memory_is_one_line(count, status):
     """As in a container with Docker's default, but smaller: no batch of 16 images fits."""
     mount = ["unshare", "--mount", "sh", "-c", 'mount -t tmpfs -o size=64k tmpfs /dev/shm && exec "$@"', "sh"]

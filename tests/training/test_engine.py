@@ -20,6 +20,7 @@ from tests.support import GOLDEN, forked, simsiam
 from tests.support.training import everything, same
 
 pytestmark = pytest.mark.usefixtures("handlers", "one_thread")
+TWO_PROCESSES = ("--multiprocessing-distributed", "--processes-per-node", "2")
 
 
 def arguments(*flags):
@@ -35,9 +36,6 @@ def arguments(*flags):
 
 def launch(flags, train=simsiam.train):
     return distributed.launch(train, arguments(*flags))
-
-
-TWO_PROCESSES = ("--multiprocessing-distributed", "--processes-per-node", "2")
 
 
 def test_an_unknown_objective_trains_logs_and_draws_its_curve(tmp_path, monkeypatch):

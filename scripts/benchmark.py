@@ -18,14 +18,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from moco import cli, files  # noqa: E402
-from scripts import (  # noqa: E402
-    benchmark_files,
-    benchmark_inside,
-    benchmark_loader,
-    benchmark_readers,
-    benchmark_readouts,
-    benchmark_train,
-)
+from scripts import benchmark_files, benchmark_inside, benchmark_readers, benchmark_readouts, benchmark_train  # noqa: E402
 from scripts.timing import measure_in_turn  # noqa: E402
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -106,6 +99,13 @@ def plain_loop(videos, folder, step=6):
                 cv2.imwrite(f"{folder}/img_{count:07d}.jpeg", frame[:224, left : left + 224][::-1, ::-1])
                 count += 1
             number += 1
+
+
+def loading(args):
+    """Augmented images by torchvision, lightly and this project's loader."""
+    from scripts import benchmark_loader  # loads torchvision, which the other parts do not need
+
+    return benchmark_loader.loading(args)
 
 
 def link_frames(frames, n, folder):
@@ -200,7 +200,7 @@ def many_files(args):
 
 PARTS = {
     "reader": reader,
-    "loader": benchmark_loader.loading,
+    "loader": loading,
     "film": films,
     "features": inner_features,
     "decode": decoding,

@@ -56,7 +56,7 @@ def reader(args):
         raise cli.UserError("--videos must name a folder of videos to read")
     videos = sorted(str(path.resolve()) for path in args.videos.iterdir() if not path.name.startswith("."))
     ours = ["read_saycam.py", str(args.videos.resolve()), "--workers", str(args.workers), "--save-dir"]
-    loop = "import sys; from scripts.benchmark import plain_loop; plain_loop(sys.argv[2:], sys.argv[1])"
+    loop = "import sys; from scripts.benchmark_readers import plain_loop; plain_loop(sys.argv[2:], sys.argv[1])"
     picture = "fps=5,scale=-1:256:flags=bicubic,crop=224:224:(iw-224)/2:0,hflip,vflip"
     ffmpeg = ["ffmpeg", "-v", "error", "-i"]
     contestants = {
@@ -80,25 +80,6 @@ def reader(args):
             del decoders[f"torchcodec, {fps}"]
         rows += measure_in_turn(decoders, args.runs)
     return rows
-
-
-def plain_loop(videos, folder, step=6):
-    """Read every frame of one video after another in one process; write each step-th as an image, as published."""
-    import cv2
-
-    count = 0
-    for name in videos:
-        video, number = cv2.VideoCapture(name), 0
-        while True:
-            there, frame = video.read()
-            if not there:
-                break
-            if number % step == 0:
-                frame = cv2.resize(frame, (frame.shape[1] * 256 // frame.shape[0], 256), interpolation=cv2.INTER_CUBIC)
-                left = (frame.shape[1] - 224) // 2
-                cv2.imwrite(f"{folder}/img_{count:07d}.jpeg", frame[:224, left : left + 224][::-1, ::-1])
-                count += 1
-            number += 1
 
 
 def loading(args):

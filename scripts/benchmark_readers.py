@@ -1,4 +1,4 @@
-"""The sampled frames of one video as arrays, in one thread: this project, torchcodec, OpenCV."""
+"""The sampled frames of a video as arrays, by this project, torchcodec and OpenCV; the published loop over videos."""
 
 import importlib.util
 
@@ -40,3 +40,20 @@ def opencv(path, fps):
         count += number % step == 0 and capture.retrieve()[0]
         number += 1
     return count
+
+
+def plain_loop(videos, folder, step=6):
+    """Read every frame of one video after another in one process; write each step-th as an image, as published."""
+    count = 0
+    for name in videos:
+        video, number = cv2.VideoCapture(name), 0
+        while True:
+            there, frame = video.read()
+            if not there:
+                break
+            if number % step == 0:
+                frame = cv2.resize(frame, (frame.shape[1] * 256 // frame.shape[0], 256), interpolation=cv2.INTER_CUBIC)
+                left = (frame.shape[1] - 224) // 2
+                cv2.imwrite(f"{folder}/img_{count:07d}.jpeg", frame[:224, left : left + 224][::-1, ::-1])
+                count += 1
+            number += 1

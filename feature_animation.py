@@ -8,9 +8,10 @@ the published code animated videos of intuitive physics.
 
 from moco import cli  # isort: skip  # first: Ctrl-C while torch loads then ends in one line
 
-from moco import checkpoint, distributed, models, provenance, vit
+from moco import distributed, provenance
 from moco.analysis import clip
 from moco.cli import UserError
+from moco.networks import architectures, checkpoint, vit
 
 
 def parse_args(argv=None):
@@ -47,16 +48,16 @@ def main(argv=None):
     opened = checkpoint.open_model(args.model_path, args.model, args.n_out, args.seed, key=args.checkpoint_key)
     print(f"model: {opened.description}")
     device = distributed.select_device(args.device)
-    network = models.freeze(opened.network).to(device)
-    models.check_image_size(network, args.image_size)
+    network = architectures.freeze(opened.network).to(device)
+    architectures.check_image_size(network, args.image_size)
     if args.attention:
         vit.check(network)
         function, shown, stride = attention_map(network), "attention", network.patch_size
     else:
-        n = models.head(network).in_features
+        n = architectures.head(network).in_features
         if not 0 <= args.feature_idx < n:
             raise UserError(f"--feature-idx {args.feature_idx}: the model has {n} features, 0 to {n - 1}")
-        function = feature_map(models.spatial_trunk(network), args.feature_idx)
+        function = feature_map(architectures.spatial_trunk(network), args.feature_idx)
         shown, stride = f"feature {args.feature_idx}", clip.STRIDE
     name = args.name or f"intphys_feature_animation_{'attention' if args.attention else args.feature_idx}.mp4"
     path = clip.film_path(args.save_dir, name, args.data, args.overwrite)

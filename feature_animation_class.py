@@ -8,8 +8,9 @@ Output: computers_feature_animation_IDX.mp4 in --save-dir; the published code an
 
 from moco import cli  # isort: skip  # first: Ctrl-C while torch loads then ends in one line
 
-from moco import checkpoint, distributed, models, plots, provenance
+from moco import distributed, plots, provenance
 from moco.analysis import clip, maps
+from moco.networks import architectures, checkpoint
 
 
 def parse_args(argv=None):
@@ -30,9 +31,9 @@ def main(argv=None):
     opened = checkpoint.open_model(args.model_path, args.model, args.n_out, args.seed, True, args.checkpoint_key)
     print(f"model: {opened.description}")
     device = distributed.select_device(args.device)
-    trunk = models.freeze(models.spatial_trunk(opened.network)).to(device)
-    models.check_image_size(trunk, args.image_size)
-    weights, classes = models.head(opened.network).weight.detach().to(device), opened.classes
+    trunk = architectures.freeze(architectures.spatial_trunk(opened.network)).to(device)
+    architectures.check_image_size(trunk, args.image_size)
+    weights, classes = architectures.head(opened.network).weight.detach().to(device), opened.classes
     number = checkpoint.class_number(args.class_idx, classes, len(weights))
     name = args.name or f"computers_feature_animation_{number}.mp4"
     path = clip.film_path(args.save_dir, name, args.data, args.overwrite)

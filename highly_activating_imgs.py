@@ -12,11 +12,12 @@ from moco import cli  # isort: skip  # first: Ctrl-C while torch loads then ends
 import numpy as np
 import torch
 
-from moco import checkpoint, distributed, files, models, pictures, plots, provenance
+from moco import distributed, files, pictures, plots, provenance
 from moco.analysis import features, units
 from moco.cli import UserError
 from moco.data import augment, sources
 from moco.data.frame_folder import FrameFolder
+from moco.networks import architectures, checkpoint
 
 
 def parse_args(argv=None):
@@ -29,7 +30,7 @@ def parse_args(argv=None):
     which.add_argument("--most-selective", type=cli.number(int, 1), metavar="N", help="the N most selective units")
     add(
         "--layer",
-        type=models.layer,
+        type=architectures.layer,
         default=1,
         metavar="L",
         help="layer of the units, by number from the end or by the name of a node, such as layer3.2.relu",
@@ -55,7 +56,7 @@ def sample(total, size, seed):
 def check_units(model, layer, image_size, neurons, most_selective):
     """UserError if a layer of model does not have the units of --neuron_idx, or enough for --most-selective."""
     with torch.no_grad():
-        n = models.LayerMeans(model.eval(), [layer])(torch.zeros(1, 3, image_size, image_size))[0].shape[1]
+        n = architectures.LayerMeans(model.eval(), [layer])(torch.zeros(1, 3, image_size, image_size))[0].shape[1]
     if most_selective and most_selective > n:
         raise UserError(f"--most-selective {most_selective}: the layer has {n} units")
     if not most_selective and (faulty := [unit for unit in neurons if not 0 <= unit < n]):
@@ -110,7 +111,7 @@ def main(argv=None):
     opened = checkpoint.open_model(args.model_path, args.model, args.n_out, args.seed, key=args.checkpoint_key)
     print(f"model: {opened.description}")
     model = opened.network
-    models.check_image_size(model, args.image_size)
+    architectures.check_image_size(model, args.image_size)
     check_units(model, args.layer, args.image_size, args.neuron_idx, args.most_selective)
     path = files.make_output_dir(args.save_dir, [args.data]) / f"highly_activating_imgs_{name}"
     for ending in (".json", ".pdf", ".png"):

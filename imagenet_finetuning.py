@@ -15,10 +15,11 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from moco import checkpoint, distributed, files, models
+from moco import distributed, files
 from moco.cli import UserError
 from moco.data import augment, loader
 from moco.data.frame_folder import FrameFolder
+from moco.networks import architectures, checkpoint
 from moco.training import engine
 from moco.training.run import CheckpointFormat, Run, RunOptions
 
@@ -30,7 +31,7 @@ def parse_args(argv=None):
     add("--model-path", metavar="FILE", help="checkpoint to initialize the trunk from; default: random weights")
     add(
         "--model",
-        type=models.arch_name,
+        type=architectures.arch_name,
         metavar="ARCH",
         help="architecture, if not stored in the checkpoint; without --model-path resnext50_32x4d",
     )
@@ -99,20 +100,20 @@ def start_network(args, n_out):
     if weights and args.n_out not in (None, weights.n_out):
         raise UserError(f"the head of {args.model_path} has {weights.n_out} outputs, not {args.n_out}")
     arch = weights.arch if weights else args.model or "resnext50_32x4d"
-    network = models.build(arch, n_out)
+    network = architectures.build(arch, n_out)
     if weights:
         checkpoint.fill(network, weights, drop_head=True)
-    models.check_image_size(network, args.image_size)
+    architectures.check_image_size(network, args.image_size)
     if args.freeze_trunk:
-        models.freeze(network)
-        models.head(network).requires_grad_(True)
+        architectures.freeze(network)
+        architectures.head(network).requires_grad_(True)
     return arch, network
 
 
 def evaluate(args, context, batches):
     """Print top-1 and top-5 accuracy of the checkpoint at --model-path."""
     opened = checkpoint.open_model(args.model_path, args.model, args.n_out, head_required=True, key=args.checkpoint_key)
-    n_out, classes = models.head(opened.network).out_features, batches.frames.classes
+    n_out, classes = architectures.head(opened.network).out_features, batches.frames.classes
     if n_out != len(classes):
         raise UserError(
             f"{args.model_path} has {n_out} outputs, but {batches.frames.folder} has {len(classes)} classes"
@@ -120,8 +121,8 @@ def evaluate(args, context, batches):
     if opened.classes not in (None, classes):
         different = next(pair for pair in zip(opened.classes, classes, strict=True) if pair[0] != pair[1])
         raise UserError(f"{args.model_path} was trained on other classes: {different[0]} where {different[1]} is now")
-    models.check_image_size(opened.network, args.image_size)
-    network = distributed.wrap(models.freeze(opened.network), context)
+    architectures.check_image_size(opened.network, args.image_size)
+    network = distributed.wrap(architectures.freeze(opened.network), context)
     result = engine.evaluate(network, batches, context)
     if context.is_main:
         accuracies = f"top-1 {result['acc1']:.2f} %, top-5 {result['acc5']:.2f} %"

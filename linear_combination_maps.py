@@ -14,11 +14,12 @@ from moco import cli  # isort: skip  # first: Ctrl-C while torch loads then ends
 import numpy as np
 import torch
 
-from moco import checkpoint, distributed, files, models, pictures, plots, provenance, vit
+from moco import distributed, files, pictures, plots, provenance
 from moco.analysis import features, film, maps
 from moco.cli import UserError
 from moco.data import loader
 from moco.data.frame_folder import FrameFolder
+from moco.networks import architectures, checkpoint, vit
 
 
 def parse_args(argv=None):
@@ -59,7 +60,7 @@ def forward_maps(model, data, indices):
     Returns, on the CPU, the images (N, 3, H, W), their last maps (N, C, h, w), the predicted classes (N,), and the
     indices (N,) of the images that could be read.
     """
-    trunk, head = models.spatial_trunk(model), models.head(model)
+    trunk, head = architectures.spatial_trunk(model), architectures.head(model)
     parts = []
     with distributed.no_tf32():
         for images, _, part in data.batches(indices):
@@ -108,7 +109,7 @@ def show_attention(args, opened, frames):
         files.refuse_overwrite(path.with_suffix(ending), args.overwrite)
     data = features.EvalData(frames, args.image_size, distributed.select_device(args.device), args.workers)
     chosen = choose(frames, None, "all", args.batch_size, args.seed)
-    images, attention, indices = forward_attention(models.freeze(opened.network).to(data.device), data, chosen)
+    images, attention, indices = forward_attention(architectures.freeze(opened.network).to(data.device), data, chosen)
     heads = attention.unbind(1) if args.heads else [attention.mean(1)]
     columns = [(255 * maps.denormalize(images)).round().byte().numpy()]
     columns += [overlay_heatmaps(head.numpy(), images) for head in heads]
@@ -124,13 +125,13 @@ def main(argv=None):
     if args.attention:
         opened = checkpoint.open_model(args.model_path, args.model, args.n_out, args.seed, key=args.checkpoint_key)
         print(f"model: {opened.description}")
-        models.check_image_size(opened.network, args.image_size)
+        architectures.check_image_size(opened.network, args.image_size)
         return show_attention(args, opened, frames)
     opened = checkpoint.open_model(args.model_path, args.model, args.n_out, args.seed, True, args.checkpoint_key)
     print(f"model: {opened.description}")
     model = opened.network
-    models.check_image_size(model, args.image_size)
-    weights = models.head(model).weight.detach().cpu()
+    architectures.check_image_size(model, args.image_size)
+    weights = architectures.head(model).weight.detach().cpu()
     classes = opened.classes or (frames.classes if len(frames.classes) == len(weights) else None)
     number = checkpoint.class_number(args.class_idx, classes, len(weights))
     if classes is None and (args.class_only or args.others):
@@ -146,7 +147,7 @@ def main(argv=None):
 
     data = features.EvalData(frames, args.image_size, distributed.select_device(args.device), args.workers)
     chosen = choose(frames, classes[number] if classes else None, which, args.batch_size, args.seed)
-    images, last_maps, predicted, indices = forward_maps(models.freeze(model).to(data.device), data, chosen)
+    images, last_maps, predicted, indices = forward_maps(architectures.freeze(model).to(data.device), data, chosen)
     heatmaps = maps.upsample(maps.class_activation_map(last_maps, weights[number]), images.shape[-1])
     if args.overlay:
         shown = overlay_heatmaps(heatmaps.numpy(), images)

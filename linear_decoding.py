@@ -18,10 +18,11 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from moco import checkpoint, distributed, files, models, provenance, released
+from moco import distributed, files, provenance
 from moco.analysis import features, readouts, report, splits
 from moco.cli import UserError
 from moco.data import augment, loader
+from moco.networks import architectures, checkpoint, released
 
 
 def parse_args(argv=None):
@@ -47,7 +48,7 @@ def parse_args(argv=None):
     add("--names", nargs="+", metavar="NAME", help="names of the models in all results; default: their file names")
     add(
         "--model",
-        type=models.arch_name,
+        type=architectures.arch_name,
         metavar="ARCH",
         help="architecture of 'random' and 'imagenet', or of a checkpoint without one; default: mobilenet_v2",
     )
@@ -144,9 +145,9 @@ def open_networks(args):
     for name, (source, arch) in zip(names, sources, strict=True):
         model = checkpoint.open_model(source, args.model or arch, args.num_outs, args.seed, key=args.checkpoint_key)
         print(f"{name}: {model.description}")
-        models.check_image_size(model.network, args.image_size)
-        head_name = models.head_name(model.network)
-        trunk = models.freeze(models.remove_head(model.network))
+        architectures.check_image_size(model.network, args.image_size)
+        head_name = architectures.head_name(model.network)
+        trunk = architectures.freeze(architectures.remove_head(model.network))
         bn_mode = args.bn_mode or ("adapt" if source == "random" else "eval")
         networks.append(FrozenNetwork(name, trunk, model.arch, head_name, bn_mode, model.description))
         checkpoints |= model.checkpoints

@@ -6,10 +6,11 @@ import numpy as np
 import torch
 from torch.nn import functional
 
-from moco import checkpoint, cli, distributed, models
+from moco import cli, distributed
 from moco.builder import MoCo
 from moco.cli import UserError
 from moco.data import augment, loader, recordings
+from moco.networks import architectures, checkpoint
 from moco.training import engine
 from moco.training.engine import topk_accuracy
 from moco.training.run import CheckpointFormat, Run, RunOptions
@@ -26,10 +27,10 @@ def parser(doc):
     add(
         "-a",
         "--arch",
-        type=models.arch_name,
+        type=architectures.arch_name,
         default="resnet50",
         metavar="ARCH",
-        help=f"architecture; published: {', '.join(models.PUBLISHED)}; or any other torchvision classifier",
+        help=f"architecture; published: {', '.join(architectures.PUBLISHED)}; or any other torchvision classifier",
     )
     add("--epochs", type=cli.number(int, 1), default=12, help="number of epochs")
     add(
@@ -188,7 +189,7 @@ def train(args, context, name, frames, source, pairs):
     )
     if args.model_path:
         load_start_weights(model, args.model_path)
-    models.check_image_size(model.encoder_q, args.image_size)
+    architectures.check_image_size(model.encoder_q, args.image_size)
     dtype = engine.resolve_dtype(args.precision, context.device, args.arch, args.compile)
     model = engine.prepare(model, context, dtype, args.compile, args.deterministic)
     optimizer = torch.optim.SGD(

@@ -12,10 +12,11 @@ from moco import cli  # isort: skip  # first: Ctrl-C while torch loads then ends
 
 import numpy as np
 
-from moco import checkpoint, distributed, files, models, plots, provenance
+from moco import distributed, files, plots, provenance
 from moco.analysis import features, units
 from moco.cli import UserError
 from moco.data.frame_folder import FrameFolder
+from moco.networks import architectures, checkpoint
 
 
 def parse_args(argv=None):
@@ -25,7 +26,7 @@ def parse_args(argv=None):
     checkpoint.add_flags(parser)
     add(
         "--layer",
-        type=models.layer,
+        type=architectures.layer,
         nargs="+",
         default=[1],
         metavar="L",
@@ -142,7 +143,7 @@ def main(argv=None):
     opened = checkpoint.open_model(args.model_path, args.model, args.n_out, args.seed, key=args.checkpoint_key)
     print(f"model: {opened.description}")
     model = opened.network
-    models.check_image_size(model, args.image_size)
+    architectures.check_image_size(model, args.image_size)
     cached = args.features_dir and files.make_output_dir(args.features_dir, folders), opened.description
 
     class_means, covariances = measure(model, layers, data, batch_size, args.pca is not None, *cached)

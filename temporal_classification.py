@@ -13,10 +13,11 @@ from moco import cli  # isort: skip  # first: Ctrl-C while torch loads then ends
 
 import torch
 
-from moco import checkpoint, distributed, files, models
+from moco import distributed, files
 from moco.cli import UserError
 from moco.data import augment, loader, recordings
 from moco.data.frame_folder import FrameFolder
+from moco.networks import architectures, checkpoint
 from moco.training import engine
 from moco.training.run import CheckpointFormat, Run, RunOptions
 
@@ -29,10 +30,10 @@ def parse_args(argv=None):
     add("data", nargs="+", metavar="FOLDER", help="folder of frames, one folder per class; several are joined")
     add(
         "--model",
-        type=models.arch_name,
+        type=architectures.arch_name,
         default="resnet50",
         metavar="ARCH",
-        help=f"architecture; published: {', '.join(models.PUBLISHED)}; or any other torchvision classifier",
+        help=f"architecture; published: {', '.join(architectures.PUBLISHED)}; or any other torchvision classifier",
     )
     add(
         "--recipe",
@@ -79,7 +80,7 @@ def train(args, context):
 
     torch.manual_seed(args.seed)
     model = checkpoint.build_from(args.model_path, args.model, n_out)
-    models.check_image_size(model, args.image_size)
+    architectures.check_image_size(model, args.image_size)
     dtype = engine.resolve_dtype(args.precision, context.device, args.model, args.compile)
     model = engine.prepare(model, context, dtype, args.compile, args.deterministic)
     optimizer = torch.optim.Adam(model.parameters(), args.lr, weight_decay=args.wd, fused=context.supports_fused)

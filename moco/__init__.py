@@ -11,15 +11,17 @@ directly in this folder may be imported from anywhere, those of a sub-package by
     distributed             processes and devices
     rendezvous              ranks and addresses from torchrun and SLURM
     gpus                    GPUs, and why torch cannot use them
-    models                  architectures
     builder                 MoCo, as in its paper
-    vit                     vision transformers of any size
-    checkpoint              reading and writing networks
-    layouts                 the network in a file of another library
-    safe_pickle             data out of a pickle, without running it
-    released                published networks by name
     plots                   figures of numbers
     pictures                figures of images
+
+    networks/               for training, analysis and builder
+        architectures       architectures by name; inner layers
+        vit                 vision transformers of any size
+        checkpoint          reading and writing networks
+        opening             the network in a file of another library
+        safe_pickle         data out of a pickle, without running it
+        released            published networks by name
 
     data/                   for videos, training and analysis
         manifest            the plan of a frame folder
@@ -79,6 +81,6 @@ To add
                             tests/support/simsiam.py does in 40 lines; temporal_classification.py has all flags
     an evaluation           take features.extract_features; a readout of linear_decoding.py and hog_baseline.py is a
                             function and an entry of readouts.FITS
-    a checkpoint format     most need nothing (layouts finds networks by fit); else give other names of the same tensors
-                            in layouts._namings, or another file format in checkpoint.read
+    a checkpoint format     most need nothing (opening finds networks by fit); else give other names of the same tensors
+                            in opening._namings, or another file format in checkpoint.read
 """

@@ -11,7 +11,7 @@ from torch import distributed as dist
 from torch import nn
 from torch.nn import functional
 
-from moco import models
+from moco.networks import architectures
 
 
 class MoCo(nn.Module):
@@ -33,10 +33,10 @@ class MoCo(nn.Module):
         self.m = m
         self.T = T
         self.encoder_q = base_encoder(num_classes=dim)
-        models.disable_dropout(self.encoder_q)
+        architectures.disable_dropout(self.encoder_q)
         if mlp:
-            name = models.head_name(self.encoder_q)
-            head = models.head(self.encoder_q)
+            name = architectures.head_name(self.encoder_q)
+            head = architectures.head(self.encoder_q)
             hidden = nn.Linear(head.in_features, head.in_features)
             self.encoder_q.set_submodule(name, nn.Sequential(hidden, nn.ReLU(), head))
         if bn_splits > 1:

@@ -10,9 +10,9 @@ import torch
 from matplotlib import animation, pyplot
 from torch.nn import functional
 
-from moco import models
 from moco.analysis import clip, features, units
 from moco.data.frame_folder import FrameFolder
+from moco.networks import architectures
 
 matplotlib.use("Agg")
 LAYERS = (1, 2, 6, 10, 14, 18)
@@ -49,7 +49,7 @@ def our_units(data, folder=None, layers=LAYERS):
     data = features.EvalData(FrameFolder(data), 224, torch.device("cpu"))
     means = [units.ClassMeans(2) for _ in layers]
     top = [units.TopK(10) for _ in layers]
-    for by_layer, labels, indices in units.layer_means(models.build("mobilenet_v2"), layers, data, 64):
+    for by_layer, labels, indices in units.layer_means(architectures.build("mobilenet_v2"), layers, data, 64):
         for rows, of_layer, top_of_layer in zip(by_layer, means, top, strict=True):
             of_layer.add(rows, labels)
             top_of_layer.add(rows, indices)

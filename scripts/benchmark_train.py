@@ -14,7 +14,8 @@ from pathlib import Path
 import torch
 from torch.nn import functional
 
-from moco import builder, distributed, models
+from moco import builder, distributed
+from moco.networks import architectures
 from moco.training import engine
 from scripts.timing import measure, measure_in_turn
 
@@ -49,9 +50,11 @@ def make_steps(method, batch, mode, compiled):
     ours = mode == "ours"
     views = 2 if method.startswith("moco") else 1
     if views == 2:
-        model = builder.MoCo(lambda num_classes: models.build(arch, num_classes), K=4096, bn_splits=8 if ours else 1)
+        model = builder.MoCo(
+            lambda num_classes: architectures.build(arch, num_classes), K=4096, bn_splits=8 if ours else 1
+        )
     else:
-        model = models.build(arch, 1000)
+        model = architectures.build(arch, 1000)
     images = [torch.randn(batch, 3, 224, 224, device=context.device) for _ in range(views)]
     targets = torch.zeros(batch, dtype=torch.long, device=context.device)
     dtype = engine.resolve_dtype("auto", context.device, arch, bool(compiled)) if ours else torch.float32

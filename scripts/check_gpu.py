@@ -25,9 +25,10 @@ import numpy as np
 import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from moco import checkpoint, cli, distributed, files, models  # noqa: E402
+from moco import cli, distributed, files  # noqa: E402
 from moco.data import augment, loader  # noqa: E402
 from moco.data.frame_folder import FrameFolder  # noqa: E402
+from moco.networks import architectures, checkpoint  # noqa: E402
 from scripts.benchmark_train import STEPS, make_steps  # noqa: E402
 from scripts.check_gpu_training import ERROR, FIRST, LAST  # noqa: E402
 from scripts.timing import measure  # noqa: E402
@@ -181,7 +182,7 @@ def check_features(setup):
     torch.manual_seed(0)
     images = torch.randn(16, 3, setup.image_size, setup.image_size)
     for arch in ("mobilenet_v2", "resnext50_32x4d"):
-        trunk = models.freeze(models.remove_head(models.build(arch)))
+        trunk = architectures.freeze(architectures.remove_head(architectures.build(arch)))
         with torch.inference_mode(), distributed.no_tf32():
             expected = trunk(images)
             difference = (trunk.to(setup.device)(images.to(setup.device)).cpu() - expected).abs().max()

@@ -22,11 +22,12 @@ import numpy as np
 import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from moco import checkpoint, cli, distributed, files, models, pictures, plots, provenance, released  # noqa: E402
+from moco import cli, distributed, files, pictures, plots, provenance  # noqa: E402
 from moco.analysis import embeddings, features, similarity  # noqa: E402
 from moco.cli import UserError  # noqa: E402
 from moco.data import augment, loader, manifest  # noqa: E402
 from moco.data.frame_folder import FrameFolder  # noqa: E402
+from moco.networks import architectures, checkpoint, released  # noqa: E402
 
 ROWS, COLUMNS = 12, 10  # of images in the figure of nearest neighbors
 ADAPT = 1024  # images that the batch-norm statistics of random weights are adapted to
@@ -40,7 +41,7 @@ def parse_args(argv=None):
     add("data", nargs="?", help="folder of images: frames, class folders, or a flat folder")
     add("--list", metavar="CSV", help="in place of a folder, a table whose column 'file' has paths relative to it")
     add("--model-path", nargs="+", required=True, metavar="PATH", help="checkpoints, 'random' or 'imagenet'")
-    add("--model", type=models.arch_name, metavar="ARCH", help="architecture, if not stored in the checkpoint")
+    add("--model", type=architectures.arch_name, metavar="ARCH", help="architecture, if not stored in the checkpoint")
     add(
         "--checkpoint-key",
         metavar="KEY",
@@ -48,9 +49,9 @@ def parse_args(argv=None):
     )
     add(
         "--layer",
-        type=models.layer,
+        type=architectures.layer,
         nargs="+",
-        default=[models.PENULTIMATE],
+        default=[architectures.PENULTIMATE],
         metavar="L",
         help="layers: 'penultimate', the input of the head; numbers from the end, as in selectivities.py; or names of "
         "nodes, such as layer3.2.relu",
@@ -99,12 +100,12 @@ def open_exports(args, save_dir):
     for name, source in zip(model_names(args.model_path), args.model_path, strict=True):
         opened = checkpoint.open_model(source, args.model, None, args.seed, key=args.checkpoint_key)
         print(f"{name}: {opened.description}")
-        models.check_image_size(opened.network, args.image_size)
+        architectures.check_image_size(opened.network, args.image_size)
         record = {"source": source, "arch": opened.arch, "sha256": opened.sha256}
         record["seed"] = args.seed if source == "random" else None
         record["batch_norm"] = f"adapted to {ADAPT} images or fewer" if source == "random" else "as stored"
-        widths = models.LayerMeans(opened.network, layers).widths(args.image_size)
-        record["layers"] = {str(layer): models.layer_name(opened.network, layer) for layer in layers}
+        widths = architectures.LayerMeans(opened.network, layers).widths(args.image_size)
+        record["layers"] = {str(layer): architectures.layer_name(opened.network, layer) for layer in layers}
         paths = {layer: save_dir / f"{name}_layer_{layer}.npy" for layer in layers}
         exports.append(Export(name, opened.network, record, widths, paths))
     return exports
@@ -158,7 +159,7 @@ def compute(exports, data, images, folder, shard):
         if export.record["source"] == "random":
             spread = np.unique(np.linspace(0, len(images) - 1, ADAPT).astype(int))
             features.adapt_batch_norm(model, data, images[spread], export.record["seed"], folder)
-        network = models.LayerMeans(model, export.paths).to(memory_format=torch.channels_last)
+        network = architectures.LayerMeans(model, export.paths).to(memory_format=torch.channels_last)
         embeddings.write_parts(network, data, images, export.parts, shard)
         export.model.cpu()
         missing += len(embeddings.missing_parts(export.parts, len(images)))
@@ -185,7 +186,7 @@ def join(args, exports, frames, images, settings, save_dir):
     names = [frames.name(images[row]) for row in sorted(unreadable)]
     if names:
         print(f"{len(names)} images cannot be read and have rows of NaN: {', '.join(names[:5])}")
-    versions = {**provenance.versions(), "torchvision": models.torchvision.__version__}
+    versions = {**provenance.versions(), "torchvision": architectures.torchvision.__version__}
     record = {"settings": settings, "number": len(images), "unreadable": names, "versions": versions}
     files.write_json(save_dir / "embeddings.json", record)
     shutil.rmtree(exports[0].parts.parent)

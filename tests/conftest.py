@@ -12,8 +12,8 @@ import pytest
 import torch
 from matplotlib.figure import Figure
 
-from moco import models
 from moco.distributed import STOP_SIGNALS
+from moco.networks import architectures
 from tests.support import forked
 from tests.support.inputs import make_frames, save_network, single_thread
 
@@ -70,7 +70,7 @@ def network(tmp_path_factory):
     torch.manual_seed(0)
     path = tmp_path_factory.mktemp("network") / "net.tar"
     names = [f"class_{label:04d}" for label in range(3)]
-    save_network(path, models.build("resnet18", 3), arch="resnet18", n_out=3, classes=names)
+    save_network(path, architectures.build("resnet18", 3), arch="resnet18", n_out=3, classes=names)
     return path
 
 

@@ -10,8 +10,9 @@ import torch
 import feature_animation
 import linear_combination_maps
 import selectivities
-from moco import checkpoint, models, pictures, vit
+from moco import pictures
 from moco.cli import UserError
+from moco.networks import architectures, checkpoint, vit
 from tests.support.inputs import make_frames
 
 ARCH = "vit_128x3x2_16"
@@ -22,7 +23,7 @@ SMALL = ["--image-size", "64", "--workers", "0", "--device", "cpu"]
 def dino(tmp_path):
     """The file of a small vision transformer under DINO's names, teacher and student."""
     torch.manual_seed(0)
-    state = models.build(ARCH, 3).state_dict()
+    state = architectures.build(ARCH, 3).state_dict()
     names = vit.other_names(state)[0]
     state = {f"module.backbone.{names[name]}": value for name, value in state.items() if "head" not in name}
     torch.save({"teacher": state, "student": {name: 2 * value for name, value in state.items()}}, tmp_path / "dino.pth")

@@ -12,8 +12,9 @@ from torch import distributed as dist
 from torch import nn
 from torch.nn import functional
 
-from moco import distributed, models
+from moco import distributed
 from moco.builder import MoCo, SplitBatchNorm
+from moco.networks import architectures
 from tests.support import forked
 from tests.support.golden import DATA
 from tests.test_distributed import TWO_PROCESSES
@@ -165,7 +166,9 @@ def test_the_key_encoder_follows_and_keeps_its_batch_norm_in_training():
     model = golden_moco(0)
     with torch.no_grad():
         model.encoder_q.fc.weight += 1
-    models.train_mode_keep_frozen_bn(model)  # as before every epoch; it puts parts without gradients in evaluation mode
+    architectures.train_mode_keep_frozen_bn(
+        model
+    )  # as before every epoch; it puts parts without gradients in evaluation mode
     before = model.encoder_k.fc.weight.clone()
     model(*views())
     torch.testing.assert_close(model.encoder_k.fc.weight, before + 0.1)
@@ -195,7 +198,7 @@ def test_accuracy_is_high_against_a_random_queue_then_low_then_rises_by_learning
 def test_any_architecture_gets_its_head(arch):
     with torch.device("meta"):
         model = MoCo(partial(torchvision.models.get_model, arch), dim=16, K=8, mlp=True)
-    name = models.head_name(model.encoder_q).removesuffix(".2")
+    name = architectures.head_name(model.encoder_q).removesuffix(".2")
     head = model.encoder_q.get_submodule(name)
     assert head[0].in_features == head[0].out_features == head[2].in_features and head[2].out_features == 16
     assert f"encoder_k.{name}.2.bias" in model.state_dict()
@@ -251,7 +254,7 @@ def test_images_are_gathered_in_the_precision_of_the_forward_pass(monkeypatch):
         monkeypatch.setattr(dist, name, lambda value=value: value)
     monkeypatch.setattr(dist, "broadcast", lambda *_: None)
     monkeypatch.setattr(dist, "all_gather", all_gather)
-    model = MoCo(lambda num_classes: models.build("shufflenet_v2_x0_5", num_classes), dim=8, K=8).eval()
+    model = MoCo(lambda num_classes: architectures.build("shufflenet_v2_x0_5", num_classes), dim=8, K=8).eval()
     images = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
         own, _ = model._keys(images)

@@ -8,9 +8,10 @@ import pytest
 import torch
 
 import feature_animation_class as script
-from moco import checkpoint, models, plots, provenance
+from moco import plots, provenance
 from moco.analysis import clip, film
 from moco.cli import UserError
+from moco.networks import architectures, checkpoint
 from tests.support import golden
 from tests.test_feature_animation import blocks, open_clip, overlays
 
@@ -24,9 +25,9 @@ def animate(data, save_dir, network, *words):
 
 def test_maps_and_colors_are_the_published_ones():
     expected, model = np.load(golden.DATA / "inside.npz"), golden.model()
-    weights = models.head(model).weight[int(expected["class_idx"])]
+    weights = architectures.head(model).weight[int(expected["class_idx"])]
     images = open_clip(golden.IMAGES, 224)
-    clip_maps = clip.ClipMaps(images, script.class_maps(models.spatial_trunk(model), weights), 900, CPU)
+    clip_maps = clip.ClipMaps(images, script.class_maps(architectures.spatial_trunk(model), weights), 900, CPU)
     large = np.stack([clip.upsample(small, 224, 224) for small in clip_maps.maps[::6]])
     np.testing.assert_allclose(
         blocks(large)[..., 0], expected["class_map"], atol=2e-3 * (clip_maps.high - clip_maps.low)
@@ -53,7 +54,9 @@ def test_an_unknown_class_is_an_error(frames, tmp_path, network):
 
 def test_a_model_without_a_head_has_no_classes(frames, tmp_path):
     path = tmp_path / "moco.tar"
-    state = {f"module.encoder_q.{name}": value for name, value in models.build("resnet18", 3).state_dict().items()}
+    state = {
+        f"module.encoder_q.{name}": value for name, value in architectures.build("resnet18", 3).state_dict().items()
+    }
     checkpoint.write(path, {"state_dict": state, "arch": "resnet18"})
     with pytest.raises(UserError, match="moco.tar has no linear head; train one"):
         animate(frames, tmp_path / "out", path)

@@ -8,11 +8,12 @@ import pytest
 import torch
 
 import highly_activating_imgs as script
-from moco import checkpoint, pictures
+from moco import pictures
 from moco.analysis import features, units
 from moco.cli import UserError
 from moco.data import loader
 from moco.data.frame_folder import FrameFolder
+from moco.networks import checkpoint
 from tests.support import golden
 
 pytestmark = pytest.mark.usefixtures("empty_figures")

@@ -10,8 +10,8 @@ import torch
 from hypothesis import strategies
 
 import imagenet_finetuning
-from moco import checkpoint, models
 from moco.cli import UserError
+from moco.networks import architectures, checkpoint
 from moco.training import engine
 from tests.conftest import make_frames
 from tests.support.training import everything, same
@@ -26,7 +26,7 @@ def data(tmp_path):
     for side in ("train", "val"):
         make_frames(tmp_path / "imagenet" / side)
     torch.manual_seed(1)
-    model = models.build("shufflenet_v2_x0_5", 7)
+    model = architectures.build("shufflenet_v2_x0_5", 7)
     checkpoint.write(tmp_path / START, {"model_state_dict": model.state_dict(), "arch": "shufflenet_v2_x0_5"})
     return tmp_path / "imagenet"
 
@@ -102,7 +102,7 @@ def test_evaluation_gives_what_training_saw(data, tmp_path, capsys):
 def test_two_processes_evaluate_every_image_once(data, tmp_path, capfd):
     """Also where the last batch has one image, and a process none."""
     shutil.copy(data / "val" / "class_0001" / "img_0000.jpeg", data / "val" / "class_0000" / "img_0008.jpeg")
-    model = models.build("shufflenet_v2_x0_5", 3)
+    model = architectures.build("shufflenet_v2_x0_5", 3)
     checkpoint.write(tmp_path / "three.tar", {"model_state_dict": model.state_dict(), "arch": "shufflenet_v2_x0_5"})
     words = ["--evaluate", "--model-path", tmp_path / "three.tar", "--batch-size", 8]
     tune(data, tmp_path / "run", *words)
@@ -115,7 +115,7 @@ def test_two_processes_evaluate_every_image_once(data, tmp_path, capfd):
 def test_a_process_without_any_image_evaluates_along(data, tmp_path, capfd):
     for path in [*sorted((data / "val").rglob("*.jpeg"))][1:]:
         path.unlink()
-    model = models.build("shufflenet_v2_x0_5", 1)
+    model = architectures.build("shufflenet_v2_x0_5", 1)
     checkpoint.write(tmp_path / "one.tar", {"model_state_dict": model.state_dict(), "arch": "shufflenet_v2_x0_5"})
     words = ["--evaluate", "--model-path", tmp_path / "one.tar", "--batch-size", 8]
     assert tune(data, tmp_path / "run", *words, "--multiprocessing-distributed", "--processes-per-node", 2) == 0

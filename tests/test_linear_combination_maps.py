@@ -9,10 +9,11 @@ import torch
 from torch.nn import functional
 
 import linear_combination_maps as script
-from moco import checkpoint, models, pictures, plots, provenance
+from moco import pictures, plots, provenance
 from moco.analysis import features, maps
 from moco.cli import UserError
 from moco.data.frame_folder import FrameFolder
+from moco.networks import architectures, checkpoint
 from tests.support import golden
 from tests.support.inputs import save_network
 
@@ -33,7 +34,7 @@ def test_maps_and_masks_are_the_published_ones():
         model, features.EvalData(frames, 224, CPU), np.arange(48)
     )
     assert indices.tolist() == list(range(48))
-    weights = models.head(model).weight[int(expected["class_idx"])]
+    weights = architectures.head(model).weight[int(expected["class_idx"])]
     heatmaps = maps.upsample(maps.class_activation_map(last_maps, weights), 224)
     masked = maps.attention_mask(heatmaps)[:, None] * images
     for found, key in ((heatmaps, "class_map"), (masked, "masked")):
@@ -95,7 +96,9 @@ def test_unreadable_images_are_left_out(frames, network, tmp_path):
 
 
 def test_mistakes_are_one_line(frames, network, tmp_path):
-    encoder = {f"module.encoder_q.{name}": value for name, value in models.build("resnet18", 8).state_dict().items()}
+    encoder = {
+        f"module.encoder_q.{name}": value for name, value in architectures.build("resnet18", 8).state_dict().items()
+    }
     checkpoint.write(tmp_path / "moco.tar", {"state_dict": encoder, "arch": "resnet18"})
     for words, message in [
         (["--model-path", tmp_path / "none.tar"], "no checkpoint"),
@@ -124,14 +127,14 @@ def test_the_save_folder_is_not_inside_the_data(frames, network):
 
 
 def test_maps_are_computed_in_float32(frames):
-    seen, model = [], models.freeze(models.build("resnet18", 3))
+    seen, model = [], architectures.freeze(architectures.build("resnet18", 3))
     model.conv1.register_forward_hook(lambda *_: seen.append(torch.backends.cudnn.allow_tf32))
     script.forward_maps(model, features.EvalData(FrameFolder(frames), 64, CPU), np.arange(3))
     assert torch.backends.cudnn.allow_tf32 and seen and not any(seen)
 
 
 def test_maps_that_are_not_finite_are_an_error(frames, tmp_path):
-    model = models.build("resnet18", 3)
+    model = architectures.build("resnet18", 3)
     model.layer4[1].conv2.weight.data[:] = torch.inf
     save_network(tmp_path / "net.tar", model, arch="resnet18", n_out=3)
     with pytest.raises(UserError, match="not finite|NaN|infinit"):

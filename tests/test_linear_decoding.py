@@ -11,11 +11,12 @@ from torch import nn
 
 import linear_decoding
 import read_saycam
-from moco import checkpoint, files, models, plots, provenance
+from moco import files, plots, provenance
 from moco.analysis import features, readouts, splits
 from moco.cli import UserError
 from moco.data import augment, loader, sources
 from moco.data.frame_folder import FrameFolder
+from moco.networks import architectures, checkpoint
 from tests.support import golden
 from tests.support.inputs import make_frames, save_network
 from tests.support.videos import write_video
@@ -37,8 +38,8 @@ def decode(data, save_dir, *words):
 def network(tmp_path):
     """A checkpoint of a small network with 5 outputs."""
     torch.manual_seed(3)
-    model = models.build(ARCH, 5)
-    models.adapt_batch_norm(model, [torch.randn(32, 3, 32, 32)])  # its features are nearly constant otherwise
+    model = architectures.build(ARCH, 5)
+    architectures.adapt_batch_norm(model, [torch.randn(32, 3, 32, 32)])  # its features are nearly constant otherwise
     save_network(tmp_path / "net.tar", model, arch=ARCH, n_out=5)
     return tmp_path / "net.tar"
 
@@ -80,7 +81,7 @@ def test_the_decoded_model_loads_as_published_and_predicts_the_same(frames, netw
     published = {"acc1_list", "val_acc1_list", "model_state_dict", "optimizer_state_dict", "preds", "target", "images"}
     assert published <= set(content)
     assert len(content["acc1_list"]) == 3
-    model = nn.DataParallel(models.build(ARCH, 3))
+    model = nn.DataParallel(architectures.build(ARCH, 3))
     model.load_state_dict(content["model_state_dict"])
     images = FrameFolder(frames)
     names = [images.name(i) for i in range(len(images))]
@@ -142,7 +143,7 @@ def test_cached_and_uncached_decoding_are_equal(tmp_path):
     frames = FrameFolder(golden.IMAGES)
     data = features.EvalData(frames, 64, CPU)
     torch.manual_seed(0)
-    trunk = models.freeze(models.remove_head(models.build(ARCH, 5)))
+    trunk = architectures.freeze(architectures.remove_head(architectures.build(ARCH, 5)))
     images = np.arange(len(frames))
     features.adapt_batch_norm(trunk, data, images, 0, tmp_path)
     rows = features.extract_features(trunk, data, images, tmp_path)

@@ -14,8 +14,8 @@ import torch
 
 import linear_decoding
 import moco_img
-from moco import checkpoint
 from moco.cli import UserError
+from moco.networks import checkpoint
 from moco.training.run import Run
 from tests.conftest import make_frames, single_thread
 from tests.support.training import everything, same, wait_for_step

@@ -5,8 +5,8 @@ import torch
 
 import moco_temp
 import moco_utils
-from moco import checkpoint
 from moco.cli import UserError
+from moco.networks import checkpoint
 from tests.support.training import everything, same
 from tests.test_moco_img import SMALL
 

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 import read_saycam
-from moco import models
+from moco.networks import architectures
 from tests.support import ROOT
 from tests.support.inputs import make_frames, save_network
 from tests.support.videos import write_video
@@ -98,9 +98,9 @@ def inputs(tmp_path_factory):
     torch.manual_seed(0)
     head = dict(arch="mobilenet_v2", n_out=3, classes=[f"class_{label:04d}" for label in range(3)])
     network = folder / "TC-S.tar"
-    save_network(network, models.build("mobilenet_v2", 3), **head)
+    save_network(network, architectures.build("mobilenet_v2", 3), **head)
     head |= dict(n_out=8, classes=list(CATEGORIES))
-    save_network(folder / "readout.tar", models.build("mobilenet_v2", 8), **head)
+    save_network(folder / "readout.tar", architectures.build("mobilenet_v2", 8), **head)
     copies = {
         "TC-S.tar": ["TC-S-mobilenet.tar", "TC-SAY.tar", "TC-SAY-resnext-IN-linear.tar", "IN-1pt/ft_IN_TC-SAY.tar"],
         "readout.tar": ["decoding/TC-S_labeledS_5_iid.tar"],
@@ -147,7 +147,7 @@ def test_a_python_command_runs(line, inputs, tmp_path, monkeypatch, handlers, on
             (tmp_path / folder).symlink_to(inputs / folder)
     if "--model-name" in words:  # which names the architecture, too
         (tmp_path / "TC-SAY.tar").unlink()
-        save_network(tmp_path / "TC-SAY.tar", models.build("resnext50_32x4d", 3))
+        save_network(tmp_path / "TC-SAY.tar", architectures.build("resnext50_32x4d", 3))
     monkeypatch.chdir(tmp_path)
     words += FLAGS[script].split()
     if script == "read_saycam.py" and not {"--class-by", "--locate"} & set(words):
@@ -172,7 +172,7 @@ def test_every_script_has_a_command():
 def test_the_published_way_to_load_a_checkpoint_works(frames, tmp_path, monkeypatch, handlers):
     """On a smaller network than the page's, whose head is as wide as the page says."""
     (snippet,) = blocks("python")
-    assert "2048" in snippet and models.head(models.build("resnext50_32x4d")).in_features == 2048
+    assert "2048" in snippet and architectures.head(architectures.build("resnext50_32x4d")).in_features == 2048
     monkeypatch.chdir(tmp_path)
     run_in_process("temporal_classification.py", [str(frames), *FLAGS["temporal_classification.py"].split()])
     os.rename("shufflenet_v2_x0_5_epoch_0.tar", "small.tar")

@@ -9,10 +9,11 @@ import pytest
 import torch
 
 import selectivities as script
-from moco import models, plots, provenance
+from moco import plots, provenance
 from moco.analysis import features, units
 from moco.cli import UserError
 from moco.data.frame_folder import FrameFolder
+from moco.networks import architectures
 from tests.support import golden
 from tests.support.inputs import make_frames
 
@@ -92,29 +93,29 @@ def test_one_class_has_no_selectivity():
 def test_layers_of_every_kind_of_network(arch, last):
     """Each equals what a hook on its convolution block sees; the last equals the input of the head."""
     torch.manual_seed(0)
-    model, images = models.build(arch, 3).eval(), torch.randn(2, 3, 64, 64)
+    model, images = architectures.build(arch, 3).eval(), torch.randn(2, 3, 64, 64)
     seen = []
     second = {"mobilenet_v2": "features.17.conv.0.1", "resnet18": "layer4.1.bn1", "resnext50_32x4d": "layer4.2.bn1"}
     for name in ("features.0.1" if arch == "mobilenet_v2" else "bn1", second[arch]):
         model.get_submodule(name).register_forward_hook(lambda *call: seen.append(call[-1].clone()))
     with torch.no_grad():
-        end, inner, start = models.LayerMeans(model, [1, 2, last])(images)
+        end, inner, start = architectures.LayerMeans(model, [1, 2, last])(images)
         seen.clear()
         logits = model(images)
     rectify = torch.nn.ReLU6() if arch == "mobilenet_v2" else torch.nn.ReLU()
     torch.testing.assert_close(start, rectify(seen[0]).mean((2, 3)))
     torch.testing.assert_close(inner, rectify(seen[1]).mean((2, 3)))
-    torch.testing.assert_close(models.head(model)(end), logits)
+    torch.testing.assert_close(architectures.head(model)(end), logits)
     for layer in (0, last + 1):
         with pytest.raises(UserError, match=f"there is no layer {layer}: .* has layers 1 to {last}"):
-            models.LayerMeans(model, [1, layer])
+            architectures.LayerMeans(model, [1, layer])
 
 
 def test_nothing_after_the_last_layer_is_computed():
-    model = models.build("resnet18", 3).eval()
+    model = architectures.build("resnet18", 3).eval()
     for block in (model.layer1[0], model.layer1[1], model.layer4[1]):
         block.forward = None
-    (means,) = models.LayerMeans(model, [9])(torch.randn(1, 3, 64, 64))
+    (means,) = architectures.LayerMeans(model, [9])(torch.randn(1, 3, 64, 64))
     assert means.shape == (1, 64)
 
 
@@ -169,7 +170,7 @@ def test_mistakes_are_one_line_and_leave_nothing(frames, tmp_path, network):
 
 
 def test_features_that_are_not_finite_are_an_error(frames, tmp_path):
-    model = models.build("resnet18", 3)
+    model = architectures.build("resnet18", 3)
     model.conv1.weight.data[:] = torch.nan
     with pytest.raises(UserError, match="class_0000/img_0000.jpeg are not finite"):
         list(units.layer_means(model, [1], features.EvalData(FrameFolder(frames), 64, CPU), 8))
@@ -207,8 +208,10 @@ def test_every_run_records_flags_and_checkpoint(frames, tmp_path, network, capsy
 
 
 def test_the_default_model_is_named_in_the_first_line(frames, tmp_path, monkeypatch, capsys):
-    build = models.build
-    monkeypatch.setattr(models, "build", lambda arch, n_out=None, weights=None: build(arch, n_out))  # no download
+    build = architectures.build
+    monkeypatch.setattr(
+        architectures, "build", lambda arch, n_out=None, weights=None: build(arch, n_out)
+    )  # no download
     script.main([str(word) for word in (frames, "--image-size", 32, "--workers", 0, "--save-dir", tmp_path / "out")])
     assert capsys.readouterr().out.startswith("model: mobilenet_v2 with torchvision's ImageNet weights\n")
     assert "checkpoints" not in json.loads((tmp_path / "out" / "args.json").read_text())
@@ -232,7 +235,7 @@ def test_numbers_are_on_disk_before_the_first_figure(frames, tmp_path, network, 
 
 
 def test_units_are_measured_in_float32(frames):
-    seen, model = [], models.build("resnet18", 3)
+    seen, model = [], architectures.build("resnet18", 3)
     model.conv1.register_forward_hook(lambda *_: seen.append(torch.backends.cudnn.allow_tf32))
     list(units.layer_means(model, [1], features.EvalData(FrameFolder(frames), 64, CPU), 8))
     assert torch.backends.cudnn.allow_tf32 and seen and not any(seen)

@@ -10,11 +10,12 @@ import cv2
 import numpy as np
 import torch
 
-from moco import checkpoint, cli, distributed, files
+from moco import cli, distributed, files
 from moco.analysis import features, film
 from moco.cli import UserError
 from moco.data import augment, loader, sources
 from moco.data.frame_folder import FrameFolder
+from moco.networks import checkpoint
 from moco.videos import images, video
 from moco.videos.probe import probe
 

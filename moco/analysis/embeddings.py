@@ -97,9 +97,9 @@ def missing_parts(folder, n, shard=(0, 1)):
 def write_parts(network, data, images, folder, shard=(0, 1)):
     """Write the embeddings of some images to folder, in parts of PART images; existing parts are kept.
 
-    network: models.LayerMeans on the device of data, a features.EvalData. images: (N,) increasing indices. A part has
-    a row for each image, of all layers side by side, float32; of NaN for images that cannot be read. UserError if an
-    embedding is not finite.
+    network: architectures.LayerMeans on the device of data, a features.EvalData. images: (N,) increasing indices. A
+    part has a row for each image, of all layers side by side, float32; of NaN for images that cannot be read. UserError
+    if an embedding is not finite.
     """
     missing = missing_parts(folder, len(images), shard)
     if not missing:

@@ -13,10 +13,11 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from moco import checkpoint, cli, distributed, files, models
+from moco import cli, distributed, files
 from moco.cli import UserError
 from moco.data import augment, loader
 from moco.data.frame_folder import FrameFolder
+from moco.networks import architectures, checkpoint
 
 BATCH = 64  # images per forward pass: as fast as larger batches, and small in memory
 END_BYTES = 4096  # of a file that enter a cache key
@@ -58,7 +59,7 @@ def adapt_batch_norm(trunk, data, images, seed, cache, what="a network"):
         return
     order = np.random.default_rng(seed).permutation(images)
     with cli.Progress(len(images), "batch-norm statistics", "images") as progress, distributed.no_tf32():
-        models.adapt_batch_norm(trunk, _batches_of_two_or_more(data.batches(order), progress))
+        architectures.adapt_batch_norm(trunk, _batches_of_two_or_more(data.batches(order), progress))
     statistics = {name: buffer.cpu() for name, buffer in trunk.named_buffers()}
     if not all(values.isfinite().all() for values in statistics.values()):
         raise UserError("the adapted batch-norm statistics are not finite; check the model's weights")

@@ -7,10 +7,11 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from moco import checkpoint, cli, files, plots
+from moco import cli, files, plots
 from moco.analysis import accuracy, comparisons, readouts, splits
 from moco.cli import UserError
 from moco.data.frame_folder import FrameFolder
+from moco.networks import checkpoint
 
 MAX_STEM = 200  # bytes of a file name; file systems take 255, and temporary names are longer than final ones
 

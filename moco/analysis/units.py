@@ -3,20 +3,21 @@
 import numpy as np
 import torch
 
-from moco import models
 from moco.analysis import features
 from moco.cli import UserError
+from moco.networks import architectures
 
 
 def layer_means(model, layers, data, batch_size, images=None, cache=None, what="a network"):
     """Yield (means, labels, indices) batch by batch: spatial means [(n, C), ...] of layers, float32; (n,); (n,).
 
-    layers: see models.LayerMeans. data: features.EvalData. batch_size: images per batch; the means do not depend on
-    it. images: indices of the images to use; None: all. cache: folder in which the means are kept; None: nowhere.
-    what: model in words, for the index of the cache. UserError if no image can be read, or a mean is not finite.
+    layers: see architectures.LayerMeans. data: features.EvalData. batch_size: images per batch; the means do not
+    depend on it. images: indices of the images to use; None: all. cache: folder in which the means are kept; None:
+    nowhere. what: model in words, for the index of the cache. UserError if no image can be read, or a mean is not
+    finite.
     """
     total = len(data.frames) if images is None else len(images)
-    network = models.LayerMeans(model.eval(), layers).to(data.device, memory_format=torch.channels_last)
+    network = architectures.LayerMeans(model.eval(), layers).to(data.device, memory_format=torch.channels_last)
     if cache is None:
         batches = features.forward(network, data, images, batch_size)
     else:
@@ -30,7 +31,7 @@ def layer_means(model, layers, data, batch_size, images=None, cache=None, what="
 
 
 class _Joined(torch.nn.Module):
-    """The layers of a models.LayerMeans side by side: images (N, 3, H, W) to (N, sum of C)."""
+    """The layers of a architectures.LayerMeans side by side: images (N, 3, H, W) to (N, sum of C)."""
 
     def __init__(self, network):
         super().__init__()
@@ -44,7 +45,7 @@ class _Joined(torch.nn.Module):
 
 
 def _cached_means(network, data, images, batch_size, cache, what):
-    """features.forward() of a models.LayerMeans, by way of a file in cache."""
+    """features.forward() of a architectures.LayerMeans, by way of a file in cache."""
     layers = ", ".join(map(str, network.layers))
     rows = features.extract_features(_Joined(network), data, images, cache, f"means of the layers {layers} of {what}")
     ends = np.cumsum(network.widths(data.size))[:-1]

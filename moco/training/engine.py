@@ -6,8 +6,9 @@ from contextlib import nullcontext
 import torch
 from torch.nn import functional
 
-from moco import cli, distributed, models
+from moco import cli, distributed
 from moco.cli import UserError
+from moco.networks import architectures
 from moco.training import cpu
 
 
@@ -71,7 +72,7 @@ def train_one_epoch(run, model, batches, optimizer, objective):
     it measures, as 0-d tensors. images is a tuple of views where batches have several. Losses and metrics are averaged
     over the images of all processes under their names. No step waits for the device.
     """
-    models.train_mode_keep_frozen_bn(model)
+    architectures.train_mode_keep_frozen_bn(model)
     context, throughput = run.context, Throughput()
     with cli.Progress(len(batches), f"epoch {run.epoch}", "steps", None, run.step, context.is_main) as bar:
         for images, targets, _ in throughput.time_waiting(batches.epoch(run.epoch, run.step)):

@@ -5,8 +5,9 @@ from pathlib import Path
 
 import torch
 
-from moco import checkpoint, distributed, files
+from moco import distributed, files
 from moco.cli import UserError
+from moco.networks import checkpoint
 
 # Flags that do not change what is learned. The data are compared by their classes and number of images.
 IGNORED_ON_RESUME = {

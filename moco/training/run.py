@@ -12,8 +12,9 @@ import numpy as np
 import torch
 from torch import distributed as dist
 
-from moco import checkpoint, distributed, files, plots, provenance
+from moco import distributed, files, plots, provenance
 from moco.cli import UserError, number
+from moco.networks import checkpoint
 from moco.training import resume
 from moco.training.engine import MetricSums
 

@@ -11,11 +11,11 @@ import torch
 from torch import nn
 
 import read_saycam
-from moco import models
 from moco.analysis import features
 from moco.cli import UserError
 from moco.data import loader
 from moco.data.frame_folder import FrameFolder
+from moco.networks import architectures
 from tests.support import golden
 from tests.support.inputs import make_frames
 from tests.support.videos import write_video
@@ -44,7 +44,7 @@ def no_forward(monkeypatch):
 
 
 def test_features_are_the_published_ones(tmp_path):
-    trunk = models.remove_head(golden.model())
+    trunk = architectures.remove_head(golden.model())
     chosen = np.array([0, 7, 24, 47])
     found = features.extract_features(trunk, open_data(golden.IMAGES, 224), chosen, tmp_path)
     assert found.dtype == np.float32
@@ -74,7 +74,7 @@ def test_features_need_float32(frames, tmp_path, monkeypatch):
 
 
 def test_the_trunk_is_not_changed(frames, tmp_path):
-    trunk = models.remove_head(models.build("resnet18", 3)).train()
+    trunk = architectures.remove_head(architectures.build("resnet18", 3)).train()
     before = {name: (value.clone(), value.stride()) for name, value in trunk.state_dict().items()}
     data = open_data(frames)
     features.extract_features(trunk, data, every(data)[:3], tmp_path)

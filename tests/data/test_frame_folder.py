@@ -12,11 +12,11 @@ from torchvision.datasets import ImageFolder
 
 import moco_temp
 import temporal_classification
-from moco import checkpoint
 from moco.cli import UserError
 from moco.data import manifest, recordings
 from moco.data.frame_folder import FrameFolder
 from moco.data.recordings import Selection
+from moco.networks import checkpoint
 from tests.data.test_manifest import SETTINGS
 from tests.support.training import SMALL, everything, same
 from tests.test_moco_img import SMALL as SMALL_MOCO

@@ -16,11 +16,12 @@ from PIL import Image
 from torch import nn
 
 import read_saycam
-from moco import checkpoint, files, models, provenance
+from moco import files, provenance
 from moco.analysis import embeddings, features, similarity
 from moco.cli import UserError
 from moco.data import loader, manifest
 from moco.data.frame_folder import FrameFolder
+from moco.networks import architectures, checkpoint
 from scripts import embeddings as script
 from tests.support import ROOT, golden
 from tests.support.inputs import make_frames, save_network
@@ -90,7 +91,7 @@ def test_random_weights_have_statistics_of_the_images(frames, tmp_path):
     words = ["--model-path", "random", "--model", "resnet18", "--seed", 3]
     export(frames, tmp_path / "out", *words)
     torch.manual_seed(3)
-    trunk = models.remove_head(models.build("resnet18"))
+    trunk = architectures.remove_head(architectures.build("resnet18"))
     data = features.EvalData(FrameFolder(frames), 32, torch.device("cpu"))
     features.adapt_batch_norm(trunk, data, np.arange(24), 3, tmp_path)
     with torch.no_grad():
@@ -113,7 +114,7 @@ def test_layers_of_several_models_are_those_of_layer_means(frames, network, tmp_
     with torch.no_grad():
         pictures = torch.cat([pictures for pictures, *_ in data.batches()])
         for layer in layers:
-            (expected,) = models.LayerMeans(checkpoint.load(network)[0], [layer])(pictures)
+            (expected,) = architectures.LayerMeans(checkpoint.load(network)[0], [layer])(pictures)
             found = np.load(tmp_path / "out" / f"net_layer_{layer}.npy")
             np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
 
@@ -128,7 +129,7 @@ def test_the_module_of_a_layer_by_number():
         (ARCH, 1, "penultimate"),
         (ARCH, "stage2.0", "stage2.0"),
     ]:
-        assert models.layer_name(models.build(arch), layer) == name
+        assert architectures.layer_name(architectures.build(arch), layer) == name
 
 
 KILLED = """
@@ -315,7 +316,7 @@ def test_models_of_equal_names_are_told_apart_by_their_folders(frames, tmp_path)
     torch.manual_seed(0)
     for child in "SA":
         (tmp_path / f"TC-{child}").mkdir()
-        save_network(tmp_path / f"TC-{child}" / "net.tar", models.build(ARCH, 3), arch=ARCH, n_out=3)
+        save_network(tmp_path / f"TC-{child}" / "net.tar", architectures.build(ARCH, 3), arch=ARCH, n_out=3)
     paths = [tmp_path / "TC-S" / "net.tar", tmp_path / "TC-A" / "net.tar"]
     assert script.model_names([*map(str, paths), "random"]) == ["TC-S_net", "TC-A_net", "random"]
     with pytest.raises(UserError, match="models have equal names"):

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 import read_saycam
-from moco import checkpoint
+from moco.networks import checkpoint
 from scripts import make_demo_videos
 from tests.support import ROOT
 from tests.support.training import SMALL, everything, same

@@ -3,7 +3,7 @@
 import numpy as np
 import torch
 
-from moco import models
+from moco.networks import architectures
 from tests import support
 
 DATA = support.GOLDEN
@@ -36,4 +36,4 @@ def fill(module, seed):
 
 def model():
     """The MobileNetV2 with 26 outputs of the golden values, frozen."""
-    return models.freeze(fill(models.build("mobilenet_v2", 26), 7))
+    return architectures.freeze(fill(architectures.build("mobilenet_v2", 26), 7))

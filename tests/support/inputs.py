@@ -6,7 +6,7 @@ import cv2
 import numpy as np
 import torch
 
-from moco import checkpoint
+from moco.networks import checkpoint
 
 
 def make_frames(folder, classes=("class_0000", "class_0001", "class_0002"), n=8, size=40):

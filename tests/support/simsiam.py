@@ -4,9 +4,9 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from moco import models
 from moco.data import augment, loader
 from moco.data.frame_folder import FrameFolder
+from moco.networks import architectures
 from moco.training import engine
 from moco.training.run import CheckpointFormat, Run, RunOptions
 
@@ -14,7 +14,7 @@ from moco.training.run import CheckpointFormat, Run, RunOptions
 class SimSiam(nn.Module):
     def __init__(self, arch, dim=16):
         super().__init__()
-        self.encoder = models.build(arch, dim)
+        self.encoder = architectures.build(arch, dim)
         self.predictor = nn.Sequential(nn.Linear(dim, dim), nn.ReLU(), nn.Linear(dim, dim))
 
     def forward(self, views):

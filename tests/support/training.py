@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 import temporal_classification
-from moco import checkpoint
+from moco.networks import checkpoint
 
 SCRIPT = Path(temporal_classification.__file__)
 SMALL = ["--model", "shufflenet_v2_x0_5", "--image-size", "32", "--device", "cpu", "--batch-size", "8"]

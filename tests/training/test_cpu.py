@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from moco import models
+from moco.networks import architectures
 from moco.training import cpu
 
 
@@ -46,7 +46,7 @@ def test_under_autocast_it_takes_inputs_of_either_precision():
 
 
 def test_only_strided_depthwise_convolutions_are_replaced():
-    model = models.build("mobilenet_v2", 5)
+    model = architectures.build("mobilenet_v2", 5)
     cpu.replace_slow_bf16_modules(model)
     changed = [name for name, module in model.named_modules() if "Strided" in type(module).__name__]
     assert changed == [f"features.{block}.conv.1.0" for block in (2, 4, 7, 14)]

@@ -10,9 +10,10 @@ import pytest
 import torch
 from matplotlib.figure import Figure
 
-from moco import checkpoint, distributed, plots
+from moco import distributed, plots
 from moco.cli import UserError
 from moco.distributed import ProcessContext
+from moco.networks import checkpoint
 from moco.training import engine
 from moco.training.engine import MetricSums, topk_accuracy
 from moco.training.run import EXIT_RESUBMIT, Run

@@ -14,8 +14,8 @@ import imagenet_finetuning
 import moco_img
 import moco_temp
 import temporal_classification
-from moco import checkpoint, models
 from moco.cli import UserError
+from moco.networks import architectures, checkpoint
 from moco.training import resume
 from moco.training.run import Run
 from tests.conftest import make_frames, single_thread
@@ -200,7 +200,7 @@ def test_files_of_a_user_are_left_alone(frames, tmp_path, flags):
 def test_a_start_checkpoint_may_have_any_name(tmp_path, name):
     for side in ("train", "val"):
         make_frames(tmp_path / "imagenet" / side)
-    model = models.build("shufflenet_v2_x0_5", 7)
+    model = architectures.build("shufflenet_v2_x0_5", 7)
     checkpoint.write(tmp_path / name, {"model_state_dict": model.state_dict(), "arch": "shufflenet_v2_x0_5"})
     flags = ["--image-size", "32", "--device", "cpu", "--batch-size", "8", "--workers", "0", "--precision", "fp32"]
     flags += ["--model-path", str(tmp_path / name), "--save-dir", str(tmp_path / "run")]

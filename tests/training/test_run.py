@@ -13,8 +13,9 @@ import time
 
 import pytest
 
-from moco import checkpoint, plots
+from moco import plots
 from moco.cli import UserError
+from moco.networks import checkpoint
 from moco.training import run
 from moco.training.run import EXIT_RESUBMIT
 from tests.support.training import SCRIPT, SMALL, everything, same, train, train_elsewhere, wait_for_step
@@ -23,7 +24,8 @@ pytestmark = pytest.mark.usefixtures("handlers", "one_thread", "empty_figures")
 EACH_STEP = ("--print-freq", 1, "--save-minutes", 0)
 SAVES_FOR_EVER = """
 import sys, torch
-from moco import checkpoint, plots
+from moco import plots
+from moco.networks import checkpoint
 from pathlib import Path
 last = Path(sys.argv[1]) / "last.tar"
 for number in range(10**6):

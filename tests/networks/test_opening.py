@@ -11,8 +11,8 @@ import torch
 import torchvision
 from torch import nn
 
-from moco import checkpoint, layouts, models, vit
-from moco.checkpoint import CheckpointError
+from moco.networks import architectures, checkpoint, opening, vit
+from moco.networks.checkpoint import CheckpointError
 
 VIT = "vit_128x3x2_8"
 
@@ -21,14 +21,14 @@ VIT = "vit_128x3x2_8"
 def resnet(seed=0):
     """A ResNet-18 as torchvision builds it, with varied batch-norm statistics."""
     torch.manual_seed(seed)
-    return models.adapt_batch_norm(torchvision.models.resnet18(num_classes=5), [torch.randn(8, 3, 32, 32)])
+    return architectures.adapt_batch_norm(torchvision.models.resnet18(num_classes=5), [torch.randn(8, 3, 32, 32)])
 
 
 @cache
 def transformer(seed=0):
     torch.manual_seed(seed)
-    model = models.build(VIT, 5).eval()
-    nn.init.normal_(models.head(model).weight)
+    model = architectures.build(VIT, 5).eval()
+    nn.init.normal_(architectures.head(model).weight)
     return model
 
 
@@ -37,11 +37,11 @@ IMAGES = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
 
 @torch.no_grad()
 def features(model):
-    return models.remove_head(copy.deepcopy(model).eval())(IMAGES)
+    return architectures.remove_head(copy.deepcopy(model).eval())(IMAGES)
 
 
 def trunk(model, prefix="", names=lambda name: name):
-    head = models.head_name(model)
+    head = architectures.head_name(model)
     return {
         prefix + names(name): value for name, value in model.state_dict().items() if not name.startswith(f"{head}.")
     }
@@ -210,7 +210,7 @@ def test_safetensors_open_with_their_head(tmp_path, network, names):
     path = tmp_path / "net.safetensors"
     safetensors.torch.save_file({names(name): value for name, value in net.state_dict().items()}, path)
     opened = checkpoint.open_model(path)
-    assert opened.has_head and opened.sha256 and models.head(opened.network).out_features == 5
+    assert opened.has_head and opened.sha256 and architectures.head(opened.network).out_features == 5
     with torch.no_grad():
         assert torch.equal(opened.network.eval()(IMAGES), net(IMAGES))
 
@@ -228,15 +228,15 @@ def test_other_architectures_are_recognized(tmp_path, arch):
 
 
 def test_no_two_architectures_have_the_same_trunk():
-    trunks = {tuple(layouts.spec(arch).shapes.items()) for arch in models.names()}
-    assert len(trunks) == len(models.names()) > 70
+    trunks = {tuple(opening.spec(arch).shapes.items()) for arch in architectures.names()}
+    assert len(trunks) == len(architectures.names()) > 70
 
 
 @pytest.mark.parametrize(("shallow", "deep"), [("resnet18", "resnet34"), ("resnet50", "resnet101")])
 def test_a_deeper_network_is_not_taken_for_the_shallower_one_that_it_contains(shallow, deep):
     for arch in (shallow, deep):
-        tensors = {name: torch.empty(shape, device="meta") for name, shape in layouts.spec(arch).shapes.items()}
-        assert {fit.arch for fit in layouts.find(tensors)} == {arch}
+        tensors = {name: torch.empty(shape, device="meta") for name, shape in opening.spec(arch).shapes.items()}
+        assert {fit.arch for fit in opening.find(tensors)} == {arch}
 
 
 def test_a_linear_head_is_a_classifier_with_or_without_dropout_or_bias(tmp_path):
@@ -250,8 +250,8 @@ def test_a_linear_head_is_a_classifier_with_or_without_dropout_or_bias(tmp_path)
     for head in heads:
         torch.save(state | head, tmp_path / "net.pth")
         opened = checkpoint.open_model(tmp_path / "net.pth", head_required=True)
-        assert torch.equal(models.head(opened.network).weight, weight)
-        assert torch.equal(models.head(opened.network).bias, bias if len(head) == 2 else torch.zeros(7))
+        assert torch.equal(architectures.head(opened.network).weight, weight)
+        assert torch.equal(architectures.head(opened.network).bias, bias if len(head) == 2 else torch.zeros(7))
     for head in (mlp("fc", 512), {"fc.weight": torch.randn(7, 100)}, {"fc.1.weight": weight, "fc.0.weight": weight}):
         torch.save(state | head, tmp_path / "net.pth")
         assert checkpoint.weights(tmp_path / "net.pth").n_out is None

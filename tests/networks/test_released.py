@@ -4,8 +4,8 @@ import re
 
 import pytest
 
-from moco import models, released
 from moco.cli import UserError
+from moco.networks import architectures, released
 
 
 @pytest.mark.parametrize(
@@ -48,5 +48,5 @@ def test_a_missing_file_says_where_to_get_it(tmp_path, name):
 
 def test_every_architecture_exists():
     archs = {released._arch(name) for name in released.NAMES if name not in ("random", "imagenet")}
-    assert all(map(models.is_arch, archs)) and len(archs) == 6
+    assert all(map(architectures.is_arch, archs)) and len(archs) == 6
     assert released.locate("random") == ("random", None) and released.locate("imagenet") == ("imagenet", None)

@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 import torch
 
-from moco import checkpoint
-from moco.checkpoint import CheckpointError
+from moco.networks import checkpoint
+from moco.networks.checkpoint import CheckpointError
 
 DTYPES = ["?", "i1", "u1", "<i2", ">i4", "<i8", "u8", "f2", "<f4", ">f4", "f8", "c8", "c16", "U4", "S3"]
 

@@ -9,8 +9,9 @@ from pathlib import Path
 
 import torch
 
-from moco import cli, files, layouts, models, provenance, safe_pickle, vit
+from moco import cli, files, provenance
 from moco.cli import UserError
+from moco.networks import architectures, opening, safe_pickle, vit
 
 
 class CheckpointError(UserError):
@@ -111,8 +112,8 @@ def past_records(content):
 class Weights:
     """A network's weights from a checkpoint.
 
-    state: name -> tensor, by the names of models.build(arch). n_out: outputs of the head; None where the file has no
-    classification head. classes: folder names of the outputs, if stored. key: where the network is in the file.
+    state: name -> tensor, by the names of architectures.build(arch). n_out: outputs of the head; None where the file
+    has no classification head. classes: folder names of the outputs, if stored. key: where the network is in the file.
     ignored: one line that counts the tensors in the file that are not used, such as projectors; '' if none.
     """
 
@@ -135,12 +136,12 @@ def weights(path, arch=None, key=None):
     content = read(path)
     if not isinstance(content, dict):
         raise CheckpointError(f"{path} contains no weights but a {type(content).__name__}; give a checkpoint")
-    tensors = layouts.tensors_in(content)
+    tensors = opening.tensors_in(content)
     if not tensors:
         raise CheckpointError(f"{path} contains no weights (its keys: {', '.join(map(str, content))[:100]})")
     stored_arch = content.get("arch")
-    fits = layouts.find(tensors, stored_arch) if models.is_arch(stored_arch) else []
-    fits = fits or layouts.find(tensors, arch, stored_arch)
+    fits = opening.find(tensors, stored_arch) if architectures.is_arch(stored_arch) else []
+    fits = fits or opening.find(tensors, arch, stored_arch)
     if not fits:
         raise CheckpointError(_misfit(path, tensors, arch, stored_arch))
     fit = _choose(path, fits, key)
@@ -152,17 +153,17 @@ def weights(path, arch=None, key=None):
     classes = content.get("classes")
     if not (isinstance(classes, list) and len(classes) == fit.n_out and all(isinstance(name, str) for name in classes)):
         classes = None
-    return Weights(Path(path), fit.state, fit.arch, fit.n_out, classes, fit.key, layouts.ignored(fit, tensors))
+    return Weights(Path(path), fit.state, fit.arch, fit.n_out, classes, fit.key, opening.ignored(fit, tensors))
 
 
 def _choose(path, fits, key):
     if key is not None:
-        keyed = layouts.with_key(fits, key)
+        keyed = opening.with_key(fits, key)
         if not keyed:
             keys = ", ".join(fit.key or "''" for fit in fits)
             raise CheckpointError(f"--checkpoint-key {key}: {path} has no such network; it has {keys}")
         fits = keyed
-    chosen = layouts.choose(fits)
+    chosen = opening.choose(fits)
     if len(chosen) > 1:
         keys = ", ".join(fit.key or "''" for fit in chosen)
         raise CheckpointError(f"{path} contains several networks ({keys}); choose one with --checkpoint-key")
@@ -171,8 +172,8 @@ def _choose(path, fits, key):
 
 def _misfit(path, tensors, arch, stored_arch):
     """The message for a file in which no network fits."""
-    expected = stored_arch if models.is_arch(stored_arch) else arch
-    fit = layouts.nearest(tensors, expected, stored_arch)
+    expected = stored_arch if architectures.is_arch(stored_arch) else arch
+    fit = opening.nearest(tensors, expected, stored_arch)
     arch = fit.arch if expected else f"any architecture; nearest: {fit.arch}"
     return f"{path} does not fit {arch}: {fit.fitting} of {fit.total} tensors fit; {_first(fit.faults)}"
 
@@ -188,7 +189,7 @@ def fill(model, weights, drop_head=False):
     The position embeddings of a vision transformer take the size of those in the file; counters of batch norm that
     the file does not have stay as they are. CheckpointError that lists what is missing, unexpected or of another shape.
     """
-    head = models.head_name(model) + "."
+    head = architectures.head_name(model) + "."
     state = model.state_dict()  # with its metadata, which MNASNet needs
     expected = {name for name in state if not (drop_head and name.startswith(head))}
     given = {name for name in weights.state if not (drop_head and name.startswith(head))}
@@ -197,7 +198,7 @@ def fill(model, weights, drop_head=False):
     faults += [f"{name} is unexpected" for name in sorted(given - expected)]
     for name in sorted(expected & given):
         shape = weights.state[name].shape
-        if not layouts.fits_shape(name, shape, state[name].shape):
+        if not opening.fits_shape(name, shape, state[name].shape):
             faults.append(f"{name} is {tuple(shape)}, not {tuple(state[name].shape)}")
     if faults:
         network = type(model).__name__
@@ -218,13 +219,13 @@ def load(path, arch=None, n_out=None, key=None):
     loaded = weights(path, arch, key)
     if n_out is not None and loaded.n_out is not None and n_out != loaded.n_out:
         raise CheckpointError(f"the head of {path} has {loaded.n_out} outputs, not {n_out}")
-    model = models.build(loaded.arch, loaded.n_out or n_out or 1000)
+    model = architectures.build(loaded.arch, loaded.n_out or n_out or 1000)
     return fill(model, loaded, drop_head=loaded.n_out is None), loaded
 
 
 def build_from(path, arch, n_out):
     """models.build(arch, n_out) with a random head, on the trunk of the checkpoint at path (None: random, too)."""
-    model = models.build(arch, n_out)
+    model = architectures.build(arch, n_out)
     return fill(model, weights(path, arch), drop_head=True) if path else model
 
 
@@ -262,8 +263,8 @@ def open_model(name, arch=None, n_out=None, seed=0, head_required=False, key=Non
     if name in ("random", "imagenet", ""):
         arch = arch or "mobilenet_v2"
         if name == "random":
-            return OpenedModel(models.build(arch, n_out), arch, description=f"{arch} with random weights")
-        network = models.build(arch, weights="DEFAULT")
+            return OpenedModel(architectures.build(arch, n_out), arch, description=f"{arch} with random weights")
+        network = architectures.build(arch, weights="DEFAULT")
         return OpenedModel(network, arch, has_head=True, description=f"{arch} with torchvision's ImageNet weights")
     network, loaded = load(name, arch, n_out, key)
     if head_required and loaded.n_out is None:
@@ -279,7 +280,7 @@ def add_flags(parser):
     """Add the flags of the scripts that analyze a model; open_model takes their values."""
     add = parser.add_argument
     add("--model-path", default="", metavar="FILE", help="checkpoint, 'random' or 'imagenet' (the default)")
-    add("--model", type=models.arch_name, metavar="ARCH", help="architecture, if not stored in the checkpoint")
+    add("--model", type=architectures.arch_name, metavar="ARCH", help="architecture, if not stored in the checkpoint")
     add(
         "--checkpoint-key",
         metavar="KEY",

@@ -6,8 +6,8 @@ import torch
 import torchvision
 from torch import nn
 
-from moco import checkpoint, models, vit
 from moco.cli import UserError
+from moco.networks import architectures, checkpoint, vit
 from tests.support.golden import DATA
 
 thorough = pytest.mark.thorough  # larger networks with the same code
@@ -56,7 +56,7 @@ def test_features_equal_those_of_timm(tmp_path, timm_name, arch, sizes):
     torch.save({"teacher": {f"module.backbone.{name}": value for name, value in state.items()}}, path)
     opened = checkpoint.open_model(path)
     assert opened.arch == arch
-    network = models.remove_head(opened.network).eval()
+    network = architectures.remove_head(opened.network).eval()
     golden = np.load(DATA / "vit.npz")
     for size in sizes:
         with torch.inference_mode():
@@ -80,7 +80,7 @@ def test_output_equals_torchvision_to_the_bit():
     torch.manual_seed(0)
     theirs = torchvision.models.vit_b_32().eval()
     nn.init.normal_(theirs.heads.head.weight)
-    ours = models.build("vit_b_32", 1000).eval()
+    ours = architectures.build("vit_b_32", 1000).eval()
     ours.load_state_dict(theirs.state_dict())
     x = images(224)
     with torch.no_grad():
@@ -89,7 +89,7 @@ def test_output_equals_torchvision_to_the_bit():
 
 def small():
     torch.manual_seed(0)
-    model = models.build("vit_128x3x2_8", 5).eval()
+    model = architectures.build("vit_128x3x2_8", 5).eval()
     nn.init.normal_(model.heads.head.weight)
     return model
 
@@ -104,7 +104,7 @@ def test_other_image_sizes_are_refused():
     with pytest.raises(
         UserError, match="--image-size 100 does not fit .*100x100 is not a multiple of the patch size 8"
     ):
-        models.check_image_size(small(), 100)
+        architectures.check_image_size(small(), 100)
 
 
 def test_interpolated_positions_keep_their_order():
@@ -134,7 +134,7 @@ def test_attention_of_the_class_token_in_the_last_block():
             torch.testing.assert_close(attention[:, head].flatten(1), expected)
     assert attention.shape == (2, 2, 5, 4)
     with pytest.raises(UserError, match="ResNet has no class token"):
-        vit.attention_maps(models.build("resnet18", 2), x)
+        vit.attention_maps(architectures.build("resnet18", 2), x)
 
 
 @pytest.mark.parametrize(
@@ -149,7 +149,7 @@ def test_a_name_spells_the_size(arch, size):
 def test_other_names_are_unknown(arch):
     assert vit.parse(arch) is None
     with pytest.raises(UserError, match="unknown architecture"):
-        models.arch_name(arch)
+        architectures.arch_name(arch)
 
 
 def test_torchvision_names_the_same_networks():

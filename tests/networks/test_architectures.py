@@ -9,8 +9,8 @@ import torch
 from torch import nn
 from torchvision import models as torchvision_models
 
-from moco import models
 from moco.cli import UserError
+from moco.networks import architectures
 
 
 @pytest.mark.parametrize(
@@ -18,21 +18,21 @@ from moco.cli import UserError
 )
 def test_head_is_one_linear_layer(arch, head):
     with torch.device("meta"):
-        model = models.build(arch, 7)
-    assert models.head_name(model) == head
-    assert models.head(model).out_features == 7
+        model = architectures.build(arch, 7)
+    assert architectures.head_name(model) == head
+    assert architectures.head(model).out_features == 7
 
 
 @pytest.mark.parametrize("arch", ["mobilenet_v2", "efficientnet_b0", "mnasnet1_0"])
 def test_the_head_is_a_single_module(arch):
     with torch.device("meta"):
-        assert isinstance(models.build(arch, 3).classifier, nn.Linear)
+        assert isinstance(architectures.build(arch, 3).classifier, nn.Linear)
 
 
 @pytest.mark.parametrize("arch", ["googlenet", "inception_v3", "vgg11", "alexnet", "mobilenet_v3_small", "vit_b_32"])
 def test_no_architecture_has_dropout(arch):
     with torch.device("meta"):
-        model = models.build(arch, 3)
+        model = architectures.build(arch, 3)
     dropout = [module.p for module in model.modules() if isinstance(module, nn.Dropout)]
     assert dropout and not any(dropout)
 
@@ -40,31 +40,31 @@ def test_no_architecture_has_dropout(arch):
 @pytest.mark.parametrize("arch", ["resnet18", "mobilenet_v2", "efficientnet_b0", "regnet_x_400mf", "densenet121"])
 def test_head_sees_the_mean_of_the_spatial_maps(arch):
     torch.manual_seed(0)
-    model = models.build(arch, 3).eval()
+    model = architectures.build(arch, 3).eval()
     images = torch.randn(2, 3, 64, 64)
     with torch.no_grad():
-        maps = models.spatial_trunk(model)(images)
+        maps = architectures.spatial_trunk(model)(images)
         logits = model(images)
         assert maps.shape[2:] == (2, 2)
-        assert torch.allclose(models.head(model)(maps.mean((2, 3))), logits, atol=1e-5)
-        assert torch.allclose(models.remove_head(model)(images), maps.mean((2, 3)), atol=1e-5)
+        assert torch.allclose(architectures.head(model)(maps.mean((2, 3))), logits, atol=1e-5)
+        assert torch.allclose(architectures.remove_head(model)(images), maps.mean((2, 3)), atol=1e-5)
 
 
 def test_maps_without_a_linear_head_over_them_are_refused():
     for arch, message in (("vgg11", "VGG has no last spatial maps"), ("vit_b_32", "sees one token; .*--attention")):
         with torch.device("meta"), pytest.raises(UserError, match=message):
-            models.spatial_trunk(models.build(arch, 2))
+            architectures.spatial_trunk(architectures.build(arch, 2))
 
 
 def test_unknown_architecture_and_one_without_linear_head():
     with pytest.raises(UserError, match=r"unknown architecture resnet49; did you mean resnet34, resnet50, .*\?"):
-        models.arch_name("resnet49")
+        architectures.arch_name("resnet49")
     with pytest.raises(UserError, match="squeezenet1_0 has no linear head"):
-        models.build("squeezenet1_0", 2)
+        architectures.build("squeezenet1_0", 2)
 
 
 def test_frozen_module_neither_learns_nor_drifts():
-    model = models.freeze(models.build("resnet18", 2))
+    model = architectures.freeze(architectures.build("resnet18", 2))
     before = {name: value.clone() for name, value in model.state_dict().items()}
     model(torch.randn(4, 3, 32, 32))
     assert not any(parameter.requires_grad for parameter in model.parameters())
@@ -75,17 +75,17 @@ def test_frozen_module_neither_learns_nor_drifts():
 def test_a_frozen_trunk_is_in_evaluation_mode_entirely(arch):
     """Also with stochastic depth and dropout: two passes in training mode give the same features."""
     torch.manual_seed(0)
-    model = models.freeze(models.build(arch, 2))
+    model = architectures.freeze(architectures.build(arch, 2))
     for module in model.modules():
         if hasattr(module, "p"):
             module.p = 0.5
-    models.head(model).requires_grad_(True)
-    models.train_mode_keep_frozen_bn(model)
+    architectures.head(model).requires_grad_(True)
+    architectures.train_mode_keep_frozen_bn(model)
     before = {name: value.clone() for name, value in model.state_dict().items()}
     images = torch.randn(2, 3, 64, 64)
     assert torch.equal(model(images), model(images))
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
-    assert models.head(model).training
+    assert architectures.head(model).training
 
 
 def test_what_learns_is_in_training_mode_with_its_dropout():
@@ -93,13 +93,13 @@ def test_what_learns_is_in_training_mode_with_its_dropout():
         nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4), nn.Dropout()), nn.Dropout(), nn.Linear(4, 2)
     )
     model.eval()
-    assert all(module.training for module in models.train_mode_keep_frozen_bn(model).modules())
-    models.freeze(model[0])
-    models.train_mode_keep_frozen_bn(model)
+    assert all(module.training for module in architectures.train_mode_keep_frozen_bn(model).modules())
+    architectures.freeze(model[0])
+    architectures.train_mode_keep_frozen_bn(model)
     training = [name for name, module in model.named_modules() if module.training]
     assert training == ["", "2"]
     model[0][0].requires_grad_(True)  # batch norm alone is frozen
-    models.train_mode_keep_frozen_bn(model)
+    architectures.train_mode_keep_frozen_bn(model)
     assert [name for name, module in model.named_modules() if module.training] == ["", "0", "0.0", "2"]
 
 
@@ -114,10 +114,10 @@ def test_what_learns_is_in_training_mode_with_its_dropout():
     ],
 )
 def test_image_sizes_that_an_architecture_cannot_take_are_refused(arch, good, bad):
-    model = models.build(arch, 2).train()
-    models.check_image_size(model, good)
+    model = architectures.build(arch, 2).train()
+    architectures.check_image_size(model, good)
     with pytest.raises(UserError, match=f"--image-size {bad} does not fit {type(model).__name__} .+"):
-        models.check_image_size(model, bad)
+        architectures.check_image_size(model, bad)
     assert model.training
 
 
@@ -145,7 +145,7 @@ def test_torchvision_weights_open(cached_weights, arch):
     options = {"init_weights": False} if arch in ("googlenet", "inception_v3") else {}
     theirs = torchvision_models.get_model(arch, **options)
     cached_weights(arch, lambda path: torch.save(theirs.state_dict(), path))
-    model = models.build(arch, weights="DEFAULT")
+    model = architectures.build(arch, weights="DEFAULT")
     size = 96 if arch == "inception_v3" else 224
     with torch.no_grad():
         expected = theirs.eval()(models_input(theirs, x := torch.randn(1, 3, size, size)))
@@ -166,25 +166,25 @@ def models_input(model, x):
 def test_a_damaged_file_in_the_download_cache_is_named(cached_weights, arch, data):
     path = cached_weights(arch, lambda path: path.write_bytes(data))
     with pytest.raises(UserError, match=re.escape(f"the cached weights {path} are damaged (")):
-        models.build(arch, weights="DEFAULT")
+        architectures.build(arch, weights="DEFAULT")
 
 
 def test_weights_of_another_network_in_the_download_cache_are_named(cached_weights):
     path = cached_weights("mobilenet_v2", lambda path: torch.save({"a": torch.zeros(1)}, path))
     with pytest.raises(UserError, match=re.escape(f"the cached weights {path} are damaged (")):
-        models.build("mobilenet_v2", weights="DEFAULT")
+        architectures.build("mobilenet_v2", weights="DEFAULT")
 
 
 def test_imagenet_weights_that_do_not_exist_or_cannot_be_downloaded(cached_weights, monkeypatch):
     with pytest.raises(UserError, match="torchvision has no ImageNet weights for vit_s_16"):
-        models.build("vit_s_16", weights="DEFAULT")
+        architectures.build("vit_s_16", weights="DEFAULT")
 
     def no_network(*arguments, **options):
         raise urllib.error.URLError("no network")
 
     monkeypatch.setattr(torch.hub, "download_url_to_file", no_network)
     with pytest.raises(UserError, match="cannot download the weights of resnet18 .*no network"):
-        models.build("resnet18", weights="DEFAULT")
+        architectures.build("resnet18", weights="DEFAULT")
 
 
 # --- batch norm
@@ -194,7 +194,7 @@ def test_adapted_batch_norm_has_the_statistics_of_all_images():
     """With batches of unequal size: the mean over images, not over batches, and the momentum as it was."""
     norm = nn.BatchNorm2d(2)
     images = torch.randn(10, 2, 3, 3) * 4 + 1
-    models.adapt_batch_norm(norm, [images[:7], images[7:]])
+    architectures.adapt_batch_norm(norm, [images[:7], images[7:]])
     parts = [(7, images[:7]), (3, images[7:])]
     mean = sum(n * part.mean((0, 2, 3)) for n, part in parts) / 10
     variance = sum(n * part.var((0, 2, 3), unbiased=True) for n, part in parts) / 10
@@ -207,7 +207,7 @@ def test_adaptation_uses_neither_dropout_nor_single_images():
     torch.manual_seed(0)
     model = nn.Sequential(nn.Dropout(0.5), nn.BatchNorm2d(3))
     images = torch.randn(9, 3, 1, 1) + 5
-    models.adapt_batch_norm(model, [images[:8], images[8:]])
+    architectures.adapt_batch_norm(model, [images[:8], images[8:]])
     torch.testing.assert_close(model[1].running_mean, images[:8].mean((0, 2, 3)))
 
 
@@ -239,8 +239,8 @@ def hooked(model, name, x):
 def test_layers_by_name_are_means_over_space(arch, layers):
     """Also if an in-place rectifier or sum follows."""
     torch.manual_seed(0)
-    model, x = models.build(arch, 3).eval(), torch.randn(2, 3, 64, 64)
-    for name, means in zip(layers, models.LayerMeans(model, layers)(x), strict=True):
+    model, x = architectures.build(arch, 3).eval(), torch.randn(2, 3, 64, 64)
+    for name, means in zip(layers, architectures.LayerMeans(model, layers)(x), strict=True):
         if layers[name]:
             torch.testing.assert_close(means, hooked(model, name, x).mean(layers[name]))
         assert means.ndim == 2
@@ -248,31 +248,31 @@ def test_layers_by_name_are_means_over_space(arch, layers):
 
 @torch.no_grad()
 def test_blocks_of_a_transformer_are_means_over_patch_tokens():
-    model, x = models.build("vit_128x3x2_16", 3).eval(), torch.randn(2, 3, 64, 64)
+    model, x = architectures.build("vit_128x3x2_16", 3).eval(), torch.randn(2, 3, 64, 64)
     expected = [hooked(model, f"encoder.layers.encoder_layer_{i}", x)[:, 1:].mean(1) for i in range(3)]
     layers = [3, 1, "encoder.layers.encoder_layer_1", "conv_proj"]
-    third, first, second, patches = models.LayerMeans(model, layers)(x)
+    third, first, second, patches = architectures.LayerMeans(model, layers)(x)
     torch.testing.assert_close(torch.stack([third, second, first]), torch.stack(expected))
     torch.testing.assert_close(patches, model.conv_proj(x).mean((2, 3)))
     with pytest.raises(UserError, match="no layer 4: VisionTransformer has layers 1 to 3"):
-        models.LayerMeans(model, [4])
+        architectures.LayerMeans(model, [4])
 
 
 @pytest.mark.parametrize("arch", ["swin_t", "convnext_tiny", "vgg11"])
 @torch.no_grad()
 def test_layer_1_of_any_network_is_what_its_head_sees(arch):
     torch.manual_seed(0)
-    model, x = models.build(arch, 3).eval(), torch.randn(2, 3, 64, 64)
-    (means,) = models.LayerMeans(model, [1])(x)
-    torch.testing.assert_close(models.head(model)(means), model(x))
+    model, x = architectures.build(arch, 3).eval(), torch.randn(2, 3, 64, 64)
+    (means,) = architectures.LayerMeans(model, [1])(x)
+    torch.testing.assert_close(architectures.head(model)(means), model(x))
     with pytest.raises(UserError, match="there is no layer 2: .* has only layer 1 by number; others go by their names"):
-        models.LayerMeans(model, [1, 2])
+        architectures.LayerMeans(model, [1, 2])
 
 
 @torch.no_grad()
 def test_numbers_and_names_mix_and_keep_their_order():
-    model, x = models.build("resnet18", 3).eval(), torch.randn(2, 3, 64, 64)
-    last, rectified, second = models.LayerMeans(model, [1, "layer4.1.relu", 2])(x)
+    model, x = architectures.build("resnet18", 3).eval(), torch.randn(2, 3, 64, 64)
+    last, rectified, second = architectures.LayerMeans(model, [1, "layer4.1.relu", 2])(x)
     assert torch.equal(rectified, second)  # the first rectifier of the last block
     torch.testing.assert_close(model.fc(last), model(x))
 
@@ -286,4 +286,4 @@ def test_numbers_and_names_mix_and_keep_their_order():
 )
 def test_layers_that_do_not_exist_or_are_no_features(arch, layer, message):
     with pytest.raises(UserError, match=message):
-        models.LayerMeans(models.build(arch, 3), [layer])(torch.randn(2, 3, 64, 64))
+        architectures.LayerMeans(architectures.build(arch, 3), [layer])(torch.randn(2, 3, 64, 64))

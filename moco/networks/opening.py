@@ -12,7 +12,7 @@ from functools import cache
 import torch
 from torch.overrides import TorchFunctionMode
 
-from moco import models, vit
+from moco.networks import architectures, vit
 
 MIN_TENSORS = 10  # a prefix that fewer names share is not that of a network: every trunk has more
 SECOND_CHOICE = ("student", "momentum", "target", "encoder_k")  # in a prefix, where another network fits as well
@@ -56,11 +56,11 @@ class ArchSpec:
 def spec(arch):
     """The ArchSpec of an architecture; allocates no memory for weights."""
     with _ParametersOnMeta():
-        model = models.build(arch, 1)
-    name = models.head_name(model)
+        model = architectures.build(arch, 1)
+    name = architectures.head_name(model)
     shapes = {key: value.shape for key, value in model.state_dict().items() if not key.startswith(f"{name}.")}
     children = tuple(child for child, _ in model.named_children())
-    return ArchSpec(arch, name, models.head(model).in_features, shapes, children)
+    return ArchSpec(arch, name, architectures.head(model).in_features, shapes, children)
 
 
 class _ParametersOnMeta(TorchFunctionMode):
@@ -110,8 +110,8 @@ def find(tensors, arch=None, stored_arch=None):
     stored_arch: the architecture that the file names, in whatever vocabulary.
     """
     prefixes = _prefixes(tensors)
-    common = [*models.FAMILY, *vit.fitting_archs(tensors, stored_arch)]
-    others = [name for name in models.names() if name not in common]
+    common = [*architectures.FAMILY, *vit.fitting_archs(tensors, stored_arch)]
+    others = [name for name in architectures.names() if name not in common]
     for archs in [[arch]] if arch else [common, others]:
         fits = [fit for name in archs for fit in _fits(name, tensors, prefixes) if not fit.faults]
         if fits:
@@ -122,7 +122,9 @@ def find(tensors, arch=None, stored_arch=None):
 def nearest(tensors, arch=None, stored_arch=None):
     """The Fit with the largest share of fitting tensors, of all architectures or of arch."""
     prefixes = _prefixes(tensors)
-    archs = [arch] if arch else [*models.FAMILY, *vit.fitting_archs(tensors, stored_arch), *models.names()]
+    archs = (
+        [arch] if arch else [*architectures.FAMILY, *vit.fitting_archs(tensors, stored_arch), *architectures.names()]
+    )
     fits = [fit for name in dict.fromkeys(archs) for fit in _fits(name, tensors, prefixes, exact=False)]
     return max(fits, key=lambda fit: fit.fitting / fit.total)
 

@@ -12,7 +12,7 @@ from moco import cli
 from moco.cli import UserError
 
 torchvision = cli.lazy_import("torchvision")
-vit = cli.lazy_import("moco.vit")  # extends a class of torchvision
+vit = cli.lazy_import("moco.networks.vit")  # extends a class of torchvision
 
 PUBLISHED = ("resnet50", "resnext101_32x8d", "resnext50_32x4d", "mobilenet_v2")
 FAMILY = (*PUBLISHED, "resnet18", "resnet34", "resnet101", "resnet152", "wide_resnet50_2", "wide_resnet101_2")

@@ -9,9 +9,9 @@ import torch
 import torchvision
 from torch import nn
 
-from moco import checkpoint, models
-from moco.checkpoint import CheckpointError
 from moco.cli import UserError
+from moco.networks import architectures, checkpoint
+from moco.networks.checkpoint import CheckpointError
 from tests import support
 
 LEGACY = support.GOLDEN / "legacy_tiny.tar"  # written by torch 1.5.1
@@ -42,7 +42,7 @@ def test_legacy_file_of_torch_1_5():
 
 
 def test_released_format_is_read_with_architecture_and_head_inferred(tmp_path):
-    model = models.build("mobilenet_v2", 5)
+    model = architectures.build("mobilenet_v2", 5)
     content = {"model_state_dict": prefixed(model), "acc1_list": [1.0]}
     path = saved(tmp_path / "TC-S.tar", content, _use_new_zipfile_serialization=False)
     loaded, weights = checkpoint.load(path)
@@ -54,14 +54,14 @@ def test_released_format_is_read_with_architecture_and_head_inferred(tmp_path):
 
 @pytest.mark.parametrize("mlp", [False, True])
 def test_moco_gives_its_query_encoder_without_head(tmp_path, mlp):
-    model, other = models.build("resnet18", 128), models.build("resnet18", 128)
+    model, other = architectures.build("resnet18", 128), architectures.build("resnet18", 128)
     if mlp:
         model.fc = nn.Sequential(nn.Linear(512, 512), nn.ReLU(), model.fc)
     state = {**prefixed(model, "module.encoder_q."), **prefixed(other, "module.encoder_k.")}
     state |= {"module.queue": torch.zeros(128, 8), "module.queue_ptr": torch.zeros(1, dtype=torch.long)}
     path = saved(tmp_path / "moco_img_0011.pth.tar", {"epoch": 12, "arch": "resnet18", "state_dict": state})
     loaded, weights = checkpoint.load(path, n_out=4)
-    assert weights.n_out is None and models.head(loaded).out_features == 4
+    assert weights.n_out is None and architectures.head(loaded).out_features == 4
     assert torch.equal(loaded.layer4[1].conv2.weight, model.layer4[1].conv2.weight)
 
 
@@ -73,7 +73,7 @@ def test_torchvision_file_with_its_dropout_layer(tmp_path):
 
 
 def test_published_snippet_loads_what_we_write(tmp_path):
-    ours = models.build("resnet18", 6)
+    ours = architectures.build("resnet18", 6)
     checkpoint.write(tmp_path / "a.tar", {"model_state_dict": prefixed(ours)})
     model = torchvision.models.resnet18()
     model.fc = nn.Linear(512, 6)
@@ -83,13 +83,13 @@ def test_published_snippet_loads_what_we_write(tmp_path):
 
 
 def test_what_does_not_fit_a_model_is_listed(tmp_path):
-    state = models.build("resnet18", 3).state_dict()
+    state = architectures.build("resnet18", 3).state_dict()
     del state["layer1.0.conv1.weight"]
     state["extra"] = torch.zeros(1)
     state["conv1.weight"] = torch.zeros(64, 3, 3, 3)
     weights = checkpoint.Weights(tmp_path / "a.tar", state, "resnet18", 3)
     with pytest.raises(CheckpointError) as error:
-        checkpoint.fill(models.build("resnet18", 3), weights)
+        checkpoint.fill(architectures.build("resnet18", 3), weights)
     assert str(error.value) == (
         f"{tmp_path / 'a.tar'} (resnet18) does not fit this ResNet: layer1.0.conv1.weight is missing; "
         "extra is unexpected; conv1.weight is (64, 3, 3, 3), not (64, 3, 7, 7)"
@@ -100,17 +100,17 @@ def test_what_does_not_fit_a_model_is_listed(tmp_path):
 def test_any_architecture_is_opened_and_resumed(tmp_path, arch):
     """MNASNet needs its version, a regular module none; RegNet computes while it is built."""
     torch.manual_seed(0)
-    model = models.build(arch, 3)
+    model = architectures.build(arch, 3)
     path = saved(tmp_path / "a.tar", {"model_state_dict": prefixed(model), "arch": arch})
     loaded, weights = checkpoint.load(path)
-    resumed = checkpoint.fill(models.build(arch, 3), checkpoint.Weights(path, model.state_dict(), arch, 3))
+    resumed = checkpoint.fill(architectures.build(arch, 3), checkpoint.Weights(path, model.state_dict(), arch, 3))
     for name, value in model.state_dict().items():
         assert torch.equal(loaded.state_dict()[name], value) and torch.equal(resumed.state_dict()[name], value)
 
 
 def test_the_stored_architecture_wins(tmp_path):
     """Over another one that the user names; a stored one that does not fit, or is unknown, does not count."""
-    state = models.build("resnet18", 3).state_dict()
+    state = architectures.build("resnet18", 3).state_dict()
     for stored in ("resnet18", "resnet50", "vit_small", 3, None):
         path = saved(tmp_path / "a.tar", {"model_state_dict": state, "arch": stored})
         assert checkpoint.load(path)[1].arch == "resnet18"
@@ -123,7 +123,7 @@ def test_the_stored_architecture_wins(tmp_path):
 
 @pytest.mark.parametrize("classes", [["a", "b"], "abc", [1, 2, 3], {"a": 1, "b": 2, "c": 3}, None], ids=str)
 def test_class_names_that_are_none_are_ignored(tmp_path, classes):
-    state = models.build("resnet18", 3).state_dict()
+    state = architectures.build("resnet18", 3).state_dict()
     path = saved(tmp_path / "a.tar", {"model_state_dict": state, "classes": classes})
     assert checkpoint.weights(path).classes is None
 
@@ -131,7 +131,7 @@ def test_class_names_that_are_none_are_ignored(tmp_path, classes):
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_weights_that_are_not_finite_are_refused_but_read(tmp_path, value):
     """A trainer that resumes reads the file, and checks the weights itself."""
-    model = models.build("resnet18", 3)
+    model = architectures.build("resnet18", 3)
     model.layer2[0].bn1.running_var[1] = value
     path = saved(tmp_path / "a.tar", {"model_state_dict": prefixed(model)})
     with pytest.raises(CheckpointError, match=r"a.tar are not finite \(layer2.0.bn1.running_var"):
@@ -170,10 +170,10 @@ def test_tensors_of_other_devices_are_written_as_cpu_tensors(tmp_path):
 
 
 def test_head_of_another_size(tmp_path):
-    path = saved(tmp_path / "a.tar", models.build("resnet18", 3).state_dict())
+    path = saved(tmp_path / "a.tar", architectures.build("resnet18", 3).state_dict())
     with pytest.raises(CheckpointError, match="the head of .* has 3 outputs, not 7"):
         checkpoint.load(path, n_out=7)
-    model = models.build("resnet18", 7)
+    model = architectures.build("resnet18", 7)
     own_head = model.fc.weight.clone()
     checkpoint.fill(model, checkpoint.weights(path), drop_head=True)
     assert torch.equal(model.fc.weight, own_head)

@@ -1,0 +1,1 @@
+"""Networks: architectures, their layers, and checkpoints of any library."""

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from moco.cli import UserError
-from moco.data import augment, index, manifest, packed, recordings
+from moco.data import archive, augment, index, manifest, packed, recordings
 
 
 class FrameFolder:
@@ -98,6 +98,17 @@ class FrameFolder:
         if tars is None:
             return (self.folders[part] / images.path(i)).read_bytes()
         return tars.read(images.slot(i), None if images is tars else images.path(i))
+
+    def state(self, i):
+        """What identifies the present content of image i, without opening it: integers, of its tar too if it is in one.
+
+        The time of change is among them: an archive or a copy sets back the time of modification. OSError if the file
+        is missing.
+        """
+        path = self.path(i)
+        member = (path.offset, path.length) if isinstance(path, archive.Member) else ()
+        state = path.stat()
+        return (*member, state.st_size, state.st_mtime_ns, state.st_ctime_ns)
 
     def source(self, i):
         """The manifest.Source of image i; None if its folder has no manifest."""

@@ -1,6 +1,7 @@
 """Several folders as one, and the images of selected recordings: the same images as a plain list would give."""
 
 import json
+import os
 import time
 
 import cv2
@@ -17,6 +18,7 @@ from moco.data import manifest, recordings
 from moco.data.frame_folder import FrameFolder
 from moco.data.recordings import Selection
 from moco.networks import checkpoint
+from scripts import pack_frames
 from tests.data.test_manifest import SETTINGS
 from tests.support.training import SMALL, everything, same
 from tests.test_moco_img import SMALL as SMALL_MOCO
@@ -116,6 +118,26 @@ def test_folders_of_one_name_are_told_apart(tmp_path):
         make_folder(tmp_path / name, [n])
     names = FrameFolder([tmp_path / "S" / "frames", tmp_path / "A" / "frames"]).classes
     assert names == [f"{tmp_path.as_posix()}/{name}/class_0000" for name in ("S/frames", "A/frames")]
+
+
+@pytest.mark.parametrize("is_packed", [False, True])
+def test_the_state_of_an_image_changes_with_its_content(tmp_path, is_packed):
+    files = make_folder(tmp_path / "files", [7, 5])
+    pack_frames.main([str(files), "--save-dir", str(tmp_path / "tars")])
+    folder = tmp_path / "tars" if is_packed else files
+    frames = FrameFolder(folder)
+    states = [frames.state(i) for i in range(len(frames))]
+    assert states == [FrameFolder(folder).state(i) for i in range(12)]
+    path = sorted(folder.glob("*.tar"))[0] if is_packed else frames.path(0)
+    content, before = path.read_bytes(), os.stat(path)
+    while os.stat(path).st_ctime_ns == before.st_ctime_ns:
+        path.write_bytes(content[:-1] + b"x")
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))  # as an extracted archive has it
+    changed = [i for i in range(12) if frames.state(i) != states[i]]
+    assert changed == (list(range(7)) if is_packed else [0])
+    path.unlink()
+    with pytest.raises(OSError):
+        frames.state(0)
 
 
 def test_hours_are_drawn_over_all_folders(tmp_path):

@@ -6,9 +6,7 @@ Input: a folder of frames in order, or a video, and a model. Output: intphys_fea
 the published code animated videos of intuitive physics.
 """
 
-from moco import cli  # isort: skip  # first: Ctrl-C while torch loads then ends in one line
-
-from moco import distributed, provenance
+from moco import cli, distributed, files
 from moco.analysis import clip
 from moco.cli import UserError
 from moco.networks import architectures, checkpoint, vit
@@ -65,7 +63,7 @@ def main(argv=None):
     crop = clip.Crop(args.image_size, args.shift, not args.no_rotate)
     images = clip.Clip(args.data, crop, args.frames, args.fps, args.workers)
     maps = clip.ClipMaps(images, function, args.batch_size, device, stride)
-    provenance.write(path.parent, provenance.flags(args), opened.checkpoints)
+    files.write_args(path.parent, cli.flags(args), opened.checkpoints)
     clip.write_film(path, images, maps, shown, args.fps, limits, args.side_by_side)
 
 

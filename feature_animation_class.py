@@ -6,9 +6,7 @@ Input: a folder of frames in order, or a video, and a model with a linear head, 
 Output: computers_feature_animation_IDX.mp4 in --save-dir; the published code animated videos of computers.
 """
 
-from moco import cli  # isort: skip  # first: Ctrl-C while torch loads then ends in one line
-
-from moco import distributed, plots, provenance
+from moco import cli, distributed, files, plots
 from moco.analysis import clip, maps
 from moco.networks import architectures, checkpoint
 
@@ -41,7 +39,7 @@ def main(argv=None):
     crop = clip.Crop(args.image_size, args.shift, not args.no_rotate)
     images = clip.Clip(args.data, crop, args.frames, args.fps, args.workers)
     clip_maps = clip.ClipMaps(images, class_maps(trunk, weights[number]), args.batch_size, device)
-    provenance.write(path.parent, provenance.flags(args), opened.checkpoints)
+    files.write_args(path.parent, cli.flags(args), opened.checkpoints)
     title = classes[number] if classes and plots.find_font(classes[number]) else f"class {number}"
     clip.write_film(path, images, clip_maps, title, args.fps, limits, args.side_by_side)
 

@@ -7,12 +7,10 @@ highly_activating_imgs_neuron_IDX.pdf and .png, with one row per unit, its selec
 same as .json, with file names.
 """
 
-from moco import cli  # isort: skip  # first: Ctrl-C while torch loads then ends in one line
-
 import numpy as np
 import torch
 
-from moco import distributed, files, pictures, plots, provenance
+from moco import cli, distributed, files, pictures, plots
 from moco.analysis import features, units
 from moco.cli import UserError
 from moco.data import augment, sources
@@ -128,7 +126,7 @@ def main(argv=None):
             raise UserError(f"the images used of {args.data} have one class; --most-selective compares several")
         neurons = np.argsort(-selectivity, kind="stable")[: args.most_selective].tolist()
     entries = describe_units(neurons, best, frames, selectivity, preferred_class)
-    provenance.write(path.parent, provenance.flags(args), opened.checkpoints)
+    files.write_args(path.parent, cli.flags(args), opened.checkpoints)
     files.write_json(path.with_suffix(".json"), entries)
     labels = dict(zip(frames.classes, plots.drawable(frames.classes, plots.CAPTION_LENGTH), strict=True))
     rows = []

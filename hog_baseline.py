@@ -10,13 +10,11 @@ Features are kept on disk, 4 bytes per value; a fit loads those of its training 
 this takes 4 GB of disk, and 2 GB of memory if half of them are used for training.
 """
 
-from moco import cli  # isort: skip  # first: Ctrl-C while torch loads then ends in one line
-
 import numpy as np
 from skimage.feature import hog
 from sklearn.linear_model import SGDClassifier
 
-from moco import files, provenance
+from moco import cli, files
 from moco.analysis import features, readouts, report, splits
 from moco.cli import UserError
 from moco.data import augment
@@ -108,7 +106,7 @@ def main(argv=None):
             if args.knn:
                 votes.append(readouts.knn_scores(x, y, rows[test], args.knn, n_classes))
         results.add_readouts("HOG", task, scores, (args.knn, votes) if args.knn else None)
-    provenance.write(results.folder, provenance.flags(args))
+    files.write_args(results.folder, cli.flags(args))
     results.finish(vars(args), tasks)
 
 

@@ -8,14 +8,12 @@ ft_IN_START and best_ft_IN_START after every epoch, log.jsonl, training_curve.pd
 images trained on.
 """
 
-from moco import cli  # isort: skip  # first: Ctrl-C while torch loads then ends in one line
-
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from moco import distributed, files
+from moco import cli, distributed, files
 from moco.cli import UserError
 from moco.data import augment, loader
 from moco.data.frame_folder import FrameFolder

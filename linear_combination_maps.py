@@ -9,12 +9,10 @@ flags), a random sample of images with true and predicted class. With --attentio
 training: linear_combination_maps_attention.pdf and .png, what the class token attends to in the last block.
 """
 
-from moco import cli  # isort: skip  # first: Ctrl-C while torch loads then ends in one line
-
 import numpy as np
 import torch
 
-from moco import distributed, files, pictures, plots, provenance
+from moco import cli, distributed, files, pictures, plots
 from moco.analysis import features, film, maps
 from moco.cli import UserError
 from moco.data import loader
@@ -114,7 +112,7 @@ def show_attention(args, opened, frames):
     columns = [(255 * maps.denormalize(images)).round().byte().numpy()]
     columns += [overlay_heatmaps(head.numpy(), images) for head in heads]
     names = plots.drawable([frames.classes[frames.label(i)] for i in indices], plots.CAPTION_LENGTH)
-    provenance.write(path.parent, provenance.flags(args), opened.checkpoints)
+    files.write_args(path.parent, cli.flags(args), opened.checkpoints)
     pictures.image_rows([([name], row) for name, row in zip(names, zip(*columns, strict=True), strict=True)], path)
     print(f"{len(images)} images, {attention.shape[1]} heads: {path.with_suffix('.pdf')} and .png")
 
@@ -160,7 +158,7 @@ def main(argv=None):
         (labels[frames.classes[frames.label(i)]], labels[names[k]])
         for i, k in zip(indices.tolist(), predicted.tolist(), strict=True)
     ]
-    provenance.write(path.parent, provenance.flags(args), opened.checkpoints)
+    files.write_args(path.parent, cli.flags(args), opened.checkpoints)
     pictures.image_grid(shown, captions, path, f"class activation maps: {labels[names[number]]}")
     print(f"{len(shown)} images: {path.with_suffix('.pdf')} and .png")
 

@@ -8,8 +8,6 @@ file name and the decoded model of the first seed, NAME_labeledS_5_SPLIT.tar (th
 every split, as --split-file reads it. Figures are PDF and PNG.
 """
 
-from moco import cli  # isort: skip  # first: Ctrl-C while torch loads then ends in one line
-
 import copy
 from dataclasses import dataclass
 
@@ -18,7 +16,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from moco import distributed, files, provenance
+from moco import cli, distributed, files
 from moco.analysis import features, readouts, report, splits
 from moco.cli import UserError
 from moco.data import augment, loader
@@ -228,7 +226,7 @@ def main(argv=None):
         for frozen in networks:
             for task in tasks:
                 decode(args, frozen, task, data, cache, results)
-    provenance.write(results.folder, provenance.flags(args), checkpoints)
+    files.write_args(results.folder, cli.flags(args), checkpoints)
     results.finish(vars(args), tasks)
 
 

@@ -10,10 +10,8 @@ from, log.jsonl, training_curve.pdf and .png. Accuracy is that of classifying th
 the queue: high while the queue still contains its initial random keys, then low, then rising.
 """
 
-from moco import cli  # isort: skip  # first: Ctrl-C while torch loads then ends in one line
-
 import moco_utils
-from moco import distributed, files
+from moco import cli, distributed, files
 from moco.data import recordings
 from moco.data.frame_folder import FrameFolder
 

@@ -10,12 +10,10 @@ Input: a folder of frames, with the manifest of read_saycam.py or in order of ti
 and .png. --batch-size counts frames, two per pair.
 """
 
-from moco import cli  # isort: skip  # first: Ctrl-C while torch loads then ends in one line
-
 from functools import partial
 
 import moco_utils
-from moco import distributed, files
+from moco import cli, distributed, files
 from moco.data import recordings
 from moco.data.frame_folder import FrameFolder
 from moco_utils import EpochPairs, TemporalPairs

@@ -9,13 +9,11 @@ videos.csv, a row per video; with --pack, images are in a tar per video. Frames 
 and rotated by 180 degrees, as the head camera hangs upside down. Re-run the command to resume.
 """
 
-from moco import cli  # isort: skip  # first: Ctrl-C while torch loads then ends in one line
-
 import os
 from fractions import Fraction
 from pathlib import Path
 
-from moco import files, pool
+from moco import cli, files, pool
 from moco.cli import UserError
 from moco.data import manifest, recordings, sources
 from moco.videos import extract, listing, moments

@@ -8,11 +8,9 @@ the distribution of selectivity by layer. With --pca also the dimensionality of 
 first principal components explain (Figure A1).
 """
 
-from moco import cli  # isort: skip  # first: Ctrl-C while torch loads then ends in one line
-
 import numpy as np
 
-from moco import distributed, files, plots, provenance
+from moco import cli, distributed, files, plots
 from moco.analysis import features, units
 from moco.cli import UserError
 from moco.data.frame_folder import FrameFolder
@@ -149,7 +147,7 @@ def main(argv=None):
     class_means, covariances = measure(model, layers, data, batch_size, args.pca is not None, *cached)
     if np.count_nonzero(class_means[0].counts) < 2:
         raise UserError(f"only one class of {args.data} has images that can be read; selectivity compares several")
-    provenance.write(save_dir, provenance.flags(args), opened.checkpoints)
+    files.write_args(save_dir, cli.flags(args), opened.checkpoints)
     by_layer = {
         layer: save_selectivity(save_dir, layer, means, classes)
         for layer, means in zip(layers, class_means, strict=True)

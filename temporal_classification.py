@@ -9,11 +9,9 @@ Input: a folder of frames, one folder per class. Output, in --save-dir: MODEL_ep
 resume from, log.jsonl, training_curve.pdf and .png.
 """
 
-from moco import cli  # isort: skip  # first: Ctrl-C while torch loads then ends in one line
-
 import torch
 
-from moco import distributed, files
+from moco import cli, distributed, files
 from moco.cli import UserError
 from moco.data import augment, loader, recordings
 from moco.data.frame_folder import FrameFolder

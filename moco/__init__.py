@@ -5,8 +5,7 @@ directly in this folder may be imported from anywhere, those of a sub-package by
 "for":
 
     cli                     command-line flags, errors as one line, progress
-    files                   atomic writes, output folders, small text files
-    provenance              args.json: flags, versions, commit and checkpoints of a run
+    files                   atomic writes, output folders, small text files, args.json
     pool                    worker processes that may crash
     distributed             processes and devices
     rendezvous              ranks and addresses from torchrun and SLURM

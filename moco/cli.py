@@ -1,13 +1,16 @@
-"""Command-line flags that scripts share, errors as one line, and progress on a terminal or in a batch log."""
+"""Command-line flags that scripts share, what is recorded of them, errors as one line, and progress."""
 
 import argparse
 import errno
 import importlib.util
 import io
 import os
+import platform
+import subprocess
 import sys
 import textwrap
 import time
+from importlib import metadata
 
 from tqdm import tqdm
 
@@ -63,15 +66,24 @@ def program():
     return os.path.basename(sys.argv[0])
 
 
-def _print_interrupt(kind, error, traceback):
-    """Print Ctrl-C as one line where no one else handles it, which is while modules load."""
-    if issubclass(kind, KeyboardInterrupt):
-        print(f"\n{program()}: interrupted", file=sys.stderr)
-    else:
-        sys.__excepthook__(kind, error, traceback)
+def flags(args):
+    """The flags in args, an argparse.Namespace, as a dict, without those about earlier results."""
+    return {flag: value for flag, value in vars(args).items() if flag not in ("override", "overwrite")}
 
 
-sys.excepthook = _print_interrupt
+def versions():
+    """The versions of Python and of the packages that a result may depend on."""
+    packages = ("torch", "torchvision", "numpy")
+    return {"python": platform.python_version(), **{name: metadata.version(name) for name in packages}}
+
+
+def commit():
+    """The git commit of this code; None without git or outside a repository."""
+    git = ["git", "-C", os.path.dirname(__file__), "rev-parse", "HEAD"]
+    try:
+        return subprocess.run(git, capture_output=True, text=True, check=False).stdout.strip() or None
+    except OSError:
+        return None
 
 
 def lazy_import(name):

@@ -1,8 +1,9 @@
-"""Atomic writes, output folders and small text files."""
+"""Atomic writes, output folders, small text files, and args.json, the record of a run."""
 
 import codecs
 import csv
 import errno
+import hashlib
 import itertools
 import json
 import os
@@ -18,6 +19,7 @@ try:
 except ImportError:  # Windows
     fcntl = resource = None
 
+from moco import cli
 from moco.cli import UserError
 
 # A temporary file is called .NAME.HOST-PROCESS-COUNT.moco-tmp.SUFFIX: see temporary_path.
@@ -139,6 +141,28 @@ def write_text(path, text):
 def write_json(path, value):
     """Write value to path atomically, as indented JSON."""
     write_text(path, json.dumps(value, indent=1) + "\n")
+
+
+def write_args(folder, flags, checkpoints=None):
+    """Write args.json into folder: flags, versions, commit and, if given, checkpoints as {name: SHA-256}.
+
+    If another script has left its args.json there, such as the training whose folder an analysis writes into, the file
+    is called args_SCRIPT.json.
+    """
+    path, script = Path(folder) / "args.json", Path(cli.program()).stem
+    try:
+        if read_json(path).get("script", script) != script:
+            path = path.with_name(f"args_{script}.json")
+    except UserError:  # there is none, or it is damaged
+        pass
+    record = {**flags, "script": script, "versions": cli.versions(), "commit": cli.commit()}
+    write_json(path, record | ({"checkpoints": checkpoints} if checkpoints else {}))
+
+
+def sha256(path):
+    """The SHA-256 digest of the file at path, in hexadecimal."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def read_text(path):

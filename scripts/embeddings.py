@@ -22,7 +22,7 @@ import numpy as np
 import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from moco import cli, distributed, files, pictures, plots, provenance  # noqa: E402
+from moco import cli, distributed, files, pictures, plots  # noqa: E402
 from moco.analysis import embeddings, features, similarity  # noqa: E402
 from moco.cli import UserError  # noqa: E402
 from moco.data import augment, loader, manifest  # noqa: E402
@@ -138,7 +138,7 @@ def begin(args, exports, rows, save_dir):
     summary = save_dir / "embeddings.json"
     with files.atomic_write(save_dir / "images.csv") as part:  # renamed only if the export may go there
         write_table(part, rows)
-        settings["images_csv_sha256"] = provenance.sha256(part)
+        settings["images_csv_sha256"] = files.sha256(part)
         if summary.exists() and not args.overwrite:
             if files.read_json(summary)["settings"] == settings:
                 return settings, True
@@ -186,7 +186,7 @@ def join(args, exports, frames, images, settings, save_dir):
     names = [frames.name(images[row]) for row in sorted(unreadable)]
     if names:
         print(f"{len(names)} images cannot be read and have rows of NaN: {', '.join(names[:5])}")
-    versions = {**provenance.versions(), "torchvision": architectures.torchvision.__version__}
+    versions = cli.versions()
     record = {"settings": settings, "number": len(images), "unreadable": names, "versions": versions}
     files.write_json(save_dir / "embeddings.json", record)
     shutil.rmtree(exports[0].parts.parent)
@@ -257,7 +257,7 @@ def main(argv=None):
         checkpoints = {
             export.record["source"]: export.record["sha256"] for export in exports if export.record["sha256"]
         }
-        provenance.write(save_dir, provenance.flags(args), checkpoints)
+        files.write_args(save_dir, cli.flags(args), checkpoints)
         key = hashlib.sha256(json.dumps(settings).encode()).hexdigest()[:16]
         if not compute(exports, data, images, save_dir / f"parts-{key}", args.shard or (0, 1)):
             return

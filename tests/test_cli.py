@@ -4,7 +4,6 @@ import errno
 import importlib
 import os
 import re
-import signal
 import subprocess
 import sys
 
@@ -182,18 +181,6 @@ def test_progress_in_a_log_prints_lines_at_its_interval_and_at_the_end(capsys):
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].startswith("read: 1/4 images in ") and lines[0].endswith("fast")
     assert lines[1] == "a remark" and len(lines) == 3
-
-
-@pytest.mark.parametrize("script", [name for name in SCRIPTS if "." not in name])
-def test_ctrl_c_while_modules_load_is_one_line(script, tmp_path):
-    """Every library that takes time to load is a module that interrupts the process."""
-    for library in ("torch", "cv2", "numpy", "skimage", "sklearn", "PIL"):
-        (tmp_path / f"{library}.py").write_text("import os, signal\nos.kill(os.getpid(), signal.SIGINT)\n")
-    command = [sys.executable, f"{script}.py", "--help"]
-    environment = os.environ | {"PYTHONPATH": str(tmp_path)}
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
-    assert done.returncode == -signal.SIGINT and not done.stdout
-    assert done.stderr == f"\n{script}.py: interrupted\n"
 
 
 def test_help_loads_no_torchvision():

@@ -11,7 +11,7 @@ import torch
 
 import feature_animation as script
 import read_saycam
-from moco import provenance
+from moco import files
 from moco.analysis import clip, film
 from moco.cli import UserError
 from moco.data.frame_folder import FrameFolder
@@ -211,7 +211,7 @@ def test_the_slowest_and_the_fastest_film_can_be_written(tmp_path, ending, fps):
 
 def test_every_run_records_flags_and_checkpoint(frames, tmp_path, network, capsys):
     animate(frames, tmp_path / "out", network, "--frames", 2, "--name", "a.gif")
-    record, digest = json.loads((tmp_path / "out" / "args.json").read_text()), provenance.sha256(network)
+    record, digest = json.loads((tmp_path / "out" / "args.json").read_text()), files.sha256(network)
     assert record["name"] == "a.gif" and record["checkpoints"] == {str(network): digest}
     first_line = capsys.readouterr().out.splitlines()[0]
     assert first_line.startswith("model: resnet18 ") and f"{network} (SHA-256 {digest[:12]}" in first_line

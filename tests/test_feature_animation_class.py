@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import feature_animation_class as script
-from moco import plots, provenance
+from moco import files, plots
 from moco.analysis import clip, film
 from moco.cli import UserError
 from moco.networks import architectures, checkpoint
@@ -64,7 +64,7 @@ def test_a_model_without_a_head_has_no_classes(frames, tmp_path):
 
 def test_every_run_records_flags_and_checkpoint(frames, tmp_path, network, capsys):
     animate(frames, tmp_path / "out", network, "--frames", 2, "--class-idx", 2)
-    record, digest = json.loads((tmp_path / "out" / "args.json").read_text()), provenance.sha256(network)
+    record, digest = json.loads((tmp_path / "out" / "args.json").read_text()), files.sha256(network)
     assert record["class_idx"] == "2" and record["checkpoints"] == {str(network): digest}
     first_line = capsys.readouterr().out.splitlines()[0]
     assert first_line.startswith("model: resnet18 ") and f"{network} (SHA-256 {digest[:12]}" in first_line

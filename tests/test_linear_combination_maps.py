@@ -9,7 +9,7 @@ import torch
 from torch.nn import functional
 
 import linear_combination_maps as script
-from moco import pictures, plots, provenance
+from moco import files, pictures, plots
 from moco.analysis import features, maps
 from moco.cli import UserError
 from moco.data.frame_folder import FrameFolder
@@ -114,7 +114,7 @@ def test_mistakes_are_one_line(frames, network, tmp_path):
 
 def test_every_run_records_flags_and_checkpoint(frames, network, tmp_path, capsys):
     draw(frames, tmp_path / "out", "--model-path", network, "--class-idx", 1, "--overlay")
-    record, digest = json.loads((tmp_path / "out" / "args.json").read_text()), provenance.sha256(network)
+    record, digest = json.loads((tmp_path / "out" / "args.json").read_text()), files.sha256(network)
     assert record["overlay"] is True and record["checkpoints"] == {str(network): digest}
     first_line = capsys.readouterr().out.splitlines()[0]
     assert first_line.startswith("model: resnet18 ") and f"{network} (SHA-256 {digest[:12]}" in first_line

@@ -11,7 +11,7 @@ from torch import nn
 
 import linear_decoding
 import read_saycam
-from moco import files, plots, provenance
+from moco import cli, files, plots
 from moco.analysis import features, readouts, splits
 from moco.cli import UserError
 from moco.data import augment, loader, sources
@@ -247,10 +247,10 @@ def test_a_classifier_that_diverges_is_an_error(frames, network, tmp_path):
 def test_every_run_records_flags_commit_and_checkpoints(frames, network, tmp_path, capsys):
     decode(frames, tmp_path / "out", "--model-path", network, "random", "--model", ARCH, "--epochs", 1)
     record = json.loads((tmp_path / "out" / "args.json").read_text())
-    assert record["checkpoints"] == {str(network): provenance.sha256(network)}
-    assert record["epochs"] == 1 and record["data"] == str(frames) and record["commit"] == provenance.commit()
+    assert record["checkpoints"] == {str(network): files.sha256(network)}
+    assert record["epochs"] == 1 and record["data"] == str(frames) and record["commit"] == cli.commit()
     first, second = capsys.readouterr().out.splitlines()[:2]
-    assert first.startswith(f"net: {ARCH} from {network} (SHA-256 {provenance.sha256(network)[:12]}")
+    assert first.startswith(f"net: {ARCH} from {network} (SHA-256 {files.sha256(network)[:12]}")
     assert second == f"random: {ARCH} with random weights"
 
 
@@ -358,7 +358,7 @@ def test_the_cache_has_an_index_in_words(frames, network, tmp_path):
     files = {path.name for path in (tmp_path / "cache").iterdir() if path.suffix in (".npy", ".tar")}
     assert len(lines) == len(files) == 5 and {line["file"] for line in lines} == files
     where = f"32 pixels, of 24 images in {frames}"
-    network_words = f"{ARCH} from {network} (SHA-256 {provenance.sha256(network)[:12]})"
+    network_words = f"{ARCH} from {network} (SHA-256 {files.sha256(network)[:12]})"
     assert lines[0]["what"] == f"features of {network_words}, {where}"
     statistics = f"batch-norm statistics of {ARCH} with random weights, 32 pixels, of 12 images in {frames}, seed"
     assert [line["what"] for line in lines[1::2]] == [f"{statistics} 0", f"{statistics} 1"]

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import selectivities as script
-from moco import plots, provenance
+from moco import files, plots
 from moco.analysis import features, units
 from moco.cli import UserError
 from moco.data.frame_folder import FrameFolder
@@ -201,7 +201,7 @@ def test_dimensionality_of_several_folders(frames, tmp_path, network, capsys):
 
 def test_every_run_records_flags_and_checkpoint(frames, tmp_path, network, capsys):
     measure(frames, tmp_path / "out", network, "--layer", 1, 2)
-    record, digest = json.loads((tmp_path / "out" / "args.json").read_text()), provenance.sha256(network)
+    record, digest = json.loads((tmp_path / "out" / "args.json").read_text()), files.sha256(network)
     assert record["layer"] == [1, 2] and record["checkpoints"] == {str(network): digest}
     first_line = capsys.readouterr().out.splitlines()[0]
     assert first_line.startswith("model: resnet18 ") and f"{network} (SHA-256 {digest[:12]}" in first_line

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from moco import cli, files, provenance
+from moco import cli, files
 from moco.cli import UserError
 from moco.networks import architectures, opening, safe_pickle, vit
 
@@ -248,7 +248,7 @@ class OpenedModel:
 
     @property
     def checkpoints(self):
-        """{path: SHA-256} of the checkpoint, for provenance.write; empty if there is none."""
+        """{path: SHA-256} of the checkpoint, for files.write_args; empty if there is none."""
         return {str(self.path): self.sha256} if self.path else {}
 
 
@@ -269,7 +269,7 @@ def open_model(name, arch=None, n_out=None, seed=0, head_required=False, key=Non
     network, loaded = load(name, arch, n_out, key)
     if head_required and loaded.n_out is None:
         raise CheckpointError(f"{name} has no linear head; train one with linear_decoding.py")
-    digest = provenance.sha256(name)
+    digest = files.sha256(name)
     description = f"{loaded.arch} from {name} (SHA-256 {digest[:12]})"
     if loaded.ignored:
         description += f"; network: {loaded.key or 'top level'}; not used: {loaded.ignored}"

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import distributed as dist
 
-from moco import distributed, files, plots, provenance
+from moco import cli, distributed, files, plots
 from moco.cli import UserError, number
 from moco.networks import checkpoint
 from moco.training import resume
@@ -50,7 +50,7 @@ class RunOptions:
         own = {
             field.name: getattr(args, field.name) for field in fields(cls) if field.name not in ("save_dir", "flags")
         }
-        return cls(save_dir=Path(args.save_dir), flags=provenance.flags(args) | resolved, **own)
+        return cls(save_dir=Path(args.save_dir), flags=cli.flags(args) | resolved, **own)
 
 
 @dataclass(frozen=True)
@@ -269,7 +269,7 @@ class Run:
             for path in self._check_replaceable():  # again: the run that had the lock may have written since
                 path.unlink()
         files.remove_temporary_files(self.folder)
-        provenance.write(self.folder, self.options.flags)
+        files.write_args(self.folder, self.options.flags)
         if resumed_from is None:
             files.write_text(self.folder / "log.jsonl", "")
         else:

@@ -16,7 +16,7 @@ from PIL import Image
 from torch import nn
 
 import read_saycam
-from moco import files, provenance
+from moco import files
 from moco.analysis import embeddings, features, similarity
 from moco.cli import UserError
 from moco.data import loader, manifest
@@ -106,7 +106,7 @@ def test_layers_of_several_models_are_those_of_layer_means(frames, network, tmp_
     summary = export(frames, tmp_path / "out", *words)
     entry = summary["settings"]["models"]["net"]
     assert entry["layers"] == {"1": "penultimate", "6": "layer2.1.relu", "layer3.1.relu": "layer3.1.relu"}
-    assert (entry["sha256"], entry["arch"]) == (provenance.sha256(network), "resnet18")
+    assert (entry["sha256"], entry["arch"]) == (files.sha256(network), "resnet18")
     assert {path.name for path in (tmp_path / "out").glob("random*.npy")} == {
         f"random_layer_{layer}.npy" for layer in layers
     }

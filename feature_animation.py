@@ -9,7 +9,7 @@ the published code animated videos of intuitive physics.
 from moco import cli, distributed, files
 from moco.analysis import clip
 from moco.cli import UserError
-from moco.networks import architectures, checkpoint, vit
+from moco.networks import architectures, opening, vit
 
 
 def parse_args(argv=None):
@@ -43,7 +43,7 @@ def attention_map(network):
 def main(argv=None):
     args = parse_args(argv)
     limits = clip.color_range(args.range)
-    opened = checkpoint.open_model(args.model_path, args.model, args.n_out, args.seed, key=args.checkpoint_key)
+    opened = opening.open_model(args.model_path, args.model, args.n_out, args.seed, key=args.checkpoint_key)
     print(f"model: {opened.description}")
     device = distributed.select_device(args.device)
     network = architectures.freeze(opened.network).to(device)

@@ -8,7 +8,7 @@ Output: computers_feature_animation_IDX.mp4 in --save-dir; the published code an
 
 from moco import cli, distributed, files, plots
 from moco.analysis import clip, maps
-from moco.networks import architectures, checkpoint
+from moco.networks import architectures, opening
 
 
 def parse_args(argv=None):
@@ -26,13 +26,13 @@ def class_maps(trunk, weights):
 def main(argv=None):
     args = parse_args(argv)
     limits = clip.color_range(args.range)
-    opened = checkpoint.open_model(args.model_path, args.model, args.n_out, args.seed, True, args.checkpoint_key)
+    opened = opening.open_model(args.model_path, args.model, args.n_out, args.seed, True, args.checkpoint_key)
     print(f"model: {opened.description}")
     device = distributed.select_device(args.device)
     trunk = architectures.freeze(architectures.spatial_trunk(opened.network)).to(device)
     architectures.check_image_size(trunk, args.image_size)
     weights, classes = architectures.head(opened.network).weight.detach().to(device), opened.classes
-    number = checkpoint.class_number(args.class_idx, classes, len(weights))
+    number = opening.class_number(args.class_idx, classes, len(weights))
     name = args.name or f"computers_feature_animation_{number}.mp4"
     path = clip.film_path(args.save_dir, name, args.data, args.overwrite)
 

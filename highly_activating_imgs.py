@@ -15,14 +15,14 @@ from moco.analysis import features, units
 from moco.cli import UserError
 from moco.data import augment, sources
 from moco.data.frame_folder import FrameFolder
-from moco.networks import architectures, checkpoint
+from moco.networks import architectures, opening
 
 
 def parse_args(argv=None):
     parser = cli.parser(__doc__)
     add = parser.add_argument
     add("data", help="folder with one folder of images per class")
-    checkpoint.add_flags(parser)
+    opening.add_flags(parser)
     which = parser.add_mutually_exclusive_group()
     which.add_argument("--neuron_idx", type=int, nargs="+", default=[276], metavar="UNIT", help="units, from 0")
     which.add_argument("--most-selective", type=cli.number(int, 1), metavar="N", help="the N most selective units")
@@ -106,7 +106,7 @@ def main(argv=None):
     numbers = "_".join(map(str, args.neuron_idx)) if len(args.neuron_idx) <= 16 else f"{len(args.neuron_idx)}_units"
     name = f"most_selective_{args.most_selective}" if args.most_selective else f"neuron_{numbers}"
     frames = FrameFolder(args.data)
-    opened = checkpoint.open_model(args.model_path, args.model, args.n_out, args.seed, key=args.checkpoint_key)
+    opened = opening.open_model(args.model_path, args.model, args.n_out, args.seed, key=args.checkpoint_key)
     print(f"model: {opened.description}")
     model = opened.network
     architectures.check_image_size(model, args.image_size)

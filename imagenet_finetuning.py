@@ -17,7 +17,7 @@ from moco import cli, distributed, files
 from moco.cli import UserError
 from moco.data import augment, loader
 from moco.data.frame_folder import FrameFolder
-from moco.networks import architectures, checkpoint
+from moco.networks import architectures, opening
 from moco.training import engine
 from moco.training.run import CheckpointFormat, Run, RunOptions
 
@@ -94,13 +94,13 @@ def listed(frames, path):
 
 def start_network(args, n_out):
     """(arch, network) with n_out outputs and a random head, on the trunk that the flags name."""
-    weights = checkpoint.weights(args.model_path, args.model, args.checkpoint_key) if args.model_path else None
-    if weights and args.n_out not in (None, weights.n_out):
-        raise UserError(f"the head of {args.model_path} has {weights.n_out} outputs, not {args.n_out}")
-    arch = weights.arch if weights else args.model or "resnext50_32x4d"
+    start = opening.find(args.model_path, args.model, args.checkpoint_key) if args.model_path else None
+    if start and args.n_out not in (None, start.n_out):
+        raise UserError(f"the head of {args.model_path} has {start.n_out} outputs, not {args.n_out}")
+    arch = start.arch if start else args.model or "resnext50_32x4d"
     network = architectures.build(arch, n_out)
-    if weights:
-        checkpoint.fill(network, weights, drop_head=True)
+    if start:
+        opening.load(network, start.state, args.model_path, drop_head=True)
     architectures.check_image_size(network, args.image_size)
     if args.freeze_trunk:
         architectures.freeze(network)
@@ -110,7 +110,7 @@ def start_network(args, n_out):
 
 def evaluate(args, context, batches):
     """Print top-1 and top-5 accuracy of the checkpoint at --model-path."""
-    opened = checkpoint.open_model(args.model_path, args.model, args.n_out, head_required=True, key=args.checkpoint_key)
+    opened = opening.open_model(args.model_path, args.model, args.n_out, head_required=True, key=args.checkpoint_key)
     n_out, classes = architectures.head(opened.network).out_features, batches.frames.classes
     if n_out != len(classes):
         raise UserError(

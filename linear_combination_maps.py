@@ -17,14 +17,14 @@ from moco.analysis import features, film, maps
 from moco.cli import UserError
 from moco.data import loader
 from moco.data.frame_folder import FrameFolder
-from moco.networks import architectures, checkpoint, vit
+from moco.networks import architectures, opening, vit
 
 
 def parse_args(argv=None):
     parser = cli.parser(__doc__)
     add = parser.add_argument
     add("data", help="folder with one folder of images per class")
-    checkpoint.add_flags(parser)
+    opening.add_flags(parser)
     add("--class-idx", default="6", metavar="CLASS", help="the class, by its number from 0 or by its name")
     which = parser.add_mutually_exclusive_group()
     which.add_argument("--class-only", action="store_true", help="show images of this class only")
@@ -121,17 +121,17 @@ def main(argv=None):
     args = parse_args(argv)
     frames = FrameFolder(args.data)
     if args.attention:
-        opened = checkpoint.open_model(args.model_path, args.model, args.n_out, args.seed, key=args.checkpoint_key)
+        opened = opening.open_model(args.model_path, args.model, args.n_out, args.seed, key=args.checkpoint_key)
         print(f"model: {opened.description}")
         architectures.check_image_size(opened.network, args.image_size)
         return show_attention(args, opened, frames)
-    opened = checkpoint.open_model(args.model_path, args.model, args.n_out, args.seed, True, args.checkpoint_key)
+    opened = opening.open_model(args.model_path, args.model, args.n_out, args.seed, True, args.checkpoint_key)
     print(f"model: {opened.description}")
     model = opened.network
     architectures.check_image_size(model, args.image_size)
     weights = architectures.head(model).weight.detach().cpu()
     classes = opened.classes or (frames.classes if len(frames.classes) == len(weights) else None)
-    number = checkpoint.class_number(args.class_idx, classes, len(weights))
+    number = opening.class_number(args.class_idx, classes, len(weights))
     if classes is None and (args.class_only or args.others):
         raise UserError(
             f"the {len(weights)} outputs of the model are not the {len(frames.classes)} class folders of {args.data}; "

@@ -20,7 +20,7 @@ from moco import cli, distributed, files
 from moco.analysis import features, readouts, report, splits
 from moco.cli import UserError
 from moco.data import augment, loader
-from moco.networks import architectures, checkpoint, released
+from moco.networks import architectures, opening, released
 
 
 def parse_args(argv=None):
@@ -31,10 +31,10 @@ def parse_args(argv=None):
         "--model-name",
         nargs="+",
         default=[],
-        choices=released.NAMES,
+        type=released.name,
         metavar="NAME",
         help="published models, read from --models-dir: random, imagenet, TC-SAY, TC-S-mobilenet, dino_say_vitb14, ... "
-        "(moco/released.py lists all)",
+        "(moco/networks/released.py lists all)",
     )
     add("--models-dir", default=".", metavar="DIR", help="folder of the files of --model-name")
     add(
@@ -132,7 +132,7 @@ class FrozenNetwork:
 def open_networks(args):
     """The FrozenNetworks that the flags name, and {path: SHA-256} of their checkpoints; prints what each of them is."""
     sources = [released.locate(name, args.models_dir) for name in args.model_name]
-    sources += [(path, None) for path in args.model_path]
+    sources += args.model_path
     names = args.names or args.model_name + [released.stem(path) for path in args.model_path]
     if not sources:
         raise UserError("name at least one model with --model-name or --model-path")
@@ -140,8 +140,8 @@ def open_networks(args):
         given = ", ".join(names)
         raise UserError(f"{len(sources)} models, named {given}; give each a different name, without /, with --names")
     networks, checkpoints = [], {}
-    for name, (source, arch) in zip(names, sources, strict=True):
-        model = checkpoint.open_model(source, args.model or arch, args.num_outs, args.seed, key=args.checkpoint_key)
+    for name, source in zip(names, sources, strict=True):
+        model = opening.open_model(source, args.model, args.num_outs, args.seed, key=args.checkpoint_key)
         print(f"{name}: {model.description}")
         architectures.check_image_size(model.network, args.image_size)
         head_name = architectures.head_name(model.network)

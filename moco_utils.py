@@ -10,7 +10,7 @@ from moco import cli, distributed
 from moco.builder import MoCo
 from moco.cli import UserError
 from moco.data import augment, loader, recordings
-from moco.networks import architectures, checkpoint
+from moco.networks import architectures, checkpoint, opening
 from moco.training import engine
 from moco.training.engine import topk_accuracy
 from moco.training.run import CheckpointFormat, Run, RunOptions
@@ -179,7 +179,7 @@ def train(args, context, name, frames, source, pairs):
 
     torch.manual_seed(args.seed)
     model = MoCo(
-        lambda num_classes: checkpoint.build_from(args.model_path, args.arch, num_classes),
+        lambda num_classes: opening.build_from(args.model_path, args.arch, num_classes),
         dim=args.moco_dim,
         K=args.moco_k,
         m=args.moco_m,

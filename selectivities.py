@@ -14,14 +14,14 @@ from moco import cli, distributed, files, plots
 from moco.analysis import features, units
 from moco.cli import UserError
 from moco.data.frame_folder import FrameFolder
-from moco.networks import architectures, checkpoint
+from moco.networks import architectures, opening
 
 
 def parse_args(argv=None):
     parser = cli.parser(__doc__)
     add = parser.add_argument
     add("data", help="folder with one folder of images per class")
-    checkpoint.add_flags(parser)
+    opening.add_flags(parser)
     add(
         "--layer",
         type=architectures.layer,
@@ -138,7 +138,7 @@ def main(argv=None):
     classes = data.frames.classes
     if len(classes) < 2:
         raise UserError(f"{args.data} has one class, {classes[0]}; selectivity compares several")
-    opened = checkpoint.open_model(args.model_path, args.model, args.n_out, args.seed, key=args.checkpoint_key)
+    opened = opening.open_model(args.model_path, args.model, args.n_out, args.seed, key=args.checkpoint_key)
     print(f"model: {opened.description}")
     model = opened.network
     architectures.check_image_size(model, args.image_size)

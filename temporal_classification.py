@@ -15,7 +15,7 @@ from moco import cli, distributed, files
 from moco.cli import UserError
 from moco.data import augment, loader, recordings
 from moco.data.frame_folder import FrameFolder
-from moco.networks import architectures, checkpoint
+from moco.networks import architectures, opening
 from moco.training import engine
 from moco.training.run import CheckpointFormat, Run, RunOptions
 
@@ -77,7 +77,7 @@ def train(args, context):
     batches = loader.FrameLoader(frames, recipe, sampler, context.device, args.workers)
 
     torch.manual_seed(args.seed)
-    model = checkpoint.build_from(args.model_path, args.model, n_out)
+    model = opening.build_from(args.model_path, args.model, n_out)
     architectures.check_image_size(model, args.image_size)
     dtype = engine.resolve_dtype(args.precision, context.device, args.model, args.compile)
     model = engine.prepare(model, context, dtype, args.compile, args.deterministic)

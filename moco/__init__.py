@@ -18,8 +18,7 @@ directly in this folder may be imported from anywhere, those of a sub-package by
         architectures       architectures by name; inner layers
         vit                 vision transformers of any size
         checkpoint          reading and writing networks
-        opening             the network in a file of another library
-        safe_pickle         data out of a pickle, without running it
+        opening             the network in any file, by fit
         released            published networks by name
 
     data/                   for videos, training and analysis

@@ -27,7 +27,7 @@ from moco.analysis import embeddings, features, similarity  # noqa: E402
 from moco.cli import UserError  # noqa: E402
 from moco.data import augment, loader, manifest  # noqa: E402
 from moco.data.frame_folder import FrameFolder  # noqa: E402
-from moco.networks import architectures, checkpoint, released  # noqa: E402
+from moco.networks import architectures, opening, released  # noqa: E402
 
 ROWS, COLUMNS = 12, 10  # of images in the figure of nearest neighbors
 ADAPT = 1024  # images that the batch-norm statistics of random weights are adapted to
@@ -98,7 +98,7 @@ def open_exports(args, save_dir):
     """An Export for each model; prints what each of them is."""
     layers, exports = list(dict.fromkeys(args.layer)), []
     for name, source in zip(model_names(args.model_path), args.model_path, strict=True):
-        opened = checkpoint.open_model(source, args.model, None, args.seed, key=args.checkpoint_key)
+        opened = opening.open_model(source, args.model, None, args.seed, key=args.checkpoint_key)
         print(f"{name}: {opened.description}")
         architectures.check_image_size(opened.network, args.image_size)
         record = {"source": source, "arch": opened.arch, "sha256": opened.sha256}

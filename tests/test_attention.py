@@ -12,7 +12,7 @@ import linear_combination_maps
 import selectivities
 from moco import pictures
 from moco.cli import UserError
-from moco.networks import architectures, checkpoint, vit
+from moco.networks import architectures, opening, vit
 from tests.support.inputs import make_frames
 
 ARCH = "vit_128x3x2_16"
@@ -45,7 +45,7 @@ def test_attention_is_that_of_the_teachers_class_token(tmp_path, dino, monkeypat
     out = ["--save-dir", str(tmp_path / "out"), "--batch-size", "5"]
     linear_combination_maps.main([str(frames), "--model-path", str(dino), "--attention", *SMALL, *out, *flags])
     assert len(drawn) == 5 and all(len(images) == 1 + columns for _, images in drawn)
-    teacher = checkpoint.open_model(dino, key="teacher").network.eval()
+    teacher = opening.open_model(dino, key="teacher").network.eval()
     with torch.no_grad():
         attention = vit.attention_maps(teacher, shown[0][1])
     expected = [attention.mean(1)] if columns == 1 else attention.unbind(1)
@@ -83,6 +83,6 @@ def test_units_of_blocks_by_number_and_by_name(tmp_path, dino, capsys):
 
 
 def test_two_networks_are_told_apart_by_the_key(tmp_path, dino):
-    opened = [checkpoint.open_model(dino, key=key) for key in (None, "teacher", "student")]
+    opened = [opening.open_model(dino, key=key) for key in (None, "teacher", "student")]
     weights = [each.network.conv_proj.weight for each in opened]
     assert torch.equal(weights[0], weights[1]) and torch.equal(2 * weights[1], weights[2])

@@ -15,7 +15,7 @@ from moco import files
 from moco.analysis import clip, film
 from moco.cli import UserError
 from moco.data.frame_folder import FrameFolder
-from moco.networks import architectures, checkpoint
+from moco.networks import architectures, opening
 from tests.support import golden
 from tests.support.videos import write_video
 
@@ -79,7 +79,7 @@ def test_the_name_gives_the_format_and_frames_the_length(frames, tmp_path, netwo
 
 
 def test_the_batch_size_does_not_matter(frames, network):
-    trunk = architectures.spatial_trunk(checkpoint.open_model(network).network.eval())
+    trunk = architectures.spatial_trunk(opening.open_model(network).network.eval())
     several = [clip.ClipMaps(open_clip(frames), script.feature_map(trunk, 5), size, CPU) for size in (7, 900)]
     np.testing.assert_allclose(several[0].maps, several[1].maps, atol=1e-5)
     np.testing.assert_allclose([several[0].low, several[0].high], [several[1].low, several[1].high], atol=1e-5)

@@ -13,7 +13,7 @@ from moco.analysis import features, units
 from moco.cli import UserError
 from moco.data import loader
 from moco.data.frame_folder import FrameFolder
-from moco.networks import checkpoint
+from moco.networks import opening
 from tests.support import golden
 
 pytestmark = pytest.mark.usefixtures("empty_figures")
@@ -30,7 +30,7 @@ def show(data, save_dir, network, *words):
 
 
 def every_mean(network, frames, layer=1):
-    model = checkpoint.open_model(network).network
+    model = opening.open_model(network).network
     data = features.EvalData(frames, 64, CPU)
     return np.concatenate([rows for (rows,), *_ in units.layer_means(model, [layer], data, 64)])
 

@@ -13,7 +13,7 @@ from moco import files, pictures, plots
 from moco.analysis import features, maps
 from moco.cli import UserError
 from moco.data.frame_folder import FrameFolder
-from moco.networks import architectures, checkpoint
+from moco.networks import architectures, checkpoint, opening
 from tests.support import golden
 from tests.support.inputs import save_network
 
@@ -46,12 +46,12 @@ def test_maps_and_masks_are_the_published_ones():
 
 
 def test_a_class_is_given_by_number_or_name():
-    assert checkpoint.class_number("car", ["cat", "car"], 2) == checkpoint.class_number("1", ["cat", "car"], 2) == 1
-    assert checkpoint.class_number("3", None, 4) == 3
-    assert checkpoint.class_number("1", ["1", "0"], 2) == 0  # a name comes first
+    assert opening.class_number("car", ["cat", "car"], 2) == opening.class_number("1", ["cat", "car"], 2) == 1
+    assert opening.class_number("3", None, 4) == 3
+    assert opening.class_number("1", ["1", "0"], 2) == 0  # a name comes first
     for text, names in (("2", ["cat", "car"]), ("-1", None), ("dog", ["cat", "car"]), ("dog", None)):
         with pytest.raises(UserError, match=f"--class-idx {text}: the model has 2 outputs, 0 to 1"):
-            checkpoint.class_number(text, names, 2)
+            opening.class_number(text, names, 2)
 
 
 def test_images_are_chosen_by_seed_from_the_classes_of_the_flags(frames):

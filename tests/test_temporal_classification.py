@@ -12,7 +12,7 @@ from torch import nn
 
 import temporal_classification
 from moco.cli import UserError
-from moco.networks import architectures, checkpoint
+from moco.networks import architectures, checkpoint, opening
 from moco.training import engine
 from moco.training.run import EXIT_RESUBMIT, Run
 from tests.conftest import make_frames, single_thread
@@ -222,7 +222,7 @@ def test_wrong_input_is_one_line(frames, tmp_path):
 def test_start_weights_come_without_their_head(frames, tmp_path):
     model = architectures.build("shufflenet_v2_x0_5", 7)
     torch.save({"model_state_dict": model.state_dict(), "arch": "shufflenet_v2_x0_5"}, tmp_path / "start.tar")
-    started = checkpoint.build_from(tmp_path / "start.tar", "shufflenet_v2_x0_5", 3)
+    started = opening.build_from(tmp_path / "start.tar", "shufflenet_v2_x0_5", 3)
     assert torch.equal(started.conv5[0].weight, model.conv5[0].weight) and started.fc.out_features == 3
 
 

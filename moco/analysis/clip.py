@@ -15,7 +15,7 @@ from moco.analysis import features, film
 from moco.cli import UserError
 from moco.data import augment, loader, sources
 from moco.data.frame_folder import FrameFolder
-from moco.networks import checkpoint
+from moco.networks import opening
 from moco.videos import images, video
 from moco.videos.probe import probe
 
@@ -28,7 +28,7 @@ def add_flags(parser, frames, batch_size):
     """Add the flags that all films share, with the default length and batch size of a script, to parser."""
     add = parser.add_argument
     add("data", help="folder of images, used in order, or a video file, sampled at --fps")
-    checkpoint.add_flags(parser)
+    opening.add_flags(parser)
     add("--frames", type=cli.number(int, 1), default=frames, metavar="N", help="maximum length of the film")
     add("--fps", type=cli.number(float, 0.01, 1000), default=5.0, help="frames per second")
     add(

@@ -1,82 +1,78 @@
-"""The published networks by name: their files, their architectures, and where to get them. Nothing is downloaded."""
+"""The published networks by name: their files, and where to get them. Nothing is downloaded."""
 
+import re
+from difflib import get_close_matches
 from pathlib import Path
 
 from moco.cli import UserError
 
 ENDINGS = (".tar", ".pth", ".pth.tar", ".safetensors")
-RESNEXT, MOBILENET = "resnext50_32x4d", "mobilenet_v2"
 
-_DRIVE = {  # file stem -> (architecture, id on Google Drive): Orhan, Gupta & Lake (2020)
-    "TC-SAY-resnext": (RESNEXT, "1I-HvIeuupsE88yS6eff_nE6pHpEmTVPG"),
-    "TC-S-resnext": (RESNEXT, "14tZeOtK1Jd64ioxPwzwf2jblriN7Jgue"),
-    "TC-A-resnext": (RESNEXT, "1aQuWfb4O0xL0PALRJpYIUHk0tsyrujDF"),
-    "TC-Y-resnext": (RESNEXT, "1sB12pdnVEZsgVKiVdZyS0l4x24_T5zCj"),
-    "TC-SAY-resnext-IN-linear": (RESNEXT, "1Qo0_1RwgOsr-JM3lP4ILWRY0WflnS7On"),
-    "TC-SAY-resnext-IN-1pt-linear": (RESNEXT, "1lvCG3L1_-gdqWDMD41yTIbuNBpzpUOQq"),
-    "TC-S-mobilenet": (MOBILENET, "1DVJjpaGhoBPNmlO7jXpwEX3lSCk2ZUCa"),
-    "TC-A-mobilenet": (MOBILENET, "1uQvJBbuy6P0uCW0HYs1wNgawRU8sGLhC"),
-    "TC-Y-mobilenet": (MOBILENET, "1TTndiiiqSiCMdZjwYZPKQySZot4ipCrG"),
-    "TC-SAY-mobilenet": (MOBILENET, "1zeidpBaXqqWCeeYj-fMI7V7x9EiAGH6Q"),
+_DRIVE = {  # file stem -> id on Google Drive: Orhan, Gupta & Lake (2020)
+    "TC-SAY-resnext": "1I-HvIeuupsE88yS6eff_nE6pHpEmTVPG",
+    "TC-S-resnext": "14tZeOtK1Jd64ioxPwzwf2jblriN7Jgue",
+    "TC-A-resnext": "1aQuWfb4O0xL0PALRJpYIUHk0tsyrujDF",
+    "TC-Y-resnext": "1sB12pdnVEZsgVKiVdZyS0l4x24_T5zCj",
+    "TC-SAY-resnext-IN-linear": "1Qo0_1RwgOsr-JM3lP4ILWRY0WflnS7On",
+    "TC-SAY-resnext-IN-1pt-linear": "1lvCG3L1_-gdqWDMD41yTIbuNBpzpUOQq",
+    "TC-S-mobilenet": "1DVJjpaGhoBPNmlO7jXpwEX3lSCk2ZUCa",
+    "TC-A-mobilenet": "1uQvJBbuy6P0uCW0HYs1wNgawRU8sGLhC",
+    "TC-Y-mobilenet": "1TTndiiiqSiCMdZjwYZPKQySZot4ipCrG",
+    "TC-SAY-mobilenet": "1zeidpBaXqqWCeeYj-fMI7V7x9EiAGH6Q",
 }
 _SHORT = {f"TC-{child}": f"TC-{child}-resnext" for child in ("S", "A", "Y", "SAY")}  # names in the published script
-_MOCO = ("moco_img_0011", "moco_temp_0011")  # in the published script, never released
-
-_ARCHS = {
-    "resnext50": RESNEXT,
-    "vits16": "vit_s_16",
-    "vitb16": "vit_b_16",
-    "vitl16": "vit_l_16",
-    "vitb14": "vit_b_14",
-}
-_HUGGING_FACE = [  # silicon-menagerie, METHOD_DATA_ARCHITECTURE
-    *(f"dino_{data}_{arch}" for arch in _ARCHS for data in ("say", "s", "a", "y")),
+_SILICON_MENAGERIE = [  # METHOD_DATA_ARCHITECTURE, on Hugging Face
+    *(f"dino_{data}_{arch}" for arch in ("resnext50", "vitb14") for data in ("say", "s", "a", "y")),
     "dino_sfp_resnext50",
     *(f"dino_imagenet{percent}_vitb14" for percent in (100, 10, 3, 1)),
-    *(f"{method}_{data}_{arch}" for method in ("mugs", "mae") for arch in ("vits16", "vitb16", "vitl16")
+    *(f"{method}_{data}_{arch}" for method in ("dino", "mugs", "mae") for arch in ("vits16", "vitb16", "vitl16")
       for data in ("say", "s", "a", "y")),
 ]  # fmt: skip
+NAMES = ("random", "imagenet", *_SHORT, *_DRIVE, *_SILICON_MENAGERIE)
 
-NAMES = ("random", "imagenet", *_SHORT, *_MOCO, *_DRIVE, *_HUGGING_FACE)
+
+def name(text):
+    """text, if it is a published name (an argparse type); UserError with similar ones otherwise."""
+    if text not in NAMES and not _is_moco(text):
+        similar = get_close_matches(text, NAMES, 3, 0.4) or NAMES[2:5]
+        raise UserError(f"--model-name {text} is not published; did you mean {', '.join(similar)}? "
+                        "Give other checkpoints with --model-path")  # fmt: skip
+    return text
 
 
 def locate(name, folder="."):
-    """(source, architecture) of a published name, for checkpoint.open_model.
+    """The source of a published name, for opening.open_model: 'random', 'imagenet', or the path of its file in folder.
 
-    source: 'random', 'imagenet', or the path of the file NAME.tar, .pth, .pth.tar or .safetensors in folder.
-    architecture: None for 'random' and 'imagenet'. UserError with the source of a missing file.
+    The file is NAME.tar, .pth, .pth.tar or .safetensors. UserError that says where to get a missing one.
     """
     if name in ("random", "imagenet"):
-        return name, None
-    folders = [Path(folder)] + ([Path("../self_supervised_models")] if name in _MOCO else [])  # as published
-    stems = [name, _SHORT[name]] if name in _SHORT else [name]
+        return name
+    folders = [Path(folder)] + ([Path("../self_supervised_models")] if _is_moco(name) else [])  # as published
+    stems = dict.fromkeys([name, _SHORT.get(name, name)])
     paths = [parent / f"{stem}{ending}" for parent in folders for stem in stems for ending in ENDINGS]
     for path in paths:
         if path.is_file():
-            return path, _arch(name)
+            return path
     raise UserError(f"{name}: there is no {paths[0]} (or {', '.join(ENDINGS[1:])}); {_instructions(name, folder)}")
 
 
-def stem(path):
-    """The file name of a checkpoint without its ending, which names it in results."""
-    name = Path(path).name
-    endings = sorted((ending for ending in ENDINGS if name.endswith(ending)), key=len)
-    return name.removesuffix(endings[-1]) if endings else name
-
-
-def _arch(name):
-    if name in _MOCO:
-        return MOBILENET
-    if name in _HUGGING_FACE:
-        return _ARCHS[name.rpartition("_")[2]]
-    return _DRIVE[_SHORT.get(name, name)][0]
+def _is_moco(name):
+    """Whether name is that of a checkpoint of MoCo, which the published script reads but which were not released."""
+    return re.fullmatch(r"moco_(img|temp)_\d{4}", name)
 
 
 def _instructions(name, folder):
     """Where to get the file of a published network, in one line."""
-    if name in _MOCO:
+    if _is_moco(name):
         return f"it was not released: train it with {name.rpartition('_')[0]}.py"
-    if name in _HUGGING_FACE:
+    if name in _SILICON_MENAGERIE:
         return f"download it with: hf download eminorhan/{name} {name}.pth --local-dir {folder}"
     stem = _SHORT.get(name, name)
-    return f"download {stem} from https://drive.google.com/file/d/{_DRIVE[stem][1]}/view?usp=sharing"
+    return f"download {stem} from https://drive.google.com/file/d/{_DRIVE[stem]}/view?usp=sharing"
+
+
+def stem(path):
+    """The file name of a checkpoint without its ending, which names it in results."""
+    file_name = Path(path).name
+    endings = sorted((ending for ending in ENDINGS if file_name.endswith(ending)), key=len)
+    return file_name.removesuffix(endings[-1]) if endings else file_name

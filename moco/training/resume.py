@@ -7,7 +7,7 @@ import torch
 
 from moco import distributed, files
 from moco.cli import UserError
-from moco.networks import checkpoint
+from moco.networks import checkpoint, opening
 
 # Flags that do not change what is learned. The data are compared by their classes and number of images.
 IGNORED_ON_RESUME = {
@@ -108,8 +108,7 @@ def _shorten(value):
 def _load_states(run, path, content):
     """Load network and optimizer."""
     state = {name.removeprefix("module."): value for name, value in content[run.format.network_key].items()}
-    weights = checkpoint.Weights(Path(path), state, run.metadata["arch"], run.metadata.get("n_out"))
-    checkpoint.fill(distributed.unwrap(run.model), weights)
+    opening.load(distributed.unwrap(run.model), state, path)
     try:
         run.optimizer.load_state_dict(content[run.format.optimizer_key])
     except ValueError as error:

@@ -1,16 +1,26 @@
-"""Checkpoints are read safely, written atomically, and opened as models."""
+"""Checkpoints are read safely and written atomically."""
 
+import io
 import os
 import pickle
 import random
+import re
+import struct
+from argparse import Namespace
+from collections import defaultdict, namedtuple
+from datetime import datetime
+from enum import Enum
+from functools import partial
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import torchvision
 from torch import nn
 
 from moco.cli import UserError
-from moco.networks import architectures, checkpoint
+from moco.networks import architectures, checkpoint, opening
 from moco.networks.checkpoint import CheckpointError
 from tests import support
 
@@ -25,8 +35,8 @@ class RunsCode:
         return os.mkdir, (str(self.folder),)
 
 
-def saved(path, content, **options):
-    torch.save(content, path, **options)
+def saved(path, content, legacy=False):
+    torch.save(content, path, _use_new_zipfile_serialization=not legacy)
     return path
 
 
@@ -41,37 +51,6 @@ def test_legacy_file_of_torch_1_5():
     assert [float(acc1) for acc1 in content["acc1_list"]] == [71.5]
 
 
-def test_released_format_is_read_with_architecture_and_head_inferred(tmp_path):
-    model = architectures.build("mobilenet_v2", 5)
-    content = {"model_state_dict": prefixed(model), "acc1_list": [1.0]}
-    path = saved(tmp_path / "TC-S.tar", content, _use_new_zipfile_serialization=False)
-    loaded, weights = checkpoint.load(path)
-    assert (weights.arch, weights.n_out, weights.classes) == ("mobilenet_v2", 5, None)
-    assert all(
-        torch.equal(a, b) for a, b in zip(model.state_dict().values(), loaded.state_dict().values(), strict=True)
-    )
-
-
-@pytest.mark.parametrize("mlp", [False, True])
-def test_moco_gives_its_query_encoder_without_head(tmp_path, mlp):
-    model, other = architectures.build("resnet18", 128), architectures.build("resnet18", 128)
-    if mlp:
-        model.fc = nn.Sequential(nn.Linear(512, 512), nn.ReLU(), model.fc)
-    state = {**prefixed(model, "module.encoder_q."), **prefixed(other, "module.encoder_k.")}
-    state |= {"module.queue": torch.zeros(128, 8), "module.queue_ptr": torch.zeros(1, dtype=torch.long)}
-    path = saved(tmp_path / "moco_img_0011.pth.tar", {"epoch": 12, "arch": "resnet18", "state_dict": state})
-    loaded, weights = checkpoint.load(path, n_out=4)
-    assert weights.n_out is None and architectures.head(loaded).out_features == 4
-    assert torch.equal(loaded.layer4[1].conv2.weight, model.layer4[1].conv2.weight)
-
-
-def test_torchvision_file_with_its_dropout_layer(tmp_path):
-    model = torchvision.models.mobilenet_v2()
-    loaded, weights = checkpoint.load(saved(tmp_path / "mobilenet_v2.pth", model.state_dict()))
-    assert weights.n_out == 1000
-    assert torch.equal(loaded.classifier.weight, model.classifier[1].weight)
-
-
 def test_published_snippet_loads_what_we_write(tmp_path):
     ours = architectures.build("resnet18", 6)
     checkpoint.write(tmp_path / "a.tar", {"model_state_dict": prefixed(ours)})
@@ -80,65 +59,6 @@ def test_published_snippet_loads_what_we_write(tmp_path):
     model = nn.DataParallel(model)
     model.load_state_dict(torch.load(tmp_path / "a.tar", weights_only=True)["model_state_dict"])
     assert torch.equal(model.module.fc.weight, ours.fc.weight)
-
-
-def test_what_does_not_fit_a_model_is_listed(tmp_path):
-    state = architectures.build("resnet18", 3).state_dict()
-    del state["layer1.0.conv1.weight"]
-    state["extra"] = torch.zeros(1)
-    state["conv1.weight"] = torch.zeros(64, 3, 3, 3)
-    weights = checkpoint.Weights(tmp_path / "a.tar", state, "resnet18", 3)
-    with pytest.raises(CheckpointError) as error:
-        checkpoint.fill(architectures.build("resnet18", 3), weights)
-    assert str(error.value) == (
-        f"{tmp_path / 'a.tar'} (resnet18) does not fit this ResNet: layer1.0.conv1.weight is missing; "
-        "extra is unexpected; conv1.weight is (64, 3, 3, 3), not (64, 3, 7, 7)"
-    )
-
-
-@pytest.mark.parametrize("arch", ["mnasnet0_5", "regnet_x_400mf", "efficientnet_b0"])
-def test_any_architecture_is_opened_and_resumed(tmp_path, arch):
-    """MNASNet needs its version, a regular module none; RegNet computes while it is built."""
-    torch.manual_seed(0)
-    model = architectures.build(arch, 3)
-    path = saved(tmp_path / "a.tar", {"model_state_dict": prefixed(model), "arch": arch})
-    loaded, weights = checkpoint.load(path)
-    resumed = checkpoint.fill(architectures.build(arch, 3), checkpoint.Weights(path, model.state_dict(), arch, 3))
-    for name, value in model.state_dict().items():
-        assert torch.equal(loaded.state_dict()[name], value) and torch.equal(resumed.state_dict()[name], value)
-
-
-def test_the_stored_architecture_wins(tmp_path):
-    """Over another one that the user names; a stored one that does not fit, or is unknown, does not count."""
-    state = architectures.build("resnet18", 3).state_dict()
-    for stored in ("resnet18", "resnet50", "vit_small", 3, None):
-        path = saved(tmp_path / "a.tar", {"model_state_dict": state, "arch": stored})
-        assert checkpoint.load(path)[1].arch == "resnet18"
-        if stored == "resnet18":
-            assert checkpoint.load(path, "mobilenet_v2")[1].arch == "resnet18"
-        else:
-            with pytest.raises(CheckpointError, match="does not fit (mobilenet_v2|resnet50): "):
-                checkpoint.load(path, "mobilenet_v2")
-
-
-@pytest.mark.parametrize("classes", [["a", "b"], "abc", [1, 2, 3], {"a": 1, "b": 2, "c": 3}, None], ids=str)
-def test_class_names_that_are_none_are_ignored(tmp_path, classes):
-    state = architectures.build("resnet18", 3).state_dict()
-    path = saved(tmp_path / "a.tar", {"model_state_dict": state, "classes": classes})
-    assert checkpoint.weights(path).classes is None
-
-
-@pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_weights_that_are_not_finite_are_refused_but_read(tmp_path, value):
-    """A trainer that resumes reads the file, and checks the weights itself."""
-    model = architectures.build("resnet18", 3)
-    model.layer2[0].bn1.running_var[1] = value
-    path = saved(tmp_path / "a.tar", {"model_state_dict": prefixed(model)})
-    with pytest.raises(CheckpointError, match=r"a.tar are not finite \(layer2.0.bn1.running_var"):
-        checkpoint.open_model(path)
-    with pytest.raises(CheckpointError, match="are not finite"):
-        checkpoint.load(path)
-    assert not checkpoint.read(path)["model_state_dict"]["module.layer2.0.bn1.running_var"].isfinite().all()
 
 
 class OnGpu(torch.Tensor):
@@ -169,16 +89,6 @@ def test_tensors_of_other_devices_are_written_as_cpu_tensors(tmp_path):
     assert type(content["state_dict"]["fc.weight"]) is OnGpu
 
 
-def test_head_of_another_size(tmp_path):
-    path = saved(tmp_path / "a.tar", architectures.build("resnet18", 3).state_dict())
-    with pytest.raises(CheckpointError, match="the head of .* has 3 outputs, not 7"):
-        checkpoint.load(path, n_out=7)
-    model = architectures.build("resnet18", 7)
-    own_head = model.fc.weight.clone()
-    checkpoint.fill(model, checkpoint.weights(path), drop_head=True)
-    assert torch.equal(model.fc.weight, own_head)
-
-
 @pytest.mark.parametrize("protocol", ["zip", "legacy", "pickle"])
 def test_code_is_refused_whatever_the_environment_says(tmp_path, monkeypatch, protocol):
     monkeypatch.setenv("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", "1")
@@ -186,9 +96,9 @@ def test_code_is_refused_whatever_the_environment_says(tmp_path, monkeypatch, pr
     if protocol == "pickle":
         path.write_bytes(pickle.dumps(RunsCode(made), protocol=2))
     else:
-        saved(path, {"model_state_dict": RunsCode(made)}, _use_new_zipfile_serialization=protocol == "zip")
+        saved(path, {"model_state_dict": RunsCode(made)}, legacy=protocol == "legacy")
     with pytest.raises(
-        CheckpointError, match="refused: loading it would run code" if protocol != "pickle" else "bad.tar"
+        CheckpointError, match="refused: it contains posix.mkdir" if protocol != "pickle" else "bad.tar"
     ):
         checkpoint.read(path)
     assert not made.exists()
@@ -215,14 +125,6 @@ def test_damaged_files_are_one_error_that_names_the_file(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "content", [torch.zeros(3), {}, {"model_state_dict": 3}, {"epoch": 4}, {0: torch.zeros(3)}, [1]], ids=str
-)
-def test_a_file_without_weights(tmp_path, content):
-    with pytest.raises(CheckpointError, match="contains no weights"):
-        checkpoint.weights(saved(tmp_path / "a.tar", content))
-
-
-@pytest.mark.parametrize(
     "data",
     [
         b"",
@@ -239,7 +141,7 @@ def test_damaged_and_malicious_safetensors_are_refused(tmp_path, data):
     path = tmp_path / "a.safetensors"
     path.write_bytes(data)
     with pytest.raises(CheckpointError, match="a.safetensors is damaged or not a safetensors file"):
-        checkpoint.open_model(path)
+        opening.open_model(path)
 
 
 def test_full_disk_is_a_clear_error_and_keeps_the_last_good_file(small_disk):
@@ -273,3 +175,177 @@ def test_ctrl_c_while_saving_is_ctrl_c_and_keeps_the_previous_file(tmp_path, mon
     with pytest.raises(KeyboardInterrupt):
         checkpoint.write(tmp_path / "a.tar", {"epoch": 2, "weights": torch.zeros(100_000)})
     assert checkpoint.read(tmp_path / "a.tar") == {"epoch": 1} and len(list(tmp_path.iterdir())) == 1
+
+
+# --- what is no tensor
+
+DTYPES = ["?", "i1", "u1", "<i2", ">i4", "<i8", "u8", "f2", "<f4", ">f4", "f8", "c8", "c16", "U4", "S3"]
+
+
+def renamed(path, old, new):
+    """The legacy checkpoint at path with another module's name in its pickle."""
+    data = path.read_bytes()
+    assert old in data
+    path.write_bytes(data.replace(old, new))
+    return path
+
+
+@pytest.mark.parametrize("core", [b"numpy.core.multiarray", b"numpy._core.multiarray"], ids=["NumPy 1", "NumPy 2"])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_arrays_and_scalars_of_numbers_and_text(tmp_path, core, dtype):
+    array = np.arange(6).reshape(2, 3).astype(dtype)
+    content = {
+        "array": array,
+        "columns": np.asfortranarray(array),
+        "empty": array[:0],
+        "0-d": np.array(array[1, 1]),
+        "scalar": array[1, 2],
+        "list": [array[0, 0]],
+    }
+    path = saved(tmp_path / "a.tar", content, legacy=True)
+    loaded = checkpoint.read(renamed(path, np.empty(0).__reduce__()[0].__module__.encode(), core))
+    for name in ("array", "columns", "empty", "0-d"):
+        assert type(loaded[name]) is np.ndarray and loaded[name].dtype == content[name].dtype
+        np.testing.assert_array_equal(loaded[name], content[name])
+    assert loaded["columns"].flags.f_contiguous
+    loaded["array"][0, 0] = loaded["array"][0, 1]  # writable
+    for value, expected in ((loaded["scalar"], content["scalar"]), (loaded["list"][0], content["list"][0])):
+        assert type(value) is type(expected) and value == expected
+
+
+def test_what_published_linear_decoding_writes(tmp_path):
+    content = {
+        "acc1_list": [np.float32(71.5), np.array(72.5, np.float32)],
+        "val_acc1_list": [np.float64(70.0)],
+        "preds": np.arange(5),
+        "target": np.arange(5, dtype=np.int64),
+        "images": np.zeros((2, 3, 4, 4), np.float32),
+    }
+    loaded = checkpoint.read(saved(tmp_path / "a.tar", content))
+    assert checkpoint.past_records(loaded)[1] == {"epoch": 1, "acc1": 72.5}
+    assert loaded["target"].tolist() == [0, 1, 2, 3, 4]
+
+
+class Attributes(dict):
+    """A dictionary with attributes, such as Lightning's AttributeDict."""
+
+    class Color(Enum):
+        RED = 1
+
+    def __init__(self, **values):
+        super().__init__(values)
+        vars(self).update(values)
+
+
+class Shapes(list):
+    pass
+
+
+OBJECTS = {  # what a file may hold besides its network -> the names of its classes and functions
+    "a namespace": (Namespace(lr=0.1), "argparse.Namespace"),
+    "a path": (Path("runs"), "pathlib.PosixPath"),
+    "a version": (torch.__version__, "torch.torch_version.TorchVersion"),
+    "a date": (datetime(2020, 1, 1), "datetime.datetime"),
+    "an enumeration in a class": (Attributes.Color.RED, "builtins.getattr, .*Attributes"),
+    "a dictionary with attributes": (Attributes(lr=0.1), "Attributes"),
+    "a list": (Shapes([1, 2]), "Shapes"),
+    "a dictionary with a default": (defaultdict(dict, {"a": {}}), "builtins.dict, collections.defaultdict"),
+    "a partial function": (partial(print, 3), "builtins.print, functools.partial"),
+}
+
+
+@pytest.mark.parametrize("legacy", [False, True], ids=["zip", "legacy"])
+@pytest.mark.parametrize("case", OBJECTS)
+def test_objects_of_any_class_are_ignored_and_named(tmp_path, capsys, case, legacy):
+    content, names = OBJECTS[case]
+    path = saved(tmp_path / "a.ckpt", {"hyper_parameters": [content], "state_dict": {"a": torch.ones(1)}}, legacy)
+    assert checkpoint.read(path)["state_dict"]["a"] == 1
+    assert re.search(f"a.ckpt: ignored objects that are not data: .*{names}", capsys.readouterr().out)
+
+
+def test_a_torchscript_archive_is_named(tmp_path):
+    torch.jit.save(torch.jit.trace(nn.Linear(2, 2), torch.ones(2)), tmp_path / "a.pt")
+    with pytest.raises(CheckpointError, match=r"a.pt is a TorchScript archive; save the state_dict\(\)"):
+        checkpoint.read(tmp_path / "a.pt")
+
+
+class Calls:
+    """Pickled as a call of function."""
+
+    def __init__(self, function, *arguments, state=None):
+        self.call = (function, arguments) if state is None else (function, arguments, state)
+
+    def __reduce__(self):
+        return self.call
+
+
+class AsDtype:
+    """Pickled as numpy.dtype(code) with any state."""
+
+    def __init__(self, code, state):
+        self.call = np.dtype, (code, False, True), state
+
+    def __reduce__(self):
+        return self.call
+
+
+def array_with(dtype, data):
+    """Pickled as an array of two elements with this dtype and these bytes."""
+    reconstruct, arguments, _ = np.zeros(2).__reduce__()
+    return Calls(reconstruct, *arguments, state=(1, (2,), dtype, False, data))
+
+
+HARMLESS = {  # what would do harm when called -> its name
+    "a function": (Calls(eval, "1"), "builtins.eval"),
+    "a method": (Calls(getattr, {}, "clear"), "builtins.getattr"),
+    "a NumPy function": (Calls(np.load, "x.npy"), "numpy.*load"),
+    "a memory map": (Calls(np.memmap, "x", "u1", "w+"), "numpy.memmap"),
+    "a class with other methods": (Calls(pickle.Unpickler, io.BytesIO), "_io.BytesIO, _?pickle.Unpickler"),
+    "a factory of classes": (Calls(namedtuple, "A", "b"), "collections.namedtuple"),
+    "a type with a state": (Calls(type, "A", (), {}), "builtins.type"),
+}
+REFUSED = {
+    "a command": (Calls(os.system, "true"), "posix.system"),
+    "an array of objects": (np.array([{}, []], dtype=object), "dtype O8"),
+    "a scalar object": (np.array({}, dtype=object), "dtype O8"),
+    "an array of records": (np.zeros(2, [("a", "f4"), ("b", "O")]), "dtype V12"),
+    "records of numbers": (np.zeros(2, [("a", "f4"), ("b", "i4")]), "dtype V8"),
+    "dates": (np.array(["2020-01-01"], "M8[D]"), "dtype M8"),
+    "a dtype of fields": (Calls(np.dtype, [("a", "O")]), "not of numbers"),
+}
+
+
+@pytest.mark.parametrize("legacy", [False, True], ids=["zip", "legacy"])
+@pytest.mark.parametrize("case", [*HARMLESS, *REFUSED])
+def test_nothing_is_executed(tmp_path, monkeypatch, capsys, case, legacy):
+    monkeypatch.setenv("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", "1")
+    monkeypatch.chdir(tmp_path)
+    content, name = (HARMLESS | REFUSED)[case]
+    path = saved(tmp_path / "bad.tar", {"model": {"fc.weight": torch.zeros(2)}, "args": [content]}, legacy)
+    if case in HARMLESS:
+        assert checkpoint.read(path)["args"] == [None]
+        assert re.search(f"bad.tar: ignored objects that are not data: {name}", capsys.readouterr().out)
+    else:
+        with pytest.raises(CheckpointError, match=f"bad.tar is refused: it contains .*{name}"):
+            checkpoint.read(path)
+    assert [entry.name for entry in tmp_path.iterdir()] == ["bad.tar"]
+
+
+def test_a_whole_module_is_no_checkpoint(tmp_path):
+    with pytest.raises(CheckpointError, match=r"a.tar contains no weights \(no state_dict\(\)\)"):
+        opening.find(saved(tmp_path / "a.tar", nn.Linear(2, 2)))
+
+
+@pytest.mark.parametrize("flags", [1, 63], ids=["references", "all"])
+def test_flags_that_turn_numbers_into_pointers_have_no_effect(tmp_path, flags):
+    """NumPy itself would take the eight bytes of a float for the address of an object."""
+    dtype = AsDtype("f8", (3, "<", None, None, None, -1, -1, flags))
+    loaded = checkpoint.read(saved(tmp_path / "a.tar", [array_with(dtype, struct.pack("<2d", 0.5, 2))]))[0]
+    assert not loaded.dtype.hasobject and loaded.tolist() == [0.5, 2]
+
+
+@pytest.mark.parametrize("data", [b"", b"1234567", [1.0, 2.0]], ids=["empty", "short", "list"])
+def test_an_array_reads_no_memory_beyond_its_bytes(tmp_path, data):
+    dtype = AsDtype("f8", (3, "<", None, None, None, -1, -1, 0))
+    with pytest.raises(CheckpointError, match="a.tar is damaged or not a checkpoint"):
+        checkpoint.read(saved(tmp_path / "a.tar", [array_with(dtype, data)]))

@@ -198,9 +198,10 @@ def test_a_format_opens_with_the_features_of_the_bare_network(tmp_path, name, ne
     content, key = content(net, other)
     path = tmp_path / "net.pth"
     torch.save(content, path)
-    opened, loaded = checkpoint.load(path)
-    assert (loaded.arch, loaded.n_out, loaded.key) == ("resnet18" if network == resnet else VIT, None, key)
-    assert torch.equal(features(opened), features(net)) and not torch.equal(features(net), features(other))
+    fit = opening.find(path)
+    assert (fit.arch, fit.n_out, fit.key) == ("resnet18" if network == resnet else VIT, None, key)
+    assert torch.equal(features(opening.open_model(path).network), features(net))
+    assert not torch.equal(features(net), features(other))
 
 
 @pytest.mark.parametrize("names", [lambda name: name, timm_names], ids=["torchvision", "timm"])
@@ -209,34 +210,32 @@ def test_safetensors_open_with_their_head(tmp_path, network, names):
     net = network()
     path = tmp_path / "net.safetensors"
     safetensors.torch.save_file({names(name): value for name, value in net.state_dict().items()}, path)
-    opened = checkpoint.open_model(path)
+    opened = opening.open_model(path)
     assert opened.has_head and opened.sha256 and architectures.head(opened.network).out_features == 5
     with torch.no_grad():
         assert torch.equal(opened.network.eval()(IMAGES), net(IMAGES))
 
 
 @pytest.mark.parametrize("arch", ["regnet_y_400mf", "mnasnet0_5", "swin_t", "maxvit_t"])
-def test_other_architectures_are_recognized(tmp_path, arch):
+def test_other_architectures_open_by_their_names(tmp_path, arch):
     torch.manual_seed(0)
     net = torchvision.models.get_model(arch).eval()
     path = tmp_path / "net.pth"
     torch.save({"state_dict": {f"model.{name}": value for name, value in net.state_dict().items()}}, path)
-    opened = checkpoint.open_model(path)
+    opened = opening.open_model(path, arch)
     assert opened.arch == arch and opened.has_head
+    with pytest.raises(CheckpointError, match="name its own with --model|nearest: "):
+        opening.open_model(path)
     with torch.no_grad():
         assert torch.equal(opened.network.eval()(x := torch.randn(1, 3, 224, 224)), net(x))
 
 
-def test_no_two_architectures_have_the_same_trunk():
-    trunks = {tuple(opening.spec(arch).shapes.items()) for arch in architectures.names()}
-    assert len(trunks) == len(architectures.names()) > 70
-
-
 @pytest.mark.parametrize(("shallow", "deep"), [("resnet18", "resnet34"), ("resnet50", "resnet101")])
-def test_a_deeper_network_is_not_taken_for_the_shallower_one_that_it_contains(shallow, deep):
+def test_a_deeper_network_is_not_taken_for_the_shallower_one_that_it_contains(tmp_path, shallow, deep):
+    path = tmp_path / "net.pth"
     for arch in (shallow, deep):
-        tensors = {name: torch.empty(shape, device="meta") for name, shape in opening.spec(arch).shapes.items()}
-        assert {fit.arch for fit in opening.find(tensors)} == {arch}
+        torch.save({name: torch.ones(()).expand(shape) for name, shape in opening.spec(arch).shapes.items()}, path)
+        assert opening.find(path).arch == arch
 
 
 def test_a_linear_head_is_a_classifier_with_or_without_dropout_or_bias(tmp_path):
@@ -249,22 +248,22 @@ def test_a_linear_head_is_a_classifier_with_or_without_dropout_or_bias(tmp_path)
     ]
     for head in heads:
         torch.save(state | head, tmp_path / "net.pth")
-        opened = checkpoint.open_model(tmp_path / "net.pth", head_required=True)
+        opened = opening.open_model(tmp_path / "net.pth", head_required=True)
         assert torch.equal(architectures.head(opened.network).weight, weight)
         assert torch.equal(architectures.head(opened.network).bias, bias if len(head) == 2 else torch.zeros(7))
     for head in (mlp("fc", 512), {"fc.weight": torch.randn(7, 100)}, {"fc.1.weight": weight, "fc.0.weight": weight}):
         torch.save(state | head, tmp_path / "net.pth")
-        assert checkpoint.weights(tmp_path / "net.pth").n_out is None
+        assert opening.find(tmp_path / "net.pth").n_out is None
 
 
 def test_description_names_the_network_and_what_is_not_used(tmp_path):
     path = tmp_path / "dino.pth"
     torch.save(RESNETS["DINO"](resnet(0), resnet(1))[0], path)
-    description = checkpoint.open_model(path).description
+    description = opening.open_model(path).description
     assert description.startswith(f"resnet18 from {path} (SHA-256 ")
     assert description.endswith("network: teacher.module.backbone; not used: student (122), teacher.module.head (2)")
     torch.save(resnet().state_dict(), path)
-    assert re.fullmatch(rf"resnet18 from {path} \(SHA-256 \w{{12}}\)", checkpoint.open_model(path).description)
+    assert re.fullmatch(rf"resnet18 from {path} \(SHA-256 \w{{12}}\)", opening.open_model(path).description)
 
 
 @pytest.mark.parametrize("key", ["student", "student.module.backbone", "student.module"])
@@ -272,10 +271,10 @@ def test_a_key_chooses_among_several_networks(tmp_path, key):
     net, other = resnet(0), resnet(1)
     path = tmp_path / "dino.pth"
     torch.save(RESNETS["DINO"](net, other)[0], path)
-    assert torch.equal(checkpoint.weights(path, key=key).state["conv1.weight"], other.conv1.weight)
-    assert torch.equal(checkpoint.open_model(path, key=key).network.conv1.weight, other.conv1.weight)
+    assert torch.equal(opening.find(path, key=key).state["conv1.weight"], other.conv1.weight)
+    assert torch.equal(opening.open_model(path, key=key).network.conv1.weight, other.conv1.weight)
     with pytest.raises(CheckpointError, match="--checkpoint-key ema: .*it has teacher.module.backbone, student.module"):
-        checkpoint.weights(path, key="ema")
+        opening.find(path, key="ema")
 
 
 def test_several_networks_without_a_rule_are_the_users_choice(tmp_path):
@@ -284,17 +283,17 @@ def test_several_networks_without_a_rule_are_the_users_choice(tmp_path):
     with pytest.raises(
         CheckpointError, match=r"contains several networks \(left, right\); choose one with --checkpoint"
     ):
-        checkpoint.load(path)
+        opening.open_model(path)
     torch.save({"left": trunk(resnet(0)), "right": trunk(resnet(0))}, path)
-    assert checkpoint.weights(path).key == "left"  # any of two equal ones
+    assert opening.find(path).key == "left"  # any of two equal ones
 
 
 def test_teacher_and_student_of_different_architectures(tmp_path):
     path = tmp_path / "distilled.pth"
     teacher = torchvision.models.resnet34()
     torch.save({"student": trunk(resnet()), "teacher": trunk(teacher)}, path)
-    assert checkpoint.weights(path).arch == "resnet34"
-    assert checkpoint.weights(path, key="student").arch == "resnet18"
+    assert opening.find(path).arch == "resnet34"
+    assert opening.find(path, key="student").arch == "resnet18"
 
 
 def test_moco_v3_small_has_twelve_heads_and_others_six(tmp_path):
@@ -311,7 +310,7 @@ def test_moco_v3_small_has_twelve_heads_and_others_six(tmp_path):
         ({"args": Namespace(arch="vit_small"), "teacher": state}, "vit_s_16"),
     ):
         torch.save(content, tmp_path / "net.pth")
-        assert checkpoint.weights(tmp_path / "net.pth").arch == arch
+        assert opening.find(tmp_path / "net.pth").arch == arch
 
 
 @pytest.mark.parametrize(
@@ -330,7 +329,7 @@ def test_other_transformers_are_refused_with_the_reason(tmp_path, extra, reason)
     path = tmp_path / "net.pth"
     torch.save(trunk(transformer(), "", timm_names) | extra, path)
     with pytest.raises(CheckpointError, match=f"nearest: {VIT}: .*{reason}"):
-        checkpoint.load(path)
+        opening.open_model(path)
 
 
 def test_layer_scale_multiplies_what_a_block_adds(tmp_path):
@@ -340,8 +339,8 @@ def test_layer_scale_multiplies_what_a_block_adds(tmp_path):
     state = trunk(net, "", timm_names)
     state |= {f"blocks.{i}.ls{k + 1}.gamma": gammas[i][k] for i in range(3) for k in range(2)}
     torch.save(state, tmp_path / "net.pth")
-    loaded, weights = checkpoint.load(tmp_path / "net.pth")
-    assert not weights.ignored
+    loaded = opening.open_model(tmp_path / "net.pth").network
+    assert not opening.find(tmp_path / "net.pth").unused
     with torch.no_grad():
         tokens = net.tokens(IMAGES)
         for block, (first, second) in zip(net.encoder.layers, gammas, strict=True):
@@ -355,11 +354,12 @@ def test_layer_scale_multiplies_what_a_block_adds(tmp_path):
 def test_positions_of_another_image_size_are_kept_as_they_are(tmp_path, side):
     state = trunk(transformer(), "", timm_names) | {"pos_embed": torch.randn(1, 1 + side * side, 128)}
     torch.save(state, tmp_path / "net.pth")
-    loaded, weights = checkpoint.load(tmp_path / "net.pth")
+    loaded = opening.open_model(tmp_path / "net.pth").network
     assert torch.equal(loaded.encoder.pos_embedding, state["pos_embed"])
     model = copy.deepcopy(transformer(1))
     optimizer = torch.optim.SGD(model.parameters(), 0.1)
-    checkpoint.fill(model, weights, drop_head=True)  # of a model that already has its optimizer
+    fit = opening.find(tmp_path / "net.pth")
+    opening.load(model, fit.state, "net.pth", drop_head=True)  # into a model that already has its optimizer
     model(torch.randn(2, 3, 8 * side, 8 * side)).sum().backward()
     optimizer.step()
     assert model.encoder.pos_embedding.shape == (1, 1 + side * side, 128)
@@ -373,9 +373,124 @@ def test_misfits_are_listed_for_the_nearest_architecture(tmp_path):
     path = tmp_path / "cifar.pth"
     torch.save({"model": state}, path)
     with pytest.raises(CheckpointError) as error:
-        checkpoint.load(path)
+        opening.open_model(path)
     assert str(error.value) == (
-        f"{path} does not fit any architecture; nearest: resnet18: 118 of 120 tensors fit; model.conv1.weight is "
+        f"{path} does not fit any architecture; nearest: resnet18: model.conv1.weight is "
         "(64, 3, 3, 3), not (64, 3, 7, 7); model.layer1.0.conv1.weight is missing; "
         "model.layer4.2.conv1.weight is not part of resnet18"
     )
+
+
+def saved(path, content, **options):
+    torch.save(content, path, **options)
+    return path
+
+
+def prefixed(model, prefix="module."):
+    return {prefix + name: value for name, value in model.state_dict().items()}
+
+
+def test_released_format_is_read_with_architecture_and_head_inferred(tmp_path):
+    model = architectures.build("mobilenet_v2", 5)
+    content = {"model_state_dict": prefixed(model), "acc1_list": [1.0]}
+    path = saved(tmp_path / "TC-S.tar", content, _use_new_zipfile_serialization=False)
+    opened, fit = opening.open_model(path), opening.find(path)
+    loaded = opened.network
+    assert (fit.arch, fit.n_out, fit.classes) == ("mobilenet_v2", 5, None)
+    assert all(
+        torch.equal(a, b) for a, b in zip(model.state_dict().values(), loaded.state_dict().values(), strict=True)
+    )
+
+
+@pytest.mark.parametrize("mlp", [False, True])
+def test_moco_gives_its_query_encoder_without_head(tmp_path, mlp):
+    model, other = architectures.build("resnet18", 128), architectures.build("resnet18", 128)
+    if mlp:
+        model.fc = nn.Sequential(nn.Linear(512, 512), nn.ReLU(), model.fc)
+    state = {**prefixed(model, "module.encoder_q."), **prefixed(other, "module.encoder_k.")}
+    state |= {"module.queue": torch.zeros(128, 8), "module.queue_ptr": torch.zeros(1, dtype=torch.long)}
+    path = saved(tmp_path / "moco_img_0011.pth.tar", {"epoch": 12, "arch": "resnet18", "state_dict": state})
+    opened = opening.open_model(path, n_out=4)
+    loaded = opened.network
+    assert not opened.has_head and architectures.head(loaded).out_features == 4
+    assert torch.equal(loaded.layer4[1].conv2.weight, model.layer4[1].conv2.weight)
+
+
+def test_torchvision_file_with_its_dropout_layer(tmp_path):
+    model = torchvision.models.mobilenet_v2()
+    opened = opening.open_model(saved(tmp_path / "mobilenet_v2.pth", model.state_dict()))
+    assert opened.has_head and torch.equal(opened.network.classifier.weight, model.classifier[1].weight)
+
+
+def test_what_does_not_fit_a_model_is_listed(tmp_path):
+    state = architectures.build("resnet18", 3).state_dict()
+    del state["layer1.0.conv1.weight"]
+    state["extra"] = torch.zeros(1)
+    state["conv1.weight"] = torch.zeros(64, 3, 3, 3)
+    with pytest.raises(CheckpointError) as error:
+        opening.load(architectures.build("resnet18", 3), state, tmp_path / "a.tar")
+    message = str(error.value)
+    assert message.startswith(f"{tmp_path / 'a.tar'} does not fit this ResNet: ") and "\n" not in message
+    for fault in ('Missing key(s) in state_dict: "layer1.0.conv1.weight"', '"extra"', "size mismatch for conv1.weight"):
+        assert fault in message
+
+
+@pytest.mark.parametrize("arch", ["mnasnet0_5", "regnet_x_400mf", "efficientnet_b0"])
+def test_any_architecture_is_opened_and_resumed(tmp_path, arch):
+    """MNASNet needs its version, a regular module none; RegNet computes while it is built."""
+    torch.manual_seed(0)
+    model = architectures.build(arch, 3)
+    path = saved(tmp_path / "a.tar", {"model_state_dict": prefixed(model), "arch": arch})
+    loaded = opening.open_model(path).network
+    resumed = opening.load(architectures.build(arch, 3), model.state_dict(), path)
+    for name, value in model.state_dict().items():
+        assert torch.equal(loaded.state_dict()[name], value) and torch.equal(resumed.state_dict()[name], value)
+
+
+def test_the_stored_architecture_wins(tmp_path):
+    """Over another one that the user names; a stored one that does not fit, or is unknown, does not count."""
+    state = architectures.build("resnet18", 3).state_dict()
+    for stored in ("resnet18", "resnet50", "vit_small", 3, None):
+        path = saved(tmp_path / "a.tar", {"model_state_dict": state, "arch": stored})
+        assert opening.find(path).arch == "resnet18"
+        if stored == "resnet18":
+            assert opening.find(path, "mobilenet_v2").arch == "resnet18"
+        else:
+            with pytest.raises(CheckpointError, match="(does not fit|contains no) (mobilenet_v2|resnet50)"):
+                opening.find(path, "mobilenet_v2")
+
+
+@pytest.mark.parametrize("classes", [["a", "b"], "abc", [1, 2, 3], {"a": 1, "b": 2, "c": 3}, None], ids=str)
+def test_class_names_that_are_none_are_ignored(tmp_path, classes):
+    state = architectures.build("resnet18", 3).state_dict()
+    path = saved(tmp_path / "a.tar", {"model_state_dict": state, "classes": classes})
+    assert opening.find(path).classes is None
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_that_are_not_finite_are_refused_but_read(tmp_path, value):
+    """A trainer that resumes reads the file, and checks the weights itself."""
+    model = architectures.build("resnet18", 3)
+    model.layer2[0].bn1.running_var[1] = value
+    path = saved(tmp_path / "a.tar", {"model_state_dict": prefixed(model)})
+    with pytest.raises(CheckpointError, match=r"a.tar are not finite \(layer2.0.bn1.running_var"):
+        opening.open_model(path)
+    assert not checkpoint.read(path)["model_state_dict"]["module.layer2.0.bn1.running_var"].isfinite().all()
+
+
+def test_head_of_another_size(tmp_path):
+    path = saved(tmp_path / "a.tar", architectures.build("resnet18", 3).state_dict())
+    with pytest.raises(CheckpointError, match="the head of .* has 3 outputs, not 7"):
+        opening.open_model(path, n_out=7)
+    model = architectures.build("resnet18", 7)
+    own_head = model.fc.weight.clone()
+    opening.load(model, opening.find(path).state, path, drop_head=True)
+    assert torch.equal(model.fc.weight, own_head)
+
+
+@pytest.mark.parametrize(
+    "content", [torch.zeros(3), {}, {"model_state_dict": 3}, {"epoch": 4}, {0: torch.zeros(3)}, [1]], ids=str
+)
+def test_a_file_without_weights(tmp_path, content):
+    with pytest.raises(CheckpointError, match="contains no weights"):
+        opening.find(saved(tmp_path / "a.tar", content))

@@ -7,7 +7,7 @@ import torchvision
 from torch import nn
 
 from moco.cli import UserError
-from moco.networks import architectures, checkpoint, vit
+from moco.networks import architectures, opening, vit
 from tests.support.golden import DATA
 
 thorough = pytest.mark.thorough  # larger networks with the same code
@@ -54,7 +54,7 @@ def test_features_equal_those_of_timm(tmp_path, timm_name, arch, sizes):
     path = tmp_path / "dino.pth"
     state = timm_state(arch, "dinov2" in timm_name)
     torch.save({"teacher": {f"module.backbone.{name}": value for name, value in state.items()}}, path)
-    opened = checkpoint.open_model(path)
+    opened = opening.open_model(path)
     assert opened.arch == arch
     network = architectures.remove_head(opened.network).eval()
     golden = np.load(DATA / "vit.npz")

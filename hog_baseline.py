@@ -64,7 +64,7 @@ def all_features(frames, images, workers, cache):
             for i, path, result in zip(missing, paths, pool.map(read_features, paths), strict=True):
                 progress.update()
                 if isinstance(result, str):
-                    progress.say(f"{path}: {result}; left out")
+                    progress.write(f"{path}: {result}; left out")
                     continue
                 shape, row = result
                 size = size or shape

@@ -1,7 +1,6 @@
 """Command-line flags that scripts share, what is recorded of them, errors as one line, and progress."""
 
 import argparse
-import errno
 import importlib.util
 import io
 import os
@@ -9,12 +8,14 @@ import platform
 import subprocess
 import sys
 import textwrap
-import time
+from contextlib import suppress
 from importlib import metadata
+from pathlib import Path
 
 from tqdm import tqdm
 
 HIDDEN = argparse.SUPPRESS  # help of a flag that exists for old command lines only
+CGROUP = Path("/sys/fs/cgroup")  # of a container
 
 
 class UserError(Exception):
@@ -24,7 +25,7 @@ class UserError(Exception):
 def run(main):
     """Run a script's main and exit: status 0, 2 after an error that the user can correct, 130 after Ctrl-C."""
     if isinstance(sys.stdout, io.TextIOWrapper):  # file names that the terminal cannot show must not end a run
-        sys.stdout.reconfigure(errors="backslashreplace")
+        sys.stdout.reconfigure(errors="backslashreplace", line_buffering=True)
     try:
         sys.exit(main())
     except KeyboardInterrupt:
@@ -38,27 +39,37 @@ def run(main):
     sys.exit(2)
 
 
-def user_message(error):
-    """One line on an error that the user can correct, which too little memory is as well. None for other errors."""
-    text = str(error)
-    if isinstance(error, UserError):
-        return text
+ADVICE = {  # words in an error's type or text: what to do; the first that are there count
+    "shared memory": "/dev/shm is too small: use fewer --workers or enlarge it (docker run --shm-size=8g)",
+    "DataLoader worker": "a worker process was killed (out of memory?): use fewer --workers",
+    "out of memory": "lower --batch-size or --image-size, or use --precision bf16",
+    "can't allocate memory": "lower --batch-size, --image-size or --workers",
+    "MemoryError": "lower --batch-size, --image-size or --workers",
+    "No space left on device": "free some space and retry; if /dev/shm is full, use fewer --workers or enlarge it",
+    "Disk quota exceeded": "free some space and retry",
+    "Read-only file system": "choose another folder",
+    "Permission denied": "choose another folder or change its permissions",
+    "Operation not permitted": "choose another folder or change its permissions",
+    "File name too long": "choose a shorter name",
+}
+
+
+def advice(error):
+    """What to do about an error of the system or of torch that the user can correct; None for other errors."""
     if not isinstance(error, MemoryError | OSError | RuntimeError):
         return None
-    if "shared memory" in text:
-        advice = "/dev/shm is too small: use fewer --workers or enlarge it (docker run --shm-size=8g)"
-    elif "DataLoader worker" in text:
-        advice = "a worker process was killed (out of memory?): use fewer --workers"
-    elif type(error).__name__ == "OutOfMemoryError" or "out of memory" in text:  # torch's; it is not imported here
-        advice = "lower --batch-size or --image-size, or use --precision bf16"
-    elif isinstance(error, MemoryError) or "can't allocate memory" in text:
-        advice = "lower --batch-size, --image-size or --workers"
-    elif isinstance(error, OSError) and error.errno == errno.ENOSPC:
-        advice = "free disk space; if it is /dev/shm that is full, use fewer --workers or enlarge it"
-    else:
-        return None
-    what = ". ".join(text.split("\n")[0].split(". ")[:2]).rstrip(". ")
-    return f"{what or 'out of memory'}; {advice}"
+    text = f"{type(error).__name__}: {error}"
+    return next((advice for words, advice in ADVICE.items() if words in text), None)
+
+
+def user_message(error):
+    """One line on an error that the user can correct, which too little memory is as well. None for other errors."""
+    if isinstance(error, UserError):
+        return str(error)
+    if what_to_do := advice(error):
+        what = ". ".join(str(error).split("\n")[0].split(". ")[:2]).rstrip(". ")
+        return f"{what or 'out of memory'}; {what_to_do}"
+    return None
 
 
 def program():
@@ -137,11 +148,16 @@ def parser(doc):
 
 
 def cores():
-    """The number of CPU cores available to this process: SLURM's allocation, else the system's limit."""
+    """The number of CPU cores available to this process: SLURM's allocation, else the limit of system and container."""
     slurm = os.environ.get("SLURM_CPUS_PER_TASK", "")
     if slurm.isdigit() and int(slurm) > 0:
         return int(slurm)
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    for names in (["cpu.max"], ["cpu/cpu.cfs_quota_us", "cpu/cpu.cfs_period_us"]):  # of cgroup versions 2 and 1
+        with suppress(OSError, ValueError):  # there is no such file; the quota is "max"
+            quota, period = map(int, " ".join((CGROUP / name).read_text() for name in names).split())
+            count = min(count, -(-quota // period)) if quota > 0 else count
+    return count
 
 
 def number(kind, low, high=None):
@@ -221,61 +237,27 @@ def shared_flags(parser, *names, **changes):
         parser.add_argument(*options.pop("flags", [name]), **options)
 
 
-class Progress:
+class Progress(tqdm):
     """A progress bar on a terminal; in a batch log a line at a fixed interval and at the end.
 
     total: number of units, None if unknown. description: text before the bar. unit: name of the units. seconds:
-    interval between lines in a log; None prints lines only on line(). start: number of units that are done already.
+    interval between lines in a log; None prints lines only on refresh(). start: number of units that are done already.
     show: False prints nothing.
     """
 
+    LINE = "{desc}: {n_fmt}/{total_fmt}{unit} in {elapsed}, {rate_noinv_fmt}{postfix}"
+
     def __init__(self, total, description, unit, seconds=60, start=0, show=True):
-        self.layout = dict(unit=f" {unit}", unit_scale=total is None or total >= 10_000, initial=start)
-        self.bar = tqdm(
-            total=total, desc=description, dynamic_ncols=True, disable=None if show else True, **self.layout
-        )
-        self.is_log = show and self.bar.disable
-        self.total = total
-        self.description = description
-        self.seconds = seconds
-        self.done = start
-        self.postfix = ""
-        self.started = time.monotonic()
-        self.printed = self.started
+        self.is_log = not sys.stderr.isatty()
+        options = dict(desc=description, unit=f" {unit}", initial=start, disable=not show, dynamic_ncols=True)
+        if self.is_log:  # display() prints: tqdm itself would rewrite a line
+            options |= dict(file=io.StringIO(), bar_format=self.LINE, smoothing=0, miniters=1)
+            options |= dict(mininterval=float("inf") if seconds is None else seconds)
+        super().__init__(total=total, unit_scale=total is None or total >= 10_000, **options)
 
-    def update(self, n=1, postfix=None):
-        """Count n more units as done; postfix replaces the text after the numbers."""
-        self.done += n
-        if postfix is not None:
-            self.postfix = postfix
-            self.bar.set_postfix_str(postfix, refresh=False)
-        self.bar.update(n)
-        if self.seconds is not None and time.monotonic() - self.printed >= self.seconds:
-            self.line()
-
-    def line(self):
-        """In a log, print the current state."""
-        self.printed = time.monotonic()
-        if self.is_log:
-            elapsed = self.printed - self.started
-            form = "{desc}: {n_fmt}/{total_fmt}{unit} in {elapsed}, {rate_noinv_fmt}{postfix}"
-            options = dict(prefix=self.description, postfix=self.postfix or None, bar_format=form, **self.layout)
-            print(tqdm.format_meter(self.done, self.total, elapsed, **options), flush=True)
-
-    def say(self, text):
-        """Print text above the bar."""
-        if self.is_log:
-            print(text, flush=True)
-        else:
-            self.bar.write(text)
-
-    def close(self):
-        """Close the bar; in a log, print the final state."""
-        self.line()
-        self.bar.close()
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *error):
-        self.close()
+    def display(self, msg=None, pos=None):
+        """Show the present state."""
+        if not self.is_log:
+            super().display(msg, pos)
+        elif self.n > self.initial:
+            print(self, flush=True)

@@ -94,20 +94,10 @@ def atomic_write(path):
         raise
 
 
-_DISK_ERRORS = {
-    errno.ENOSPC: "free some space and retry",
-    errno.EDQUOT: "your quota is used up: free some space and retry",
-    errno.EROFS: "choose another folder",
-    errno.EACCES: "choose another folder or change its permissions",
-    errno.EPERM: "choose another folder or change its permissions",
-    errno.ENAMETOOLONG: "choose a shorter name",
-}
-
-
 def _raise_user_error(error, path):
-    """Raise a UserError if error is one of _DISK_ERRORS, else error itself."""
-    if error.errno in _DISK_ERRORS:
-        raise UserError(f"cannot write {path}: {os.strerror(error.errno)}; {_DISK_ERRORS[error.errno]}") from error
+    """Raise a UserError that names path if there is advice about error, an OSError, else error itself."""
+    if advice := cli.advice(error):
+        raise UserError(f"cannot write {path}: {error.strerror}; {advice}") from error
     raise error
 
 

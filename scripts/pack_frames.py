@@ -48,8 +48,9 @@ class Progress(cli.Progress):
         """Count an image of size bytes."""
         self._images += 1
         self._bytes += size
-        left = (self.total - self.done - 1) * self._bytes / self._images
-        self.update(postfix=f"{left / 1e9:.1f} GB left")
+        left = (self.total - self.n - 1) * self._bytes / self._images
+        self.set_postfix_str(f"{left / 1e9:.1f} GB left", refresh=False)
+        self.update()
 
 
 def pack(data, folder):
@@ -119,7 +120,7 @@ def _read(frames, numbers, limit, progress):
             with frames.path(i).open("rb") as file:
                 content, modified = file.read(), os.fstat(file.fileno()).st_mtime
         except OSError as error:
-            progress.say(f"{frames.name(i)}: {error.strerror}; left out")
+            progress.write(f"{frames.name(i)}: {error.strerror}; left out")
             continue
         size += len(content)
         yield frames.relative_path(i), modified, content
@@ -176,7 +177,7 @@ def unpack(data, folder):
             if not archive.is_safe_name(name):
                 raise UserError(f"{frames.path(i)} would be outside of {folder}; remove it from {data}")
             if content is None:
-                progress.say(f"{frames.path(i)}: cannot be read; left out")
+                progress.write(f"{frames.path(i)}: cannot be read; left out")
                 continue
             path = folder / name
             present = path.read_bytes() if path.exists() else None

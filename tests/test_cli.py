@@ -134,6 +134,7 @@ def raising(error):
         (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried"), "DefaultCPU", "lower --batch-size"),
         (MemoryError(), "out of memory; ", "lower --batch-size"),
         (OSError(errno.ENOSPC, "No space left on device"), "[Errno 28]", "/dev/shm"),
+        (PermissionError(errno.EACCES, "Permission denied", "x"), "[Errno 13] Permission denied: 'x'; ", "choose"),
     ],
 )  # fmt: skip
 def test_too_little_memory_is_one_line_with_what_to_lower(error, what, advice, capsys):
@@ -176,11 +177,45 @@ def test_names_that_the_terminal_cannot_show_do_not_end_a_run(tmp_path):
 
 def test_progress_in_a_log_prints_lines_at_its_interval_and_at_the_end(capsys):
     with cli.Progress(4, "read", "images", seconds=0) as progress:
-        progress.update(1, "fast")
-        progress.say("a remark")
+        progress.set_postfix_str("fast", refresh=False)
+        progress.update()
+        progress.write("a remark")
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0].startswith("read: 1/4 images in ") and lines[0].endswith("fast")
+    assert re.fullmatch(r"read: 1/4 images in 00:00, .* images/s, fast", lines[0])
     assert lines[1] == "a remark" and len(lines) == 3
+
+
+def test_progress_in_a_log_that_has_no_interval_prints_lines_on_demand_and_at_the_end(capsys):
+    with cli.Progress(9, "epoch 0", "steps", None, 5) as progress:
+        progress.refresh()
+        for step in (6, 7, 8):
+            progress.update()
+            if step == 7:
+                progress.set_postfix_str("loss 2")
+    with cli.Progress(2, "none", "steps", show=False) as hidden:
+        hidden.update()
+    lines = [re.sub(" in .*/s", "", line) for line in capsys.readouterr().out.splitlines()]
+    assert lines == ["epoch 0: 7/9 steps, loss 2", "epoch 0: 8/9 steps, loss 2"]
+
+
+@pytest.mark.parametrize("content, cores", [
+    ({}, 8),
+    ({"cpu.max": "max 100000"}, 8),
+    ({"cpu.max": "250000 100000"}, 3),
+    ({"cpu.max": "1600000 100000"}, 8),
+    ({"cpu/cpu.cfs_quota_us": "200000", "cpu/cpu.cfs_period_us": "100000"}, 2),
+    ({"cpu/cpu.cfs_quota_us": "-1", "cpu/cpu.cfs_period_us": "100000"}, 8),
+])  # fmt: skip
+def test_cores_are_those_of_the_job_or_within_the_quota_of_the_container(tmp_path, monkeypatch, content, cores):
+    for name, text in content.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(text + "\n")
+    monkeypatch.setattr(cli, "CGROUP", tmp_path)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: range(8))
+    monkeypatch.delenv("SLURM_CPUS_PER_TASK", raising=False)
+    assert cli.cores() == cores
+    monkeypatch.setenv("SLURM_CPUS_PER_TASK", "5")
+    assert cli.cores() == 5
 
 
 def test_help_loads_no_torchvision():

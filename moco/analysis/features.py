@@ -63,7 +63,7 @@ def adapt_batch_norm(trunk, data, images, seed, cache, what="a network"):
     statistics = {name: buffer.cpu() for name, buffer in trunk.named_buffers()}
     if not all(values.isfinite().all() for values in statistics.values()):
         raise UserError("the adapted batch-norm statistics are not finite; check the model's weights")
-    if progress.done == len(images):  # else an image that cannot be read now is tried again next time
+    if progress.n == len(images):  # else an image that cannot be read now is tried again next time
         checkpoint.write(path, statistics)
         of = f"{len(images)} images in {data.frames.folder}, seed {seed}"
         add_to_index(path, f"batch-norm statistics of {what}, {data.size} pixels, of {of}")

@@ -88,11 +88,10 @@ def train_one_epoch(run, model, batches, optimizer, objective):
             if run.step % run.options.print_freq == 0:
                 record = {"epoch": run.epoch, "step": run.step, **run.averages(), **throughput.summary()}
                 run.log(record)
-                bar.update(0, format_metrics(record))
-                bar.line()
+                bar.set_postfix_str(format_metrics(record))
             run.save_if_due()  # ends the process after a stop signal
         record = {"epoch": run.epoch, **run.averages(), **throughput.summary()}
-        bar.update(0, format_metrics(record))
+        bar.set_postfix_str(format_metrics(record), refresh=False)
     if throughput.images and record["waiting"] > 1 / 3:
         run.print("over a third of the time was spent waiting for data; try more --workers, or --augment-on device")
     return record

@@ -200,7 +200,9 @@ def _extract(folder, plan, numbers, tasks, workers):
             nonlocal hours_done
             hours_done += _hours(tasks[task][1], amount)
             left, pace = max(0, hours - hours_done), hours_done / (time.monotonic() - start) * 3600
-            progress.update(amount, f"{hours_done:.2f} h of video done, {left:.2f} h left, {pace:.0f} h per hour")
+            postfix = f"{hours_done:.2f} h of video done, {left:.2f} h left, {pace:.0f} h per hour"
+            progress.set_postfix_str(postfix, refresh=False)
+            progress.update(amount)
 
         for task, result in workers.as_completed(partial(images.extract_images, folder, layout), tasks, advance):
             video = tasks[task][1]

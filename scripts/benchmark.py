@@ -1,212 +1,279 @@
-"""Compare the speed of this project with plain implementations, run alternately; print medians and ratios.
+"""Compare the speed of this project with a plain way of doing the same, on an idle machine.
 
-    python scripts/benchmark.py all --videos videos --frames tests/golden/images --save-dir benchmark
-    python scripts/benchmark.py reader --videos videos --runs 5 --save-dir benchmark
-    python scripts/benchmark.py decode --frames tests/golden/images --runs 1 --save-dir benchmark
-    python scripts/benchmark.py train --runs 5 --save-dir benchmark
+    python scripts/benchmark.py reader videos
+    python scripts/benchmark.py loader --workers 0
+    python scripts/benchmark.py train --arch mobilenet_v2 --batch-size 64 --images 256
+    python scripts/benchmark.py train --trainer moco_img --device cuda --images 20000 --compile
 
-Run it on an idle machine. Input: videos or frames, depending on the part. Output: one printed table per part with one
-row per implementation, and benchmark_PART.json in --save-dir.
+All implementations take turns, each run in a process of its own. Output: a line for each run, then medians of images
+per second and of the ratio to the first; for training also the share of time spent waiting for data, and peak memory.
 """
 
-import re
-import shutil
+import importlib
+import importlib.util
+import itertools
+import json
+import multiprocessing
+import random
+import resource
+import statistics
 import subprocess
 import sys
 import tempfile
+import time
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from moco import cli, files  # noqa: E402
-from scripts import benchmark_files, benchmark_inside, benchmark_readers, benchmark_readouts, benchmark_train  # noqa: E402
-from scripts.timing import measure_in_turn  # noqa: E402
+import cv2
+import numpy as np
+import torch
+from PIL import ImageFilter
+from torch.nn import functional
+from torchvision import datasets, transforms
 
 ROOT = Path(__file__).resolve().parents[1]
-FILES = 100_000  # images that the part files writes
+sys.path.insert(0, str(ROOT))
+from moco import cli, distributed  # noqa: E402
+from moco.builder import MoCo  # noqa: E402
+from moco.data import augment, loader  # noqa: E402
+from moco.data.frame_folder import FrameFolder  # noqa: E402
+from moco.networks import architectures  # noqa: E402
+
+FPS = 5  # read_saycam.py's default
+ARCH_FLAGS = {"temporal_classification": "--model", "moco_img": "--arch"}
+read_epoch = loader.FrameLoader.epoch
 
 
 def parse_args(argv=None):
     parser = cli.parser(__doc__)
-    parser.add_argument("part", choices=[*PARTS, "all"], metavar="PART", help=f"{', '.join(PARTS)}, or all")
-    cli.shared_flags(parser, "--save-dir", "--workers")
-    parser.add_argument("--runs", type=cli.number(int, 1), default=5, help="runs of each implementation")
-    parser.add_argument("--videos", type=Path, metavar="DIR", help="for reader: a folder of long landscape videos")
     add = parser.add_argument
-    add(
-        "--frames",
-        type=Path,
-        metavar="DIR",
-        help="for other parts but train: a folder with a folder of 224x224 frames per class",
-    )
-    return parser.parse_args(argv)
+    add("part", choices=PARTS, help="what to measure")
+    add("data", nargs="?", type=Path, metavar="FOLDER", help="for reader: long landscape videos; else: frames")
+    add("--images", type=cli.number(int, 1), default=1000, help="frames to make up for loader and train, if none given")
+    add("--trainer", choices=ARCH_FLAGS, default="temporal_classification", help="for train: the script")
+    add("--arch", type=architectures.arch_name, default="resnext50_32x4d", help="for train: the architecture")
+    add("--compile", action="store_true", help="for train: also with --compile")
+    add("--workers", type=cli.number(int, 0), nargs="+", metavar="N", help="default: all cores; --device cuda: also 4")
+    add("--runs", type=cli.number(int, 1), default=5, help="runs of each implementation")
+    cli.shared_flags(parser, "--batch-size", "--device")
+    args = parser.parse_args(argv)
+    args.workers = args.workers or sorted({cli.cores(), 4 if args.device == "cuda" else cli.cores()})
+    if args.part == "reader" and not args.data:
+        parser.error("reader needs a folder of videos")
+    return args
 
 
-def run(commands):
-    """Run command lines one after another."""
-    for command in commands:
-        subprocess.run(command, check=True, stdout=subprocess.DEVNULL, cwd=ROOT)
+# --- reader
 
 
 def reader(args):
-    """read_saycam.py beside one process of OpenCV, as published, ffmpeg and torchcodec, if they are installed.
+    """read_saycam.py, start included, and its work in one process."""
+    implementations = {"OpenCV, one process": partial(plain_reader, args.data, opencv_frames)}
+    if importlib.util.find_spec("torchcodec"):  # no requirement of this project
+        implementations["torchcodec, one process"] = partial(plain_reader, args.data, torchcodec_frames)
+    return implementations | {f"ours, {n} workers": partial(read_saycam, args.data, n) for n in args.workers}
 
-    Then the sampled frames of the first video alone at several rates, decoded in this process without any image.
-    """
-    if args.videos is None or not args.videos.is_dir():
-        raise cli.UserError("--videos must name a folder of videos to read")
-    videos = sorted(str(path.resolve()) for path in args.videos.iterdir() if not path.name.startswith("."))
-    ours = ["read_saycam.py", str(args.videos.resolve()), "--workers", str(args.workers), "--save-dir"]
-    loop = "import sys; from scripts.benchmark_readers import plain_loop; plain_loop(sys.argv[2:], sys.argv[1])"
-    picture = "fps=5,scale=-1:256:flags=bicubic,crop=224:224:(iw-224)/2:0,hflip,vflip"
-    ffmpeg = ["ffmpeg", "-v", "error", "-i"]
-    contestants = {
-        "read_saycam.py": lambda out: run([[sys.executable, *ours, str(out)]]),
-        "plain OpenCV loop": lambda out: run([[sys.executable, "-c", loop, str(out), *videos]]),
-        "ffmpeg command line": lambda out: run(
-            [*ffmpeg, video, "-vf", picture, "-q:v", "2", str(out / f"{number}_%07d.jpeg")]
-            for number, video in enumerate(videos)
-        ),
-    }
-    if not shutil.which("ffmpeg"):
-        del contestants["ffmpeg command line"]
-    rows = measure_in_turn(contestants, args.runs)
-    for fps in (0.2, 1, 5, 30):
-        decoders = {
-            f"ours, {fps} frames per second": lambda _, fps=fps: benchmark_readers.ours(videos[0], fps),
-            f"torchcodec, {fps}": lambda _, fps=fps: benchmark_readers.torchcodec(videos[0], fps),
-            f"OpenCV, {fps}": lambda _, fps=fps: benchmark_readers.opencv(videos[0], fps),
-        }
-        if not benchmark_readers.has_torchcodec():
-            del decoders[f"torchcodec, {fps}"]
-        rows += measure_in_turn(decoders, args.runs)
-    return rows
+
+def opencv_frames(path):
+    """The sampled frames of a video, all of whose frames are decoded, as published."""
+    video = cv2.VideoCapture(path)
+    step = max(1, round(video.get(cv2.CAP_PROP_FPS) / FPS))
+    for number in itertools.count():
+        is_read, frame = video.read()
+        if not is_read:
+            return
+        if number % step == 0:
+            yield frame
+
+
+def torchcodec_frames(path):
+    """The same frames by torchcodec."""
+    from torchcodec.decoders import VideoDecoder
+
+    video = VideoDecoder(path, num_ffmpeg_threads=0, dimension_order="NHWC")
+    for number in range(0, video.metadata.num_frames, max(1, round(video.metadata.average_fps / FPS))):
+        yield video.get_frame_at(number).data.numpy()[:, :, ::-1]
+
+
+def plain_reader(videos, sampled_frames):
+    """Scale, crop, rotate and write the sampled frames of all videos; returns their number."""
+    count = itertools.count()
+    with tempfile.TemporaryDirectory() as folder:
+        for path in sorted(videos.iterdir()):
+            for frame in sampled_frames(str(path)):
+                width = frame.shape[1] * 256 // frame.shape[0]
+                left = (width - 224) // 2
+                frame = cv2.resize(frame, (width, 256), interpolation=cv2.INTER_CUBIC)[:224, left : left + 224]
+                cv2.imwrite(f"{folder}/img_{next(count):07d}.jpeg", frame[::-1, ::-1])
+    return next(count)
+
+
+def read_saycam(videos, workers):
+    """Run read_saycam.py; returns the number of images."""
+    with tempfile.TemporaryDirectory() as folder:
+        flags = [videos, "--workers", str(workers), "--save-dir", folder]
+        subprocess.run([sys.executable, ROOT / "read_saycam.py", *flags], check=True, stdout=subprocess.DEVNULL)
+        return sum(1 for _ in Path(folder).glob("*/*.jpeg"))
+
+
+# --- loader
 
 
 def loading(args):
-    """Augmented images by torchvision, lightly and this project's loader."""
-    from scripts import benchmark_loader  # loads torchvision, which the other parts do not need
+    """Batches of the recipe "released" as normalized float32, in main memory."""
+    return {
+        f"{name}, {workers} workers": partial(load, args.data, args.batch_size, workers)
+        for workers in args.workers
+        for name, load in {"torchvision on PIL": torchvision_loader, "ours": frame_loader}.items()
+    }
 
-    return benchmark_loader.loading(args)
+
+def pil_blur(image):
+    """The Gaussian blur of the published recipe."""
+    return image.filter(ImageFilter.GaussianBlur(random.uniform(0.1, 2)))
 
 
-def link_frames(frames, n, folder):
-    """A folder below folder with n links to the frames of another, repeated as needed, in two classes."""
-    if frames is None:
-        raise cli.UserError("--frames must name a folder of 224x224 frames")
-    images = sorted(path.resolve() for path in frames.rglob("*.jpeg"))
+def torchvision_loader(folder, batch_size, workers):
+    """Load a folder as published; returns the number of images."""
+    torch.set_num_threads(1)
+    steps = [transforms.RandomResizedCrop(224, (0.2, 1))]
+    steps += [transforms.RandomApply([transforms.ColorJitter(0.9, 0.9, 0.9, 0.5)], 0.9)]
+    steps += [transforms.RandomGrayscale(0.2), transforms.RandomApply([pil_blur], 0.5)]
+    steps += [transforms.RandomHorizontalFlip(), transforms.ToTensor(), transforms.Normalize(loader.MEAN, loader.STD)]
+    images = datasets.ImageFolder(folder, transforms.Compose(steps))
+    batches = torch.utils.data.DataLoader(images, batch_size, shuffle=True, num_workers=workers)
+    return sum(len(targets) for _, targets in batches)
+
+
+def frame_loader(folder, batch_size, workers):
+    """The same with FrameLoader."""
+    torch.set_num_threads(1)
+    frames = FrameFolder(folder)
+    sampler = loader.EpochSampler(len(frames), batch_size)
+    batches = loader.FrameLoader(frames, augment.Recipe("released", 224), sampler, "cpu", workers)
+    return sum(len(targets) for _, targets, _ in batches.epoch(0))
+
+
+# --- train
+
+
+def training(args):
+    """The second epoch of a trainer, on one batch that stays on the device and on a folder; and a textbook loop."""
+    implementations = {"plain float32, one batch": partial(plain_training, args)}
+    for flag in ("", " --compile") if args.compile else ("",):
+        implementations[f"one batch{flag}"] = partial(run_trainer, args, 0, flag, same_batch)
+        for workers in args.workers:
+            implementations[f"folder, {workers} workers{flag}"] = partial(run_trainer, args, workers, flag, read_epoch)
+    return implementations
+
+
+def plain_training(args):
+    """Steps of a textbook loop in float32, after three of warm-up."""
+    device, is_moco = distributed.select_device(args.device), args.trainer == "moco_img"
+    model = MoCo(lambda num_classes: architectures.build(args.arch, num_classes)) if is_moco else None
+    model = model or architectures.build(args.arch, 1000)
+    optimizer = torch.optim.Adam(model.to(device).parameters(), 1e-5)
+    views = torch.randn(1 + is_moco, args.batch_size, 3, 224, 224, device=device)
+    targets = torch.zeros(args.batch_size, dtype=torch.long, device=device)
+    steps = max(1, args.images // args.batch_size)
+    for step in range(-3, steps):
+        if step == 0:
+            start = time.perf_counter()
+        output = model(*views)
+        loss = functional.cross_entropy(*(output if is_moco else (output, targets)))
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        loss.item()  # waits for the device
+    return {"images/s": steps * args.batch_size / (time.perf_counter() - start)}
+
+
+def same_batch(batches, epoch, start=0):
+    """An epoch of a FrameLoader in which the first batch of the first one is repeated."""
+    if epoch == 0:
+        batches.first = next(read_epoch(batches, 0))
+    return itertools.repeat(batches.first, len(batches))
+
+
+def run_trainer(args, workers, flag, epoch):
+    """Train for two epochs, with the function epoch in place of FrameLoader.epoch; the numbers of the second one."""
+    loader.FrameLoader.epoch = epoch
+    with tempfile.TemporaryDirectory() as folder:
+        flags = [args.data, ARCH_FLAGS[args.trainer], args.arch, "--batch-size", args.batch_size, "--epochs", 2]
+        flags += ["--device", args.device, "--processes-per-node", 1, "--workers", workers, "--save-dir", folder]
+        flags += ["--lr", 1e-5, *flag.split()]  # so that the loss of made-up frames remains finite
+        importlib.import_module(args.trainer).main([str(word) for word in flags])
+        record = json.loads(Path(folder, "log.jsonl").read_text(encoding="utf-8").splitlines()[-1])
+    return {"images/s": record["images_per_second"], "waiting": record["waiting"]}
+
+
+# --- measuring
+
+PARTS = {"reader": reader, "loader": loading, "train": training}
+
+
+def measure(work):
+    """Images per second of work(), which returns the number of images; or its own numbers, and the peak memory."""
+    start = time.perf_counter()
+    result = work()
+    if not isinstance(result, dict):
+        return {"images/s": result / (time.perf_counter() - start)}
+    used = torch.cuda.max_memory_allocated() or 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return result | {"GiB": used / 2**30}
+
+
+def measure_in_turn(implementations, runs):
+    """{name: the numbers of each run} of implementations {name: function}."""
+    results = {name: [] for name in implementations}
+    start_method = (multiprocessing.get_start_method(), True)  # of loader workers, which else would be spawned, too
+    new_process = partial(ProcessPoolExecutor, 1, multiprocessing.get_context("spawn"))
+    for _ in range(runs):
+        for name, work in implementations.items():
+            with new_process(multiprocessing.set_start_method, start_method) as process:
+                results[name].append(process.submit(measure, work).result())
+            show(name, results[name][-1])
+    return results
+
+
+def medians(results):
+    """{name: medians over the runs}, with the ratio to the first one in the same turn, as load varies between turns."""
+    first = next(iter(results.values()))
+    for runs in results.values():
+        for run, reference in zip(runs, first, strict=True):
+            run["ratio"] = run["images/s"] / reference["images/s"]
+    return {
+        name: {key: statistics.median(run[key] for run in runs) for key in runs[0]} for name, runs in results.items()
+    }
+
+
+def show(name, numbers):
+    """Print a line of numbers {key: value}."""
+    print(f"{name:32}", *(f"{key} {value:<8.4g}" for key, value in numbers.items()), flush=True)
+
+
+def write_frames(folder, n):
+    """Write n made-up 224x224 JPEGs of the usual size, 18 kB, in four classes."""
+    noise = np.random.default_rng(0).integers(0, 256, (min(n, 500), 20, 20, 3), np.uint8)
+    pictures = [cv2.resize(each, (224, 224), interpolation=cv2.INTER_CUBIC) for each in noise]
+    contents = [cv2.imencode(".jpeg", picture)[1].tobytes() for picture in pictures]
     for i in range(n):
-        link = folder / str(n) / f"class_{2 * i // n}" / f"img_{i:05d}.jpeg"
-        link.parent.mkdir(parents=True, exist_ok=True)
-        link.symlink_to(images[i % len(images)])
-    return folder / str(n)
-
-
-def peak_memory(call, *values):
-    """The peak memory (MB) of a new process that calls 'module.function' of scripts with values; Linux only."""
-    work = f"{call}(*{[str(value) for value in values]})"
-    # The resource module would count the memory of this process too, because the new one is forked from it.
-    code = f"from scripts import {call.split('.')[0]}; {work}; print(open('/proc/self/status').read())"
-    done = subprocess.run([sys.executable, "-c", code], check=True, stdout=subprocess.PIPE, text=True, cwd=ROOT)
-    return int(re.search(r"VmHWM:\s*(\d+) kB", done.stdout)[1]) // 1024
-
-
-def with_memory(rows, frames, call, small, large):
-    """Rows with the peak memory of 'module.function' of scripts added to the first."""
-    with tempfile.TemporaryDirectory() as folder:
-        folders = {n: link_frames(frames, n, Path(folder)) for n in (small, large)}
-        rows[0]["peak_mb"] = {n: peak_memory(call, data, folder) for n, data in folders.items()}
-    print("; ".join(f"memory for {n} frames: {peak} MB" for n, peak in rows[0]["peak_mb"].items()))
-    return rows
-
-
-def films(args):
-    """A film of 300 frames, including reading, excluding the network: the map is a mean over 32x32 pixels."""
-    with tempfile.TemporaryDirectory() as folder:
-        data = link_frames(args.frames, 300, Path(folder))
-        work = {
-            "ours": lambda out: benchmark_inside.our_film(data, out),
-            "ArtistAnimation": lambda out: benchmark_inside.published_film(data, out),
-        }
-        return with_memory(measure_in_turn(work, args.runs), args.frames, "benchmark_inside.our_film", 100, 10_000)
-
-
-def inner_features(args):
-    """Units of six layers of MobileNetV2 for 96 images: in one forward pass, and in one per layer as published."""
-    with tempfile.TemporaryDirectory() as folder:
-        data = link_frames(args.frames, 96, Path(folder))
-        work = {
-            "six layers in one pass": lambda _: benchmark_inside.our_units(data),
-            "one pass per layer": lambda _: benchmark_inside.a_pass_for_each(data),
-        }
-        return with_memory(measure_in_turn(work, args.runs), args.frames, "benchmark_inside.our_units", 96, 960)
-
-
-def decoding(args):
-    """Linear decoding of 2000 frames with MobileNetV2: from cached features, and with the trunk in every epoch.
-
-    100 epochs of the latter are extrapolated from runs of 1 and 3 epochs; they would take an hour.
-    """
-    with tempfile.TemporaryDirectory() as folder:
-        decode, data = benchmark_readouts.decode, link_frames(args.frames, 2000, Path(folder))
-        work = {
-            "cached features": lambda out: decode(data, out, 100, "eval", args.workers),
-            "trunk, 1 epoch": lambda out: decode(data, out, 1, "train", args.workers),
-            "trunk, 3 epochs": lambda out: decode(data, out, 3, "train", args.workers),
-        }
-        return benchmark_readouts.extrapolate(measure_in_turn(work, args.runs), 100)
-
-
-def hogs(args):
-    """HOG of 600 frames in one process and in --workers; peak memory of HOG and a fit of 2000, and of a plain loop."""
-    calls = ("nothing", "our_hog", "plain_hog")
-    with tempfile.TemporaryDirectory() as folder:
-        data, more = (link_frames(args.frames, n, Path(folder)) for n in (600, 2000))
-        features = benchmark_readouts.our_features
-        work = {f"{n} workers": lambda out, n=n: features(data, out, n) for n in (1, args.workers)}
-        rows = measure_in_turn(work, args.runs)
-        rows[0]["peak_mb"] = {call: peak_memory(f"benchmark_readouts.{call}", more, folder) for call in calls}
-    print("; ".join(f"memory of {call}: {peak} MB" for call, peak in rows[0]["peak_mb"].items()))
-    return rows
-
-
-def many_files(args):
-    """FILES images as files, as tars and through WebDataset: written, opened and read, with and without delays."""
-    from moco.data.frame_folder import FrameFolder
-
-    if args.frames is None:
-        raise cli.UserError("--frames must name a folder of frames to write and read")
-    frames = FrameFolder(args.frames)
-    return benchmark_files.files_and_tars([frames.read(i) for i in range(len(frames))], FILES, args.runs)
-
-
-PARTS = {
-    "reader": reader,
-    "loader": loading,
-    "film": films,
-    "features": inner_features,
-    "decode": decoding,
-    "hog": hogs,
-    "files": many_files,
-    "train": benchmark_train.training,
-}
-
-
-def table(rows):
-    """The rows as a text table."""
-    lines = [f"{'':32}{'wall s':>10}{'CPU s':>10}{'wall ratio':>12}{'CPU ratio':>12}"]
-    for row in rows:
-        numbers = f"{row['seconds']:10.2f}{row['cpu_seconds']:10.2f}"
-        lines.append(f"{row['name']:32}{numbers}{row['seconds_ratio']:12.2f}{row['cpu_seconds_ratio']:12.2f}")
-    return "\n".join(lines)
+        path = folder / f"class_{4 * i // n:04d}" / f"img_{i:05d}.jpeg"
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(contents[i % len(contents)])
+    return folder
 
 
 def main(argv=None):
     args = parse_args(argv)
-    folder = files.make_output_dir(args.save_dir)
-    for part in PARTS if args.part == "all" else [args.part]:
-        rows = PARTS[part](args)
-        print(f"{part}\n{table(rows)}", flush=True)
-        files.write_json(folder / f"benchmark_{part}.json", rows)
+    with tempfile.TemporaryDirectory() as folder:
+        if not args.data:
+            args.data = write_frames(Path(folder), args.images)
+        rows = medians(measure_in_turn(PARTS[args.part](args), args.runs))
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"{cli.cores()} CPU cores"
+    print(f"{args.part} on {device}, torch {torch.__version__}, medians of {args.runs} runs")
+    for name, numbers in rows.items():
+        show(name, numbers)
 
 
 if __name__ == "__main__":

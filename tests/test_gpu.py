@@ -121,9 +121,7 @@ def test_no_training_step_waits_for_the_gpu(trainer, device, many_frames, tmp_pa
 
     monkeypatch.setattr(loader.FrameLoader, "epoch", watched)
     try:
-        importlib.import_module(trainer).main(
-            flags(trainer, many_frames, tmp_path, device, "--processes-per-node", 1)
-        )
+        importlib.import_module(trainer).main(flags(trainer, many_frames, tmp_path, device, "--processes-per-node", 1))
         assert len(steps) >= LAST
         torch.cuda.set_sync_debug_mode("error")
         with pytest.raises(RuntimeError, match="synchroniz"):  # which a step would have raised

@@ -4,13 +4,12 @@ import codecs
 import csv
 import errno
 import hashlib
-import itertools
 import json
 import os
-import platform
 import re
 import time
-from contextlib import contextmanager
+import uuid
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 try:
@@ -22,53 +21,24 @@ except ImportError:  # Windows
 from moco import cli
 from moco.cli import UserError
 
-# A temporary file is called .NAME.HOST-PROCESS-COUNT.moco-tmp.SUFFIX: see temporary_path.
-_HOST = re.sub(r"\W", "_", platform.node())[:32]
-_TEMPORARY = re.compile(r"\..*\.(?P<host>\w*)-(?P<process>\d+)-\d+\.moco-tmp(\.[^.]*)?", re.DOTALL)
-_COUNTER = itertools.count()
 OPEN_FILES = 10_000  # enough for hundreds of worker processes; the largest that macOS takes is 10 240
-_DAY = 24 * 60 * 60  # seconds
 
 
 def temporary_path(path):
-    """A name beside path for a file that is being written; with the suffix of path, which tells writers the format."""
+    """A new name beside path for a file that is being written; with the suffix of path, which says the format."""
     suffix = path.suffix if len(path.suffix) <= 16 else ""
-    return path.with_name(f".{path.stem[:32]}.{_HOST}-{os.getpid()}-{next(_COUNTER)}.moco-tmp{suffix}")
+    return path.with_name(f".{path.stem[:32]}.{uuid.uuid4().hex}.moco-tmp{suffix}")
 
 
-def abandoned_files(folder):
-    """The paths of temporary files in folder whose process has ended without removing them.
+def remove_temporary_files(folder, idle=0):
+    """Remove the temporary files that killed processes left in folder.
 
-    Regular files with a name of temporary_path only. A process on another host, which cannot be seen from here, counts
-    as ended if it has not written to its file for a day.
+    idle: seconds since a process has last written to such a file. With 0 the caller must have locked folder.
     """
-    abandoned = []
-    for entry in os.scandir(folder):
-        name = _TEMPORARY.fullmatch(entry.name)
-        if name and entry.is_file(follow_symlinks=False):
-            if name["host"] == _HOST:
-                has_ended = not _is_running(int(name["process"]))
-            else:
-                has_ended = time.time() - entry.stat(follow_symlinks=False).st_mtime > _DAY
-            if has_ended:
-                abandoned.append(Path(entry.path))
-    return abandoned
-
-
-def _is_running(process):
-    try:
-        os.kill(process, 0)
-    except (ProcessLookupError, OverflowError):
-        return False
-    except PermissionError:  # it belongs to another user
-        return True
-    return True
-
-
-def remove_temporary_files(folder):
-    """Remove the abandoned_files of folder."""
-    for path in abandoned_files(folder):
-        path.unlink(missing_ok=True)
+    for path in Path(folder).glob(".*.moco-tmp*"):
+        with suppress(FileNotFoundError):  # another process was faster
+            if path.is_file() and (not idle or time.time() - path.stat().st_mtime > idle):
+                path.unlink()
 
 
 @contextmanager
@@ -85,18 +55,20 @@ def atomic_write(path):
         with open(part, "rb+") as file:
             os.fsync(file.fileno())
         os.replace(part, path)
-        _flush_folder(path.parent)
-    except OSError as error:
+        if os.name != "nt":  # where a folder cannot be opened
+            folder = os.open(path.parent, os.O_RDONLY)
+            try:
+                os.fsync(folder)
+            finally:
+                os.close(folder)
+    except BaseException as error:
         part.unlink(missing_ok=True)
         _raise_user_error(error, path)
-    except BaseException:
-        part.unlink(missing_ok=True)
-        raise
 
 
 def _raise_user_error(error, path):
-    """Raise a UserError that names path if there is advice about error, an OSError, else error itself."""
-    if advice := cli.advice(error):
+    """Raise a UserError that names path if error is one of writing that there is advice about, else error itself."""
+    if isinstance(error, OSError) and (advice := cli.advice(error)):
         raise UserError(f"cannot write {path}: {error.strerror}; {advice}") from error
     raise error
 
@@ -110,16 +82,6 @@ def append(path, text):
             os.fsync(file.fileno())
     except OSError as error:
         _raise_user_error(error, path)
-
-
-def _flush_folder(folder):
-    if os.name == "nt":  # a folder cannot be opened there
-        return
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def write_text(path, text):

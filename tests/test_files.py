@@ -1,18 +1,15 @@
-"""Files are complete or not there; only our own leftovers are removed; folders, lists and records are checked."""
+"""Files are complete or not there; only temporary ones are removed; folders, lists and records are checked."""
 
 import json
 import os
 import subprocess
 import sys
-import time
 
 import pytest
 
 from moco import files
 from moco.cli import UserError
 from tests.support import ROOT
-
-ENDED = "99999999"  # above the largest process number of Linux
 
 
 def names(folder):
@@ -48,28 +45,26 @@ def test_two_files_with_the_same_beginning_are_written_at_once(tmp_path):
     assert (one.read_text(), two.read_text()) == ("1", "2")
 
 
-def test_only_our_own_leftovers_of_processes_that_ended_are_removed(tmp_path):
-    ours = files.temporary_path(tmp_path / "last.tar")
-    ended = ours.with_name(ours.name.replace(str(os.getpid()), ENDED))
-    elsewhere = ours.with_name(ours.name.replace(files._HOST, "another_host"))
-    old = elsewhere.with_name(elsewhere.name.replace("last", "old"))
-    kept = [".thesis.part1.tex", ".videos.part01.rar", ".a.123.part.tar", "last.tar", ".moco-tmp", ended.name[1:]]
-    for path in [ours, ended, elsewhere, old, *(tmp_path / name for name in kept)]:
-        path.write_text("")
-    os.utime(old, (time.time() - 10**6,) * 2)
-    ended.with_name(ended.name.replace("last", "folder")).mkdir()
-    ended.with_name(ended.name.replace("last", "link")).symlink_to("last.tar")
-    before = names(tmp_path)
-    assert sorted(files.abandoned_files(tmp_path)) == sorted([ended, old])
+def test_only_temporary_files_are_removed_and_without_a_lock_only_old_ones(tmp_path):
+    kept = [".thesis.part1.tex", ".videos.part01.rar", ".a.123.part.tar", "last.tar", ".moco-tmp"]
+    temporary = [files.temporary_path(tmp_path / f"{name}.tar").name for name in "abc"]
+    for name in [*kept, *temporary]:
+        (tmp_path / name).write_text("")
+    (tmp_path / ".folder.moco-tmp").mkdir()
+    kept = sorted([*kept, ".folder.moco-tmp"])
+    os.utime(tmp_path / temporary[0], (0, 0))
+    files.remove_temporary_files(tmp_path, idle=600)
+    assert names(tmp_path) == sorted([*kept, *temporary[1:]])
     files.remove_temporary_files(tmp_path)
-    assert set(before) - set(names(tmp_path)) == {ended.name, old.name}
+    assert names(tmp_path) == kept
 
 
-def test_the_file_of_a_living_process_stays_until_it_is_killed(tmp_path):
+def test_a_folder_has_one_run_and_a_killed_one_leaves_nothing_that_the_next_keeps(tmp_path):
     code = f"""
 import sys; sys.path.insert(0, {str(ROOT)!r})
 from moco import files
-with files.atomic_write(files.Path("a.tar")) as part:
+lock = files.lock(".")
+with files.atomic_write("a.tar") as part:
     part.write_text("half")
     print(flush=True)
     input()
@@ -77,13 +72,14 @@ with files.atomic_write(files.Path("a.tar")) as part:
     options = dict(stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=tmp_path)
     with subprocess.Popen([sys.executable, "-c", code], **options) as process:
         process.stdout.readline()
-        files.remove_temporary_files(tmp_path)
-        assert len(names(tmp_path)) == 1
+        with pytest.raises(UserError, match="another run is writing to"):
+            files.lock(tmp_path)
         process.kill()
         process.wait()
-        assert len(names(tmp_path)) == 1
+    assert len(names(tmp_path)) == 2
+    with files.lock(tmp_path):
         files.remove_temporary_files(tmp_path)
-        assert not names(tmp_path)
+    assert names(tmp_path) == [".run.lock"]
 
 
 @pytest.mark.parametrize(

@@ -177,11 +177,11 @@ def read_videos(folder, plan, roots, selections, workers, shard):
         )
         for video in (videos[number] for number in numbers)
     ]
-    files.remove_temporary_files(folder)
+    files.remove_temporary_files(folder, idle=600)  # those of other shards are younger
     try:
         out_of_memory = _extract(folder, plan, numbers, tasks, workers)
     finally:
-        files.remove_temporary_files(folder)  # of workers that were terminated
+        files.remove_temporary_files(folder, idle=600)
     if out_of_memory:
         names = ", ".join(listing.printable(videos[number]["name"]) for number in out_of_memory)
         raise cli.UserError(f"out of memory while reading {names}; retry with fewer --workers to resume")

@@ -13,7 +13,7 @@ import torch
 from moco import cli, distributed, files, pictures, plots
 from moco.analysis import features, units
 from moco.cli import UserError
-from moco.data import augment, sources
+from moco.data import augment
 from moco.data.frame_folder import FrameFolder
 from moco.networks import architectures, opening
 
@@ -83,7 +83,7 @@ def describe_units(neurons, best, frames, selectivity, preferred_class):
             entry["preferred_class"] = frames.classes[preferred_class[unit]]
         entry["files"] = [frames.name(index) for index in best.indices[:, unit]]
         if frames.source(0):
-            entry["sources"] = [sources.describe(frames.source(index)) for index in best.indices[:, unit]]
+            entry["sources"] = [str(frames.source(index)) for index in best.indices[:, unit]]
         entry["activations"] = best.values[:, unit].tolist()
         entries.append(entry)
     return entries

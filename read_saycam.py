@@ -15,7 +15,7 @@ from pathlib import Path
 
 from moco import cli, files, pool
 from moco.cli import UserError
-from moco.data import manifest, recordings, sources
+from moco.data import manifest, recordings
 from moco.videos import extract, listing, moments
 
 # Flags that change the images: a run is resumed only with the same values.
@@ -121,10 +121,10 @@ def locate(images, names):
     for name in names:
         video, at, second = name.rpartition("@")
         try:
-            i = sources.find_moment(images, video, float(second)) if at else sources.find_image(images, name)
+            i = recordings.find_moment(images, video, float(second)) if at else recordings.find_image(images, name)
         except ValueError as error:
             raise UserError(f"--locate {name}: {second} is not a number of seconds") from error
-        print(f"{images.path(i)}: {sources.describe(images.source(i))}")
+        print(f"{images.path(i)}: {images.source(i)}")
 
 
 def look_up(args):
@@ -133,7 +133,7 @@ def look_up(args):
     if images is None:
         raise UserError(f"{args.save_dir} has no {manifest.NAME}; give the folder of an earlier run as --save-dir")
     if args.table:
-        print(f"{len(images)} images: {sources.write_frames_table(images)}")
+        print(f"{len(images)} images: {recordings.write_frames_table(images)}")
     else:
         locate(images, args.locate)
 

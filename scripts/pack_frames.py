@@ -21,7 +21,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from moco import cli, files  # noqa: E402
 from moco.cli import UserError  # noqa: E402
-from moco.data import archive, manifest, packed, sources  # noqa: E402
+from moco.data import archive, manifest, packed, recordings  # noqa: E402
 from moco.data.frame_folder import FrameFolder  # noqa: E402
 
 PART_BYTES = 10**9  # a tar of a class ends with the image that reaches this size
@@ -89,7 +89,7 @@ def pack(data, folder):
 
 def copy_plan(data, folder, plan):
     """Write the plan of the folder data and the tables beside it to folder."""
-    for name in (manifest.TIMES, sources.VIDEOS_TABLE):
+    for name in (manifest.TIMES, recordings.VIDEOS_TABLE):
         if (data / name).exists():
             with files.atomic_write(folder / name) as part:
                 shutil.copyfile(data / name, part)

@@ -191,7 +191,8 @@ def test_classes_by_name_and_by_video_are_those_of_image_folder(tmp_path):
         assert read([tmp_path / "S", tmp_path / "A"], save_dir, "--size", "64", "--class-by", by) is None
         complete, plain = manifest.load(save_dir), ImageFolder(save_dir)
         assert complete.classes == plain.classes
-        assert [(str(save_dir / complete.path(i)), complete.label(i)) for i in range(len(complete))] == plain.samples
+        assert [str(save_dir / complete.path(i)) for i in range(len(complete))] == [path for path, _ in plain.samples]
+        assert complete.class_sizes() == np.bincount(plain.targets).tolist()
     assert (tmp_path / "name" / "cup" / "cup_1_0000.jpeg").is_file()
     assert manifest.load(tmp_path / "name").classes == ["Ball 2", "cup", "ü"]
     assert (tmp_path / "video" / "cup_1.2" / "img_0000.jpeg").is_file()

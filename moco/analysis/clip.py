@@ -13,7 +13,7 @@ import torch
 from moco import cli, distributed, files
 from moco.analysis import features, film
 from moco.cli import UserError
-from moco.data import augment, loader, sources
+from moco.data import augment, loader
 from moco.data.frame_folder import FrameFolder
 from moco.networks import opening
 from moco.videos import images, video
@@ -120,7 +120,7 @@ class Clip:
         """Where each image that could be read comes from, in words; None if no manifest records it."""
         if self.folder is None or self.folder.source(0) is None:
             return None
-        return [sources.describe(self.folder.source(i)) for i in self.images if i not in self.bad]
+        return [str(self.folder.source(i)) for i in self.images if i not in self.bad]
 
     def _video_images(self):
         crop = self.crop

@@ -10,7 +10,7 @@ import numpy as np
 
 from moco import files
 from moco.cli import UserError, number
-from moco.data import manifest, sources
+from moco.data import manifest
 
 BINARY_TASKS = (("car", "road"), ("door", "window"), ("foot", "hand"), ("chair", "table"))  # of the paper's Figure 4a
 MAX_SEED = 2**32 - 1  # the largest that scikit-learn takes
@@ -290,7 +290,7 @@ def _test_classes(frames, test_data):
 def _sources(frames, images):
     """Where images come from, in words; empty if no manifest records it."""
     origins = [frames.source(i) for i in images]
-    return [sources.describe(origin) if origin else "" for origin in origins] if any(origins) else []
+    return [str(origin or "") for origin in origins] if any(origins) else []
 
 
 def _common_classes(names, is_test):

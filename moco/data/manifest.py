@@ -1,9 +1,9 @@
 """The plan of a frame folder: videos, slots, classes and neighbors in time, by arithmetic."""
 
+import copy
 import json
 import os
-from bisect import bisect_left, bisect_right
-from dataclasses import dataclass
+from bisect import bisect_right
 from functools import cached_property
 from itertools import accumulate, pairwise
 from pathlib import Path, PurePosixPath
@@ -78,14 +78,15 @@ def make(settings, folders, videos, left_out):
     else:
         for video in videos:
             stem = PurePosixPath(video["name"]).stem
-            if by == "moment":
-                video["prefix"] = stem
-            else:
-                video["class"], video["prefix"] = (stem.split("_")[0] or stem, stem) if by == "name" else (stem, "img")
+            if by != "moment":
+                video["class"] = stem if by == "video" else stem.split("_")[0] or stem
             if video["class"] == NAME:  # of the file beside the class folders
                 video["class"] += "_"
+            video["prefix"] = "img" if by == "video" else stem.replace(".", "-")  # WebDataset ends names at a dot
+        key, mark = ("class", ".") if by == "video" else ("prefix", "-")
         for group in _by_class(videos) if by == "moment" else [videos]:
-            _tell_apart(group, "class" if by == "video" else "prefix")
+            for video, name in zip(group, unique([video[key] for video in group], mark), strict=True):
+                video[key] = name
         videos, refused = _in_order(videos)
         left_out = left_out + refused
     starts = list(accumulate((video["slots"] for video in videos), initial=0))
@@ -154,16 +155,16 @@ def _by_class(videos):
     return [[video for video in videos if video["class"] == name] for name in {video["class"] for video in videos}]
 
 
-def _tell_apart(videos, key):
-    """Append a number to the value of key in later videos that share it with an earlier one."""
-    taken = {video[key] for video in videos}
-    seen = set()
-    for video in videos:
-        name, number = video[key], 1
-        while video[key] in seen or (number > 1 and video[key] in taken):
+def unique(names, mark="."):
+    """The names, each once: one that equals an earlier one gets a mark and a number that no other one has."""
+    given, result = set(names), {}
+    for name in names:
+        candidate, number = name, 1
+        while candidate in result or (number > 1 and candidate in given):
             number += 1
-            video[key] = f"{name}.{number}"
-        seen.add(video[key])
+            candidate = f"{name}{mark}{number}"
+        result[candidate] = None
+    return list(result)
 
 
 def left_out(plan):
@@ -184,25 +185,11 @@ def class_names(plan):
     return [each["name"] for each in plan["classes"]]
 
 
-@dataclass(frozen=True)
-class Source:
-    """Where an image comes from.
-
-    name: of the video, relative to its folder. frame: the number of the frame in the video, from 0; None if the frame
-    folder was made without it. second: from the beginning of the video. recording: a recordings.Recording.
-    """
-
-    name: str
-    frame: int | None
-    second: float
-    recording: recordings.Recording
-
-
 class Manifest:
     """A complete frame folder as a sequence of images, in the order of torchvision's ImageFolder.
 
-    A slot is the position of an image in the plan; the index of an image counts the slots before it that are not
-    missing. Nothing is stored per image: videos, classes and runs of missing slots are searched by bisection.
+    A slot is the position of an image in the plan, whether it could be decoded or not; image i is in the i-th slot of
+    those with an image. Everything else follows by arithmetic.
 
     folder: where the images are. slots: the number of slots. videos: their entries in the plan. classes: names of the
     class folders with images.
@@ -214,27 +201,85 @@ class Manifest:
         self.slots = plan["slots"]
         self.videos = plan["videos"]
         self._video_starts = [video["first_slot"] for video in self.videos]
-        slots = plan["slots"]
-        _rising([0, *self._video_starts, slots])
         runs = [tuple(run) for video in self.videos for run in video["missing"]]
-        _rising([0, *(edge for first, end in runs for edge in (first, end)), slots])
-        self._run_starts = [first for first, _ in runs]
-        self._run_ends = [end for _, end in runs]
-        self._missing = [0, *accumulate(end - first for first, end in runs)]
-        self._run_images = [first - before for first, before in zip(self._run_starts, self._missing, strict=False)]
+        per_class, self._class_names = plan["per_class"], class_names(plan)
+        starts = [*range(0, self.slots, per_class)] if per_class else [each["first_slot"] for each in plan["classes"]]
+        for rising in (self._video_starts, starts, [edge for first, end in runs for edge in (first, end)]):
+            _check_rising([0, *rising, self.slots])
+        self._class_starts = [*starts, self.slots]
+        has_image = np.ones(self.slots, bool)
+        for first, end in runs:
+            has_image[first:end] = False
+        self._set_images(np.flatnonzero(has_image).astype(np.int32))
 
-        names, per_class = class_names(plan), plan["per_class"]
-        starts = [*range(0, slots, per_class)] if per_class else [each["first_slot"] for each in plan["classes"]]
-        _rising([0, *starts, slots])
-        first_images = [self._before(slot) for slot in [*starts, slots]]
-        filled = [c for c, (first, end) in enumerate(pairwise(first_images)) if end > first]
-        self.classes = [names[c] for c in filled]
-        self._class_images = [first_images[c] for c in filled]
-        self._images = first_images[-1]
+    def _set_images(self, slots):
+        """slots: those of the images, int32 (N,), rising."""
+        self._slots = slots
+        counts = np.diff(self._before(self._class_starts))
+        self.classes = [name for name, count in zip(self._class_names, counts, strict=True) if count]
+        self._class_sizes = counts[counts > 0].tolist()
+
+    def _before(self, slots):
+        """The number of images before each of some slots."""
+        return np.searchsorted(self._slots, np.asarray(slots, np.int32))  # of its type: else it would be copied
 
     def __len__(self):
         """The number of images."""
-        return self._images
+        return len(self._slots)
+
+    def select(self, shares):
+        """The Manifest of some videos only; shares: {number of a video: share of its slots, from the first}."""
+        ends = [each["first_slot"] + round(shares.get(n, 0) * each["slots"]) for n, each in enumerate(self.videos)]
+        videos = np.searchsorted(self._video_starts, self._slots, "right") - 1
+        selected = copy.copy(self)
+        selected._set_images(self._slots[self._slots < np.array(ends)[videos]])
+        return selected
+
+    def class_sizes(self):
+        """The number of images of each class, in the order of classes."""
+        return self._class_sizes
+
+    def slot(self, i):
+        """The slot of image i."""
+        if not 0 <= i < len(self):
+            raise IndexError(f"image {i} of {len(self)}")
+        return int(self._slots[i])
+
+    def video(self, i):
+        """The number of the video that image i was taken from, in the order of the plan."""
+        return bisect_right(self._video_starts, self.slot(i)) - 1
+
+    def path(self, i):
+        """The file of image i, relative to the folder, with forward slashes."""
+        return slot_path(self._plan, self.videos[self.video(i)], self.slot(i))
+
+    def find(self, path):
+        """The index of the image in a file, relative to the folder; None if there is none."""
+        prefix, _, number = path.removesuffix(".jpeg").rpartition("_")
+        if prefix not in self._prefix_starts or not number.isdecimal():
+            return None
+        slot = min(self._prefix_starts[prefix] + int(number), self.slots)
+        i = int(self._before(slot))
+        return i if i < len(self) and self.path(i) == path else None
+
+    @cached_property
+    def _prefix_starts(self):
+        """{what file names have before their number: the slot of number 0}."""
+        if self._plan["per_class"]:
+            return {f"{name}/img": start for name, start in zip(self._class_names, self._class_starts, strict=False)}
+        return {f"{video['class']}/{video['prefix']}": video["first_slot"] for video in self.videos}
+
+    def video_images(self, number):
+        """The range of the images of a video, by its number in videos."""
+        first = self.videos[number]["first_slot"]
+        return range(*self._before([first, first + self.videos[number]["slots"]]).tolist())
+
+    def neighbors(self, i, window):
+        """Indices of the other images of image i's video that are at most window slots away from it."""
+        slot, video = self.slot(i), self.videos[self.video(i)]
+        first = max(slot - window, video["first_slot"])
+        end = min(slot + window + 1, video["first_slot"] + video["slots"])
+        return [j for j in range(*self._before([first, end]).tolist()) if j != i]
 
     def recording(self, number):
         """(name, recordings.Recording, seconds) of a video, by its number in videos."""
@@ -247,10 +292,14 @@ class Manifest:
 
     @cached_property
     def _times(self):
-        return np.load(self.folder / TIMES, mmap_mode="r")
+        path = self.folder / TIMES
+        try:
+            return np.load(path, mmap_mode="r")
+        except (OSError, ValueError, EOFError) as error:
+            raise UserError(f"{path} is missing or damaged ({error}); read the videos again, or restore it") from error
 
     def source(self, i):
-        """The Source of image i."""
+        """The recordings.Source of image i."""
         number = self.video(i)
         video = self.videos[number]
         k = self.slot(i) - video["first_slot"]
@@ -262,72 +311,22 @@ class Manifest:
             second = frame / video["rate"]
         else:  # variable rate, and no times.npy yet
             frame, second = None, k / self._plan["settings"]["fps"]
-        return Source(video["name"], frame, second, self._recordings[number])
-
-    def video_images(self, number):
-        """The range of the images of a video, by its number in videos."""
-        video = self.videos[number]
-        return range(self._before(video["first_slot"]), self._before(video["first_slot"] + video["slots"]))
-
-    def select(self, shares):
-        """The Manifest of some videos only; shares: {number of a video: share of its slots, from the first}."""
-        videos = []
-        for number, video in enumerate(self.videos):
-            first, end = video["first_slot"], video["first_slot"] + video["slots"]
-            kept = first + round(shares.get(number, 0) * video["slots"])
-            runs = [[start, min(stop, kept)] for start, stop in video["missing"] if start < kept]
-            videos.append({**video, "missing": [*runs, [kept, end]] if kept < end else runs})
-        return Manifest({**self._plan, "videos": videos}, self.folder)
-
-    def class_sizes(self):
-        """The number of images of each class, in the order of classes."""
-        return [end - first for first, end in pairwise([*self._class_images, self._images])]
-
-    def label(self, i):
-        """The index in classes of image i's class."""
-        return bisect_right(self._class_images, self._checked(i)) - 1
-
-    def video(self, i):
-        """The number of the video that image i was taken from, in the order of the plan."""
-        return bisect_right(self._video_starts, self.slot(i)) - 1
-
-    def slot(self, i):
-        """The slot of image i."""
-        return i + self._missing[bisect_right(self._run_images, self._checked(i))]
-
-    def path(self, i):
-        """The file of image i, relative to the folder, with forward slashes."""
-        return slot_path(self._plan, self.videos[self.video(i)], self.slot(i))
+        return recordings.Source(video["name"], frame, second, self._recordings[number])
 
     def tars(self):
         """{name of a tar: range of its images} of the packed folder, for each video with images."""
         images = map(self.video_images, range(len(self.videos)))
-        return {name: each for name, each in zip(tar_names(self.videos), images, strict=True) if each}
-
-    def neighbors(self, i, window):
-        """Indices of the other images of image i's video that are at most window slots away from it."""
-        slot, video = self.slot(i), self.videos[self.video(i)]
-        first = max(slot - window, video["first_slot"])
-        end = min(slot + window + 1, video["first_slot"] + video["slots"])
-        return [j for j in range(self._before(first), self._before(end)) if j != i]
-
-    def _checked(self, i):
-        if not 0 <= i < self._images:
-            raise IndexError(f"image {i} of {self._images}")
-        return i
-
-    def _before(self, slot):
-        """The number of images before a slot."""
-        run = bisect_left(self._run_starts, slot)
-        missing = self._missing[run]
-        return slot - missing + (max(self._run_ends[run - 1] - slot, 0) if run else 0)
+        return {name: each for name, each in zip(video_tars(self.videos), images, strict=True) if each}
 
 
-def tar_names(videos):
-    """Names of the tars that images of videos are packed into: as the videos, each once."""
-    names = [{"tar": PurePosixPath(video["name"]).stem} for video in videos]
-    _tell_apart(names, "tar")
-    return [f"{name['tar']}.tar" for name in names]
+def video_tars(videos):
+    """The name of the tar for the images of each of some videos, entries of a plan."""
+    return tar_names([PurePosixPath(video["name"]).stem for video in videos])
+
+
+def tar_names(names):
+    """A tar for each of some names; what precedes a colon in the name of a tar would be a host for tar."""
+    return [f"{name}.tar" for name in unique([name.replace(":", "-") for name in names])]
 
 
 def slot_path(plan, video, slot):
@@ -342,6 +341,6 @@ def _class_name(plan, number):
     return f"class_{number:0{plan['class_digits']}d}"
 
 
-def _rising(numbers):
+def _check_rising(numbers):
     if any(not isinstance(n, int) for n in numbers) or any(b < a for a, b in pairwise(numbers)):
         raise ValueError("its slots do not follow one another")

@@ -1,7 +1,9 @@
-"""What is known of a recording: child, date and age; and which recordings to use, by these or by name."""
+"""Recordings: child, date and age, their order, which of them to use, and from which of them an image is."""
 
 import argparse
+import csv
 import re
+from bisect import bisect_left
 from dataclasses import asdict, dataclass, field, fields
 from datetime import date
 from fnmatch import fnmatchcase
@@ -16,6 +18,8 @@ DAYS_PER_MONTH = 30.4375
 ROTATIONS = (0, 90, 180, 270)  # degrees
 # SAYCam's names: child, date, age in months and days, part: S_20130417_0600_01, perhaps with a suffix.
 SAYCAM_NAME = re.compile(r"([A-Za-z])_(\d{8})_(\d\d)(\d\d)_(\d+)")
+FRAMES_TABLE, VIDEOS_TABLE = "frames.csv", "videos.csv"
+KNOWN = ("child", "date", "age_months", "age_days", "part")
 
 
 @dataclass(frozen=True)
@@ -38,6 +42,30 @@ class Recording:
     def known(self):
         """What is known, as a dict of plain values."""
         return {key: value for key, value in asdict(self).items() if value not in (None, {})}
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where an image comes from; str() describes it.
+
+    name: of the video, relative to its folder. frame: the number of the frame in the video, from 0; None if the frame
+    folder was made without it. second: from the beginning of the video. recording: the Recording.
+    """
+
+    name: str
+    frame: int | None
+    second: float
+    recording: Recording
+
+    def __str__(self):
+        known = self.recording
+        parts = [self.name] if self.frame is None else [self.name, f"frame {self.frame}"]
+        parts.append(f"{self.second:.3f} s")
+        if known.child:
+            parts.append(f"child {known.child}")
+        if known.age_months is not None:
+            parts.append(f"{known.age_months:.1f} months")
+        return ", ".join(parts)
 
 
 def from_name(name):
@@ -244,3 +272,74 @@ def describe(recordings, seconds):
     if ages := [recording.age_months for recording in taken if recording.age_months is not None]:
         parts.append(f"ages {min(ages):.1f} to {max(ages):.1f} months")
     return ", ".join(parts)
+
+
+# --- where images are from
+
+
+def find_image(images, name):
+    """The index of the image at the path name in the folder of a manifest.Manifest; UserError if there is none."""
+    i = images.find(name)
+    if i is None:
+        raise UserError(f"{images.folder} has no image {name}; give its path in that folder, or VIDEO@SECONDS")
+    return i
+
+
+def find_moment(images, name, second):
+    """The index of the image that is nearest to a second of the video called name, in a Manifest.
+
+    UserError if there is no such video, if it has no images, or if it ends before.
+    """
+    numbers = [n for n, video in enumerate(images.videos) if name in names_of(video["name"])]
+    length = max((images.videos[n]["frames"] / images.videos[n]["rate"] for n in numbers), default=0)
+    if numbers and not 0 <= second <= length:
+        raise UserError(f"{name} has no second {second:g}; it is {length:.1f} seconds long")
+    candidates = []
+    for own in map(images.video_images, numbers):
+        k = bisect_left(own, second, key=lambda i: images.source(i).second)
+        candidates += own[max(0, k - 1) : k + 1]
+    if not candidates:
+        raise UserError(f"{images.folder} has no images of a video {name}")
+    return min(candidates, key=lambda i: abs(images.source(i).second - second))
+
+
+def write_frames_table(images):
+    """Write frames.csv into the folder of a Manifest, with a row per image, and return its path."""
+
+    def rows():
+        for i in range(len(images)):
+            path, source = images.path(i), images.source(i)
+            row = {"file": path, "class": path.rpartition("/")[0], "recording": source.name}
+            yield row | {"frame": source.frame, "second": round(source.second, 3)} | _cells(source.recording)
+
+    return _write_table(images, FRAMES_TABLE, ["file", "class", "recording", "frame", "second"], [], rows())
+
+
+def write_videos_table(images):
+    """Write videos.csv into the folder of a Manifest, with a row per video that has images, and return its path."""
+
+    def rows():
+        for number, video in enumerate(images.videos):
+            if own := images.video_images(number):
+                name, recording, length = images.recording(number)
+                row = {"file": name, "frames": video["frames"], "seconds": round(length, 3), "images": len(own)}
+                first, last = (images.path(i).rpartition("/")[0] for i in (own[0], own[-1]))
+                yield row | {"first_class": first, "last_class": last} | _cells(recording)
+
+    ends = ["frames", "seconds", "images", "first_class", "last_class"]
+    return _write_table(images, VIDEOS_TABLE, ["file"], ends, rows())
+
+
+def _cells(recording):
+    return {key: getattr(recording, key) for key in KNOWN} | recording.columns
+
+
+def _write_table(images, name, first, last, rows):
+    """Write rows, dicts, to a table whose columns are first, what is known of the recordings, and last."""
+    further = {column for number in range(len(images.videos)) for column in images.recording(number)[1].columns}
+    path = images.folder / name
+    with files.atomic_write(path) as part, open(part, "w", encoding="utf-8", newline="") as file:
+        writer = csv.DictWriter(file, [*first, *KNOWN, *sorted(further), *last])
+        writer.writeheader()
+        writer.writerows(rows)
+    return path

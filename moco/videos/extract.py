@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from moco import cli, files, pool
-from moco.data import manifest, packed, recordings, sources
+from moco.data import manifest, packed, recordings
 from moco.videos import images, listing, moments, progress_log
 
 LAYOUT = ("settings", "per_class", "class_digits", "image_digits")  # what the images of a video depend on in a plan
@@ -142,7 +142,7 @@ def matching_plan(folder, settings, listed):
 def write_plan(folder, plan):
     """Write a new plan to a frame folder and return it; UserError if classes of unknown origin exist there."""
     present = {path.name for path in Path(folder).iterdir()}
-    outputs = manifest.tar_names(plan["videos"]) if plan["settings"].get("pack") else manifest.class_names(plan)
+    outputs = manifest.video_tars(plan["videos"]) if plan["settings"].get("pack") else manifest.class_names(plan)
     for name in [*outputs, *progress_log.names(folder)]:
         if name in present and not (Path(folder) / manifest.NAME).exists():  # another shard may have written it by now
             raise cli.UserError(f"{folder} has a {name} already, but no {manifest.NAME}. Give another --save-dir")
@@ -168,7 +168,7 @@ def read_videos(folder, plan, roots, selections, workers, shard):
     longest_first = sorted(range(len(videos)), key=lambda number: -videos[number]["frames"])  # so that all end together
     numbers = [number for number in longest_first[part::parts] if number not in done]
     if plan["settings"].get("pack"):
-        videos = [{**video, "tar": tar} for video, tar in zip(videos, manifest.tar_names(videos), strict=True)]
+        videos = [{**video, "tar": tar} for video, tar in zip(videos, manifest.video_tars(videos), strict=True)]
     tasks = [
         (
             os.path.join(roots[video["folder"]], video["name"]),
@@ -243,7 +243,7 @@ def _finish(folder, plan):
     if plan["settings"].get("pack"):
         packed.load(Path(folder), complete)  # makes the index
     plan["complete"] = True
-    sources.write_videos_table(complete)
+    recordings.write_videos_table(complete)
     manifest.write(folder, plan)
     progress_log.remove(folder)
     return plan

@@ -4,10 +4,10 @@ import os
 import stat
 
 from moco.cli import UserError
-from moco.data import manifest, sources
+from moco.data import manifest, recordings
 from moco.videos import progress_log
 
-OWN = (manifest.NAME, manifest.TIMES, sources.FRAMES_TABLE, sources.VIDEOS_TABLE)  # files in a frame folder
+OWN = (manifest.NAME, manifest.TIMES, recordings.FRAMES_TABLE, recordings.VIDEOS_TABLE)  # files in a frame folder
 
 
 def list_videos(folders, recursive, save_dir):

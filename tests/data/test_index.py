@@ -248,6 +248,6 @@ def test_opening_millions_of_frames_takes_little_memory(tmp_path, millions):
     frames = FrameFolder(tmp_path)
     size, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
-    assert peak < 16e6 and size < 4e6
+    assert peak < 16e6 + 12e6 * millions and size < 4e6 + 4e6 * millions  # slots have 4 bytes, for a moment 8 more
     assert len(frames) == total and len(frames.classes) == -(-millions * 1_000_000 // 1440)
     assert frames.path(total - 1).parent.name == frames.classes[frames.label(total - 1)] == frames.classes[-1]

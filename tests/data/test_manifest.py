@@ -3,6 +3,7 @@
 import json
 import time
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -49,13 +50,39 @@ def test_every_answer_is_that_of_the_plain_list(slots, missing, by, window):
     assert len(found) == len(plain)
     assert found.classes == sorted(set(folders))
     assert found.class_sizes() == [folders.count(name) for name in found.classes]
+    assert [found.find(path) for path, _, _ in plain] == list(range(len(plain)))
+    everywhere = images({**plan, "videos": [{**video, "missing": []} for video in plan["videos"]]})
+    for path in {path for path, _, _ in everywhere} - {path for path, _, _ in plain}:
+        assert found.find(path) is None
     for i, (path, video, slot) in enumerate(plain):
-        assert (found.path(i), found.video(i), found.classes[found.label(i)]) == (path, video, folders[i])
+        assert (found.path(i), found.video(i), folders[i]) == (path, video, folders[i])
         near = [j for j, (_, v, s) in enumerate(plain) if v == video and abs(s - slot) <= window and j != i]
         assert list(found.neighbors(i, window)) == near
     for outside in (-1, len(plain)):
         with pytest.raises(IndexError):
             found.path(outside)
+
+
+@pytest.mark.parametrize("name", [
+    "class_0001/img_0000.jpg", "class_0001/img_000.jpeg", "class_0001/img_0010.jpeg", "class_0001/img_.jpeg",
+    "class_0001/img_٣.jpeg", f"class_0001/img_{'9' * 99}.jpeg", "class_0009/img_0000.jpeg", "img_0001.jpeg", "",
+])  # fmt: skip
+def test_names_of_no_image_are_not_found(name):
+    assert manifest.Manifest(make([35])).find(name) is None
+
+
+def test_damaged_times_are_named(tmp_path):
+    plan = make([10])
+    plan["videos"][0] |= {"times_from": 0, "rate": 30.0}
+    manifest.write(tmp_path, plan)
+    np.save(tmp_path / "times.npy", np.zeros((10, 2)))
+    content = (tmp_path / "times.npy").read_bytes()
+    for damaged in (content[:-40], b"", b"not an array", None):
+        (tmp_path / "times.npy").write_bytes(damaged or b"")
+        if damaged is None:
+            (tmp_path / "times.npy").unlink()
+        with pytest.raises(UserError, match="times.npy is missing or damaged"):
+            manifest.load(tmp_path).source(3)
 
 
 def test_ten_million_frames_open_in_under_a_second(tmp_path):
@@ -85,6 +112,21 @@ def test_names_that_would_mix_or_be_too_long_are_left_out():
     plan = make([3, 3], names=["n" * 255, "n" * 255], **{"class-by": "video"})  # the second class would be n...n.2
     assert [each["class"] for each in plan["videos"]] == ["n" * 255]
     assert plan["left_out"][0]["reason"] == "its name is too long for image names"
+
+
+def test_image_names_have_one_dot():
+    """What follows the first one is no part of the name for WebDataset."""
+    names = ["a.b/01_x_2.5.2024-5:19pm.mp4", "c/01_x_2-5-2024-5:19pm.mp4", "02_x.mp4"]
+    found = manifest.Manifest(make([2, 1, 1], names=names, **{"class-by": "name"}))
+    assert [found.path(i) for i in range(4)] == [
+        "01/01_x_2-5-2024-5:19pm-2_0000.jpeg", "01/01_x_2-5-2024-5:19pm_0000.jpeg",
+        "01/01_x_2-5-2024-5:19pm_0001.jpeg", "02/02_x_0000.jpeg",
+    ]  # fmt: skip
+
+
+def test_tars_have_no_colon_and_a_name_of_their_own():
+    videos = [{"name": name} for name in ("a/v 5:19.mp4", "v 5-19.mp4", "v 5-19.2.mp4", "c.d.mp4")]
+    assert manifest.video_tars(videos) == ["v 5-19.tar", "v 5-19.3.tar", "v 5-19.2.tar", "c.d.tar"]
 
 
 @pytest.mark.parametrize("by", ["name", "video"])

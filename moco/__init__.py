@@ -26,7 +26,7 @@ directly in this folder may be imported from anywhere, those of a sub-package by
         index               any other folder of images
         packed              a folder of tars of images
         archive             one tar
-        recordings          child, date and age; which of them to use; where an image is from, and tables of it
+        recordings          child, date and age; order; which of them to use; where an image is from, and tables of it
         frame_folder        the images of one or several folders, by index
         loader              the order of images in an epoch, and its batches
         workers             processes that read batches

@@ -366,7 +366,8 @@ def _recordings(frames, images, names, groups):
         plan = manifest.load(frames.folder)
         if plan is None:
             raise UserError(f"--split recording: {frames.folder} has no manifest.json; give --groups")
-        return np.array([plan.video(int(i)) for i in images])
+        first_chapters = np.array(manifest.first_chapters(plan.videos))
+        return first_chapters[[plan.video(int(i)) for i in images]]
     recording = {row["file"]: row["recording"] for row in files.read_table(groups, "file", "recording")}
     if missing := [name for name in names if not recording.get(name)]:
         raise UserError(f"--groups {groups} has no recording of {missing[0]} (and {len(missing) - 1} more images)")

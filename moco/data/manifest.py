@@ -167,6 +167,13 @@ def unique(names, mark="."):
     return list(result)
 
 
+def first_chapters(videos):
+    """For each entry of a plan the number of the first one of the same recording, see recordings.chapter."""
+    first = {}
+    keys = [(video["folder"], recordings.chapter(video["name"])[0]) for video in videos]
+    return [first.setdefault(key, number) for number, key in enumerate(keys)]
+
+
 def left_out(plan):
     """[(name, reason)] of all files and videos that were left out, completely or in part."""
     return [(each["name"], each["reason"]) for each in plan["left_out"] + plan["videos"] if "reason" in each]

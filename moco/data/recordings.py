@@ -18,6 +18,9 @@ DAYS_PER_MONTH = 30.4375
 ROTATIONS = (0, 90, 180, 270)  # degrees
 # SAYCam's names: child, date, age in months and days, part: S_20130417_0600_01, perhaps with a suffix.
 SAYCAM_NAME = re.compile(r"([A-Za-z])_(\d{8})_(\d\d)(\d\d)_(\d+)")
+# GoPro's names: camera, chapter and recording, as in GX020007; the first chapter of older cameras is GOPR0007.
+GOPRO_NAME = re.compile(r"(?<![A-Za-z0-9])(GOPR|(G[HPSX])(\d\d))(\d{4})(?![A-Za-z0-9])", re.IGNORECASE)
+TIME_OF_DAY = re.compile(r"\d{1,2}:\d{2}(:\d{2})? ?([ap]m)?|\d{1,2} ?[ap]m", re.IGNORECASE)
 FRAMES_TABLE, VIDEOS_TABLE = "frames.csv", "videos.csv"
 KNOWN = ("child", "date", "age_months", "age_days", "part")
 
@@ -66,6 +69,32 @@ class Source:
         if known.age_months is not None:
             parts.append(f"{known.age_months:.1f} months")
         return ", ".join(parts)
+
+
+def natural_key(name):
+    """The key of the natural order of names, in which numbers compare by value: frame_2 comes before frame_10."""
+    return [int(part) if k % 2 else part for k, part in enumerate(re.split(r"(\d+)", name))]
+
+
+def chapter(name):
+    """(the recording that a video is of, the number of its chapter); that of the video itself, and 0, if it has none.
+
+    GoPro cameras divide a recording into chapters: GX010007 and GX020007, or GOPR0007, GP010007 and GP020007, perhaps
+    with the same words around them. A time of day may differ, as chapters begin one after another.
+    """
+    folder, slash, file = name.rpartition("/")
+    match = GOPRO_NAME.search(file)
+    if match is None:
+        return name, 0
+    camera, number = (match[2] or "GP").upper(), int(match[3] or 0)
+    rest = TIME_OF_DAY.sub("", file[match.end() :])
+    return f"{folder}{slash}{file[: match.start()]}{camera}{match[4]}{rest}", number
+
+
+def sort_key(name):
+    """The key of the order of videos by name: natural, with the chapters of a recording one after another."""
+    recording, number = chapter(name)
+    return natural_key(recording), number, natural_key(name)
 
 
 def from_name(name):

@@ -271,6 +271,13 @@ def test_recordings_of_a_manifest_are_on_one_side(tmp_path):
     for seed in range(3):
         train, test = ({name.rpartition("_")[0] for name in side} for side in sides(task, seed))
         assert not train & test and len(train | test) == 12 and len(test) == 6
+    names = [f"{name}_GX0{chapter}000{n}.MP4" for name in ("car", "dog") for n in range(4) for chapter in (1, 2)]
+    videos = [{"folder": 0, "name": name, "slots": 2, "frames": 2, "rate": 1.0} for name in names]
+    manifest.write(tmp_path, manifest.make(settings, ["."], videos, []) | {"complete": True})
+    (task,) = tasks(tmp_path, "--split", "recording", "--seeds", 3)
+    for seed in range(3):  # car/car_GX020003_0001.jpeg is of the recording 3 of car
+        train, test = ({(name[:3], name.rpartition("_")[0][-1]) for name in side} for side in sides(task, seed))
+        assert not train & test and len(train | test) == 8 and len(test) == 4
     videos = [{"folder": 0, "name": "a.mp4", "slots": 8, "frames": 8, "rate": 1.0}]
     plan = manifest.make(settings | {"class-by": "time"}, ["."], videos, []) | {"complete": True}
     manifest.write(tmp_path, plan)

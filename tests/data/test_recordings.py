@@ -1,6 +1,7 @@
 """What names and tables say of recordings, and which recordings a selection takes."""
 
 import argparse
+import random
 
 import pytest
 
@@ -44,6 +45,35 @@ def test_saycams_names_say_child_date_age_and_part(name):
 @pytest.mark.parametrize("name", UNKNOWN)
 def test_other_names_say_nothing(name):
     assert recordings.from_name(name) == Recording() and Recording().known() == {}
+
+
+CHAPTERS = [  # recordings and their chapters, in order
+    ["00220001_GX010001_02.05.2024-02.11.2024_02.05.2024-5:19pm.mp4",
+     "00220001_GX020001_02.05.2024-02.11.2024_02.05.2024-5:31pm.mp4"],
+    ["00220001_GX010001_02.12.2024-02.18.2024_02.12.2024-9:18am.mp4"],
+    ["00220001_GX010002_02.05.2024-02.11.2024_02.05.2024-5:19pm.mp4",
+     "00220001_GX020002_02.05.2024-02.11.2024_02.05.2024-5:19pm.mp4"],
+    ["00220002_GX010001_02.05.2024-02.11.2024_02.05.2024-5:19pm.mp4"],
+    ["GH010007.MP4"],
+    ["GOPR0007.MP4", "GP010007.MP4", "GP020007.MP4", "GP100007.MP4"],
+    ["GX010007.MP4", "GX020007.MP4"],
+    ["GX010008.MP4", "GX020008.MP4"],
+    ["part_1.mp4"], ["part_2.mp4"], ["part_10.mp4"],
+    ["sub/GX010007.MP4", "sub/GX020007.MP4"],
+]  # fmt: skip
+
+
+def test_videos_are_in_natural_order_with_the_chapters_of_a_recording_together():
+    names = [name for recording in CHAPTERS for name in recording]
+    for seed in range(5):
+        assert sorted(random.Random(seed).sample(names, len(names)), key=recordings.sort_key) == names
+    own = [{recordings.chapter(name)[0] for name in recording} for recording in CHAPTERS]
+    assert all(len(each) == 1 for each in own) and len(set.union(*own)) == len(CHAPTERS)
+
+
+@pytest.mark.parametrize("name", ["GX01000.MP4", "XGX010007.MP4", "GX0100071.MP4", "MYGOPR0007.MP4", "GXAA0007.MP4"])
+def test_other_names_are_no_chapters(name):
+    assert recordings.chapter(name) == (name, 0)
 
 
 def table(tmp_path, text, encoding="utf-8"):

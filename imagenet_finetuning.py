@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from moco import cli, distributed, files
+from moco.analysis import splits
 from moco.cli import UserError
 from moco.data import augment, loader
 from moco.data.frame_folder import FrameFolder
@@ -71,16 +72,6 @@ def parse_args(argv=None):
     if args.evaluate and not args.model_path:
         raise UserError("--evaluate needs --model-path, the checkpoint to evaluate")
     return args
-
-
-def retained(labels, share, seed):
-    """Sorted indices of a random fraction of the images of every class (labels, (N,)), at least one of each."""
-    random = np.random.default_rng(seed)
-    kept = []
-    for label in np.unique(labels):
-        images = np.flatnonzero(labels == label)
-        kept.append(random.permutation(images)[: max(1, round(share * len(images)))])
-    return np.sort(np.concatenate(kept))
 
 
 def listed(frames, path):
@@ -143,7 +134,7 @@ def train(args, context):
     if args.train_list:
         images = listed(frames, args.train_list)
     else:
-        images = retained(frames.labels(), args.frac_retained, args.seed)
+        images = splits.nested_share(np.arange(len(frames)), frames.labels(), args.frac_retained, args.seed)
     sampler = loader.EpochSampler(images, args.batch_size, args.seed, context)
     crops = augment.Recipe("imagenet", args.image_size)
     batches = loader.FrameLoader(frames, crops, sampler, context.device, args.workers)

@@ -3,11 +3,8 @@
 import json
 import shutil
 
-import hypothesis
-import numpy as np
 import pytest
 import torch
-from hypothesis import strategies
 
 import imagenet_finetuning
 from moco.cli import UserError
@@ -41,19 +38,6 @@ def test_learning_rate_falls_to_a_fifth_at_each_milestone():
     rates = [engine.step_learning_rate(epoch, 5e-4, [23, 24], 0.2) for epoch in range(25)]
     assert rates[:23] == [5e-4] * 23
     assert rates[23:] == pytest.approx([1e-4, 2e-5])
-
-
-@hypothesis.given(
-    counts=strategies.lists(strategies.integers(1, 60), min_size=1, max_size=8),
-    share=strategies.floats(0, 1),
-    seed=strategies.integers(0, 99),
-)
-def test_the_retained_images_are_balanced_and_depend_on_the_seed_alone(counts, share, seed):
-    labels = np.repeat(np.arange(len(counts)), counts)
-    kept = imagenet_finetuning.retained(labels, share, seed)
-    assert np.bincount(labels[kept]).tolist() == [max(1, round(share * count)) for count in counts]
-    assert len(np.unique(kept)) == len(kept)
-    assert kept.tolist() == imagenet_finetuning.retained(labels, share, seed).tolist()
 
 
 def test_a_frozen_trunk_does_not_change_at_all(data, tmp_path):

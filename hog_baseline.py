@@ -10,12 +10,15 @@ Features are kept on disk, 4 bytes per value; a fit loads those of its training 
 this takes 4 GB of disk, and 2 GB of memory if half of them are used for training.
 """
 
+from collections import defaultdict
+from functools import partial
+
 import numpy as np
 from skimage.feature import hog
 from sklearn.linear_model import SGDClassifier
 
 from moco import cli, files
-from moco.analysis import features, readouts, report, splits
+from moco.analysis import features, report
 from moco.cli import UserError
 from moco.data import augment
 from moco.pool import WorkerPool
@@ -38,8 +41,8 @@ def hog_features(image):
     return hog(image, 9, (16, 16), (3, 3), block_norm="L2", channel_axis=-1).astype(np.float32)
 
 
-def read_features(path):
-    """(shape, HOG) of the image at path, or the reason why it has none."""
+def read_features(path, report=None):
+    """(shape, HOG) of the image at path, or the reason why it has none. report: of WorkerPool; an image is no work."""
     try:
         image = augment.decode(path.read_bytes())
     except (augment.BadImage, OSError) as error:
@@ -61,17 +64,17 @@ def all_features(frames, images, workers, cache):
         size = augment.decode(frames.read(known[0])).shape if len(known) else None
         needed = min(workers, len(paths) // IMAGES_PER_WORKER)
         with WorkerPool(needed) as pool, cli.Progress(len(paths), "HOG", "images") as progress:
-            for i, path, result in zip(missing, paths, pool.map(read_features, paths), strict=True):
+            for index, result in pool.as_completed(read_features, paths):
                 progress.update()
                 if isinstance(result, str):
-                    progress.write(f"{path}: {result}; left out")
+                    progress.write(f"{paths[index]}: {result}; left out")
                     continue
                 shape, row = result
                 size = size or shape
                 if shape != size:
                     sizes = " and ".join(f"{width}x{height}" for height, width, _ in (shape, size))
-                    raise UserError(f"{path} differs in size from other images ({sizes}); HOG needs one size")
-                yield np.array([i]), row[None]
+                    raise UserError(f"{paths[index]} differs in size from other images ({sizes}); HOG needs one size")
+                yield missing[index : index + 1], row[None]
 
     key = features.cache_key(frames, images, "hog")
     return features.cached_rows(cache / f"{key}.npy", frames, images, compute, "HOG")
@@ -87,27 +90,22 @@ def readout(x, y, seed, workers):
 
 def main(argv=None):
     args = parse_args(argv)
-    results = report.Report(args.save_dir, args.data, args.overwrite, args.compare)
-    tasks = []
-    if args.data:
-        frames = report.open_frames(args.data, args.test_data)
-        tasks = splits.make_tasks(frames, splits.SplitOptions.from_flags(vars(args)))
-        results.check_no_clash([readouts.result_name("HOG", each) for each in args.readout], tasks)
-        cache = files.make_output_dir(args.features_dir or results.folder / "features")
-    for task in tasks:
-        rows = all_features(frames, task.images, args.workers, cache)
-        task = task.drop(np.isnan(rows[:, 0]))
-        n_classes, scores, votes = len(task.classes), {each: [] for each in args.readout}, []
-        for seed, (train, test) in zip(task.seeds, task.splits, strict=True):
+    evaluation = report.Evaluation(vars(args))
+    evaluation.check_names(["HOG"])
+    fits = report.chosen_fits(args.readout, args.knn)
+    if "published" in args.readout:
+        fits["published"] = partial(readout, workers=args.workers)
+    for task in evaluation.tasks:
+        cache = files.make_output_dir(args.features_dir or evaluation.folder / "features")
+        rows = all_features(evaluation.frames, task.images, args.workers, cache)
+        task, scores = task.drop(np.isnan(rows[:, 0])), defaultdict(list)
+        for seed, (train, test) in task.splits.items():
             x, y = rows[train], task.labels[train]
-            for each in scores:
-                fitted = readout(x, y, seed, args.workers) if each == "published" else readouts.FITS[each](x, y, seed)
-                scores[each].append(readouts.class_scores(fitted, rows, test, n_classes))
-            if args.knn:
-                votes.append(readouts.knn_scores(x, y, rows[test], args.knn, n_classes))
-        results.add_readouts("HOG", task, scores, (args.knn, votes) if args.knn else None)
-    files.write_args(results.folder, cli.flags(args))
-    results.finish(vars(args), tasks)
+            for name, fit in fits.items():
+                scores[name].append(report.class_scores(fit(x, y, seed), rows, test, len(task.classes)))
+        evaluation.add("HOG", task, scores)
+    files.write_args(evaluation.folder, cli.flags(args))
+    evaluation.finish()
 
 
 if __name__ == "__main__":

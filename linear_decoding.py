@@ -9,6 +9,7 @@ every split, as --split-file reads it. Figures are PDF and PNG.
 """
 
 import copy
+from collections import defaultdict
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,7 +18,7 @@ from torch import nn
 from torch.nn import functional
 
 from moco import cli, distributed, files
-from moco.analysis import features, readouts, report, splits
+from moco.analysis import features, report
 from moco.cli import UserError
 from moco.data import augment, loader
 from moco.networks import architectures, opening, released
@@ -152,13 +153,13 @@ def open_networks(args):
     return networks, checkpoints
 
 
-def decode(args, frozen, task, data, cache, results):
-    """Fit and test linear classifiers on a task with each seed; adds them to results, a report.Report."""
-    trunk, n_classes = frozen.trunk.to(data.device), len(task.classes)
-    scores, votes = {readout: [] for readout in args.readout}, []
-    for i, seed in enumerate(task.seeds):
+def decode(args, frozen, task, data, cache, evaluation):
+    """Fit and test linear classifiers on a task with each seed; adds them to a report.Evaluation."""
+    trunk = frozen.trunk.to(data.device)
+    fits, scores = report.chosen_fits(args.readout, args.knn), defaultdict(list)
+    for i, seed in enumerate(task.splits):
         if frozen.bn_mode == "adapt":
-            train_images = task.images[task.splits[i][0]]
+            train_images = task.images[task.splits[seed][0]]
             features.adapt_batch_norm(trunk, data, train_images, seed, cache, frozen.description)
         if i == 0 or frozen.bn_mode == "adapt":
             adapted = f", batch norm adapted to {len(train_images)} of them" if frozen.bn_mode == "adapt" else ""
@@ -166,34 +167,32 @@ def decode(args, frozen, task, data, cache, results):
             rows = features.extract_features(trunk, data, task.images, cache, what)
         if i == 0:
             task = task.drop(np.isnan(rows[:, 0]))
-        train, test = task.splits[i]
-        if "published" in scores:
-            classifier, network, fitted, test_rows = fit_published(args, frozen, task, i, rows, data, cache)
+        train, test = task.splits[seed]
+        if "published" in args.readout:
+            classifier, network, fitted, test_rows = fit_published(args, frozen, task, seed, rows, data, cache)
             with torch.no_grad():
                 scores["published"].append(classifier(torch.tensor(test_rows).to(data.device)).cpu().numpy())
             if i == 0:
                 head = {f"{frozen.head_name}.{key}": value for key, value in classifier.state_dict().items()}
                 state = network.state_dict() | head
-                results.save_classifier(frozen.name, task, frozen.arch, state, *fitted, scores["published"][0])
-        for readout in scores.keys() & readouts.FITS.keys():
-            classifier = readouts.FITS[readout](rows[train], task.labels[train], seed)
-            scores[readout].append(readouts.class_scores(classifier, rows, test, n_classes))
-        if args.knn:
-            votes.append(readouts.knn_scores(rows[train], task.labels[train], rows[test], args.knn, n_classes))
-    results.add_readouts(frozen.name, task, scores, (args.knn, votes) if args.knn else None)
+                evaluation.save_classifier(frozen.name, task, frozen.arch, state, *fitted, scores["published"][0])
+        for name, fit_readout in fits.items():
+            classifier = fit_readout(rows[train], task.labels[train], seed)
+            scores[name].append(report.class_scores(classifier, rows, test, len(task.classes)))
+    evaluation.add(frozen.name, task, scores)
 
 
-def fit_published(args, frozen, task, i, rows, data, cache):
-    """Train a linear layer on split i of a task: the layer, its network, the results of fit(), and the test features.
+def fit_published(args, frozen, task, seed, rows, data, cache):
+    """Train a linear layer on a seed's split: the layer, its network, the results of fit(), and the test features.
 
     rows: features of the task's images, (N, C), from the trunk as it is.
     """
-    train, test = task.splits[i]
-    torch.manual_seed(task.seeds[i])
+    train, test = task.splits[seed]
+    torch.manual_seed(seed)
     classifier = nn.Linear(rows.shape[1], len(task.classes)).to(data.device)
     if frozen.bn_mode == "train":
         network = copy.deepcopy(frozen.trunk)
-        fitted = fit_drifting(args, classifier, network, task, train, data, task.seeds[i])
+        fitted = fit_drifting(args, classifier, network, task, train, data, seed)
         what = f"features of {frozen.description}, batch norm drifted while a classifier trained"
         return classifier, network, fitted, features.extract_features(network, data, task.images[test], cache, what)
     x, y = (torch.from_numpy(values[train]).to(data.device) for values in (rows, task.labels))
@@ -213,21 +212,18 @@ def fit_drifting(args, classifier, network, task, train, data, seed):
 
 def main(argv=None):
     args = parse_args(argv)
-    results = report.Report(args.save_dir, args.data, args.overwrite, args.compare)
-    tasks, checkpoints = [], {}
+    evaluation, checkpoints = report.Evaluation(vars(args)), {}
     if args.data:
-        frames = report.open_frames(args.data, args.test_data)
-        tasks = splits.make_tasks(frames, splits.SplitOptions.from_flags(vars(args)))
         networks, checkpoints = open_networks(args)
-        names = [readouts.result_name(frozen.name, each) for frozen in networks for each in args.readout]
-        results.check_no_clash(names, tasks)
-        data = features.EvalData(frames, args.image_size, distributed.select_device(args.device), args.workers)
-        cache = files.make_output_dir(args.features_dir or results.folder / "features")
+        evaluation.check_names([frozen.name for frozen in networks])
+        device = distributed.select_device(args.device)
+        data = features.EvalData(evaluation.frames, args.image_size, device, args.workers)
+        cache = files.make_output_dir(args.features_dir or evaluation.folder / "features")
         for frozen in networks:
-            for task in tasks:
-                decode(args, frozen, task, data, cache, results)
-    files.write_args(results.folder, cli.flags(args), checkpoints)
-    results.finish(vars(args), tasks)
+            for task in evaluation.tasks:
+                decode(args, frozen, task, data, cache, evaluation)
+    files.write_args(evaluation.folder, cli.flags(args), checkpoints)
+    evaluation.finish()
 
 
 if __name__ == "__main__":

@@ -55,10 +55,8 @@ directly in this folder may be imported from anywhere, those of a sub-package by
         maps                class activation maps
         units               statistics of single units
         splits              training and test images
-        readouts            logistic regression, nearest neighbors
-        comparisons         differences between models
-        accuracy            accuracies, published values
-        report              results of an evaluation
+        accuracy            accuracies, published values, differences between models
+        report              readouts, and what an evaluation writes
         clip                a series of frames and their maps
         film                video files of maps
 
@@ -77,7 +75,7 @@ To add
     an objective            write objective(model, images, targets) -> (loss, {name: metric}) in a script of its own, as
                             tests/support/simsiam.py does in 40 lines; temporal_classification.py has all flags
     an evaluation           take features.extract_features; a readout of linear_decoding.py and hog_baseline.py is a
-                            function and an entry of readouts.FITS
+                            function and an entry of report.FITS
     a checkpoint format     most need nothing (opening finds networks by fit); else give other names of the same tensors
                             in opening._namings, or another file format in checkpoint.read
 """

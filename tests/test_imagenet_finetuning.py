@@ -8,7 +8,7 @@ import torch
 
 import imagenet_finetuning
 from moco.cli import UserError
-from moco.networks import architectures, checkpoint
+from moco.networks import architectures, checkpoint, opening
 from moco.training import engine
 from tests.conftest import make_frames
 from tests.support.training import everything, same
@@ -42,7 +42,7 @@ def test_learning_rate_falls_to_a_fifth_at_each_milestone():
 
 def test_a_frozen_trunk_does_not_change_at_all(data, tmp_path):
     tune(data, tmp_path / "run", "--freeze-trunk")
-    before = checkpoint.weights(tmp_path / START).state
+    before = opening.find(tmp_path / START).state
     content = checkpoint.read(tmp_path / "run" / f"ft_IN_{START}")
     after = {name.removeprefix("module."): value for name, value in content["model_state_dict"].items()}
     assert after["fc.weight"].shape == (3, 1024)
@@ -58,7 +58,7 @@ def test_a_whole_network_changes_and_resumes_bitwise(data, tmp_path):
     tune(data, tmp_path / "cut", "--resume")
     assert same(everything(tmp_path / "whole"), everything(tmp_path / "cut"))
     content = checkpoint.read(tmp_path / "cut" / "last.tar")
-    before = checkpoint.weights(tmp_path / START).state
+    before = opening.find(tmp_path / START).state
     assert not torch.equal(content["model_state_dict"]["module.conv1.0.weight"], before["conv1.0.weight"])
     assert content["optimizer_state_dict"]["param_groups"][0]["lr"] == pytest.approx(5e-4 / 25)
 

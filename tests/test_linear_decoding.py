@@ -12,11 +12,11 @@ from torch import nn
 import linear_decoding
 import read_saycam
 from moco import cli, files, plots
-from moco.analysis import features, readouts, splits
+from moco.analysis import accuracy, features, report, splits
 from moco.cli import UserError
 from moco.data import augment, loader
 from moco.data.frame_folder import FrameFolder
-from moco.networks import architectures, checkpoint
+from moco.networks import architectures, checkpoint, opening
 from tests.support import golden
 from tests.support.inputs import make_frames, save_network
 from tests.support.videos import write_video
@@ -34,6 +34,11 @@ def decode(data, save_dir, *words):
     return json.loads((save_dir / "results.json").read_text())
 
 
+def tasks(data, *words):
+    """The tasks that the script's flags ask for."""
+    return splits.make_tasks(FrameFolder(data), vars(linear_decoding.parse_args([str(data), *words])))
+
+
 @pytest.fixture
 def network(tmp_path):
     """A checkpoint of a small network with 5 outputs."""
@@ -49,8 +54,8 @@ def test_results_record_what_was_decoded(frames, network, tmp_path):
     found = decode(frames, tmp_path / "out", *words)
     assert found["classes"] == ["class_0000", "class_0001", "class_0002"]
     assert (found["chance"], found["seeds"]) == (1 / 3, [0, 1])
-    (task,) = splits.make_tasks(FrameFolder(frames), splits.SplitOptions(seeds=2))
-    assert found["majority"] == found["models"]["TC"]["iid"]["majority"] == task.majority
+    (task,) = tasks(frames, "--seeds", "2")
+    assert found["majority"] == found["models"]["TC"]["iid"]["majority"] == accuracy.majority(task)
     assert list(found["models"]) == ["TC", "noise"]
     for entry in (found["models"]["TC"]["iid"], found["models"]["TC"]["iid"]["knn"]):
         assert len(entry["each"]) == 2 and entry["mean"] == pytest.approx(np.mean(entry["each"]))
@@ -95,7 +100,7 @@ def test_the_decoded_model_loads_as_published_and_predicts_the_same(frames, netw
     accuracy = float((preds == targets).float().mean())
     assert found["models"]["net"]["iid"]["each"][0] == pytest.approx(accuracy)
     assert content["val_acc1_list"] == pytest.approx([100 * accuracy])
-    assert checkpoint.weights(path).classes == images.classes
+    assert opening.find(path).classes == images.classes
 
 
 def test_a_seed_gives_the_same_alone_and_among_others(frames, network, tmp_path):
@@ -108,9 +113,9 @@ def test_a_seed_gives_the_same_alone_and_among_others(frames, network, tmp_path)
 
 @pytest.mark.parametrize("mode", ["eval", "adapt", "train"])
 def test_only_batch_norm_statistics_change_and_only_in_their_modes(frames, network, tmp_path, mode):
-    before = checkpoint.weights(network).state
+    before = opening.find(network).state
     decode(frames, tmp_path / "out", "--model-path", network, "--bn-mode", mode)
-    after = checkpoint.weights(tmp_path / "out" / "net_labeledS_5_iid.tar").state
+    after = opening.find(tmp_path / "out" / "net_labeledS_5_iid.tar").state
     moved = {name for name in before if not name.startswith("fc.") and not before[name].equal(after[name])}
     assert all(name.rsplit(".", 1)[1].startswith(("running", "num_batches")) for name in moved)
     assert bool(moved) == (mode != "eval")
@@ -121,7 +126,7 @@ def test_only_batch_norm_statistics_change_and_only_in_their_modes(frames, netwo
 def test_random_weights_are_adapted_by_default(frames, tmp_path):
     for words, adapted in (([], True), (["--bn-mode", "eval"], False)):
         decode(frames, tmp_path / "out", "--model-name", "random", "--model", ARCH, "--overwrite", *words)
-        state = checkpoint.weights(tmp_path / "out" / "random_labeledS_5_iid.tar").state
+        state = opening.find(tmp_path / "out" / "random_labeledS_5_iid.tar").state
         assert bool(state["conv1.1.running_mean"].any()) == adapted
 
 
@@ -324,8 +329,8 @@ def test_readouts_and_shares_are_in_one_table_and_a_figure(frames, network, tmp_
     assert list(found["models"]) == ["net", "net-logistic"]
     entries = found["models"]["net-logistic"]
     assert list(entries) == ["iid 50%", "iid 100%"]
-    half = splits.make_tasks(FrameFolder(frames), splits.SplitOptions(seeds=2, train_share=(0.5,)))[0]
-    assert entries["iid 50%"]["train_images"] == [len(train) for train, _ in half.splits]
+    (half,) = tasks(frames, "--seeds", "2", "--train-share", "0.5")
+    assert entries["iid 50%"]["train_images"] == [len(train) for train, _ in half.splits.values()]
     assert entries["iid 50%"]["test_images"] == [12, 12]
     assert "knn" in found["models"]["net"]["iid 50%"] and "knn" not in entries["iid 50%"]
     assert (tmp_path / "out" / "training_images.pdf").stat().st_size > 1000
@@ -334,9 +339,9 @@ def test_readouts_and_shares_are_in_one_table_and_a_figure(frames, network, tmp_
     plain = decode(frames, tmp_path / "plain", "--model-path", network, "--seeds", 2)["models"]["net"]["iid"]
     assert plain["each"] == found["models"]["net"]["iid 100%"]["each"] and "train_share" not in plain
     (rows,) = (np.load(path) for path in (tmp_path / "plain" / "features").glob("*.npy"))
-    (task,) = splits.make_tasks(FrameFolder(frames), splits.SplitOptions(seeds=2))
+    (task,) = tasks(frames, "--seeds", "2")
     train, test = task.splits[1]
-    expected = readouts.logistic(rows[train], task.labels[train], 1).score(rows[test], task.labels[test])
+    expected = report.logistic(rows[train], task.labels[train], 1).score(rows[test], task.labels[test])
     assert entries["iid 100%"]["each"][1] == pytest.approx(expected)
 
 
@@ -355,8 +360,8 @@ def test_the_cache_has_an_index_in_words(frames, network, tmp_path):
     for name in "ab":
         decode(frames, tmp_path / name, *words, "--features-dir", tmp_path / "cache")
     lines = [json.loads(line) for line in (tmp_path / "cache" / "index.jsonl").read_text().splitlines()]
-    files = {path.name for path in (tmp_path / "cache").iterdir() if path.suffix in (".npy", ".tar")}
-    assert len(lines) == len(files) == 5 and {line["file"] for line in lines} == files
+    kept = {path.name for path in (tmp_path / "cache").iterdir() if path.suffix in (".npy", ".tar")}
+    assert len(lines) == len(kept) == 5 and {line["file"] for line in lines} == kept
     where = f"32 pixels, of 24 images in {frames}"
     network_words = f"{ARCH} from {network} (SHA-256 {files.sha256(network)[:12]})"
     assert lines[0]["what"] == f"features of {network_words}, {where}"

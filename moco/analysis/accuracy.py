@@ -1,11 +1,13 @@
-"""Accuracies of linear classifiers: of one model on one task, and the table of many results."""
+"""Accuracies of linear classifiers: of a model on a task, differences between models, and the table of all."""
 
-import json
+import hashlib
+import itertools
 import math
-from pathlib import Path
+from functools import partial
 
 import numpy as np
 
+from moco import files
 from moco.cli import UserError
 
 TOYBOX = ["airplane", "ball", "car", "cat", "cup", "duck", "giraffe", "helicopter", "horse", "mug", "spoon", "truck"]
@@ -13,37 +15,11 @@ PUBLISHED = {
     "iid": {"TC-SAY": 0.900, "TC-S": 0.885, "TC-A": 0.868, "TC-Y": 0.870},
     "exemplar": {"TC-SAY": 0.575, "TC-S": 0.549, "TC-A": 0.504, "TC-Y": 0.530},
 }  # top-1 accuracy of the published ResNeXt-50 32x4d on Toybox
+CONFIDENCE = 0.95
+MAX_LINES = 12  # of comparisons in words
 
 
-def topk_accuracy(scores, labels, k=1):
-    """The fraction of rows of scores (N, K) whose k highest entries include the label (N,)."""
-    if k == 1:
-        return float((scores.argmax(1) == labels).mean())
-    return float((np.argpartition(-scores, k - 1, axis=1)[:, :k] == labels[:, None]).any(1).mean())
-
-
-def balanced_accuracy(scores, labels):
-    """The mean over classes of the fraction of their rows of scores (N, K) whose highest entry is the label (N,)."""
-    hits = scores.argmax(1) == labels
-    return float(np.mean([hits[labels == label].mean() for label in np.unique(labels)]))
-
-
-def confusion_matrix(task, scores):
-    """Counts (K, K) of the test images of all seeds: rows are true classes, columns predicted classes.
-
-    task: splits.Task. scores: for each seed the scores (n_test, K) of its test images.
-    """
-    counts = np.zeros((len(task.classes), len(task.classes)), int)
-    for (_, test), seed_scores in zip(task.splits, scores, strict=True):
-        np.add.at(counts, (task.labels[test], seed_scores.argmax(1)), 1)
-    return counts
-
-
-def mean_and_std(values):
-    """{'mean', 'std', 'each'} of values; std is the sample standard deviation (n - 1), None for a single value."""
-    values = [float(value) for value in values]
-    std = float(np.std(values, ddof=1)) if len(values) > 1 else None
-    return {"mean": float(np.mean(values)), "std": std, "each": values}
+# --- one model on one task
 
 
 def summarize(task, scores):
@@ -53,29 +29,67 @@ def summarize(task, scores):
     digest for each seed; hits: if there is one split only, whether the first seed is right on each test image. task:
     splits.Task. scores: for each seed the scores (n_test, K) of its test images.
     """
-    labels = [task.labels[test] for _, test in task.splits]
-    pairs = list(zip(scores, labels, strict=True))
-    summary = mean_and_std([topk_accuracy(*pair) for pair in pairs])
+    from sklearn import metrics  # here and below, as it takes a second
+
+    labels = [task.labels[test] for _, test in task.splits.values()]
+    predicted = [each.argmax(1) for each in scores]
+    summary = mean_and_std(map(metrics.accuracy_score, labels, predicted))
     if len(task.classes) > 5:
-        summary["top5"] = mean_and_std([topk_accuracy(*pair, k=5) for pair in pairs])
+        top5 = partial(metrics.top_k_accuracy_score, k=5, labels=np.arange(len(task.classes)))
+        summary["top5"] = mean_and_std(map(top5, labels, scores))
     if len(np.unique(np.bincount(task.labels))) > 1:
-        summary["balanced"] = mean_and_std([balanced_accuracy(*pair) for pair in pairs])
+        summary["balanced"] = mean_and_std(map(_balanced_accuracy, labels, predicted))
     counts = confusion_matrix(task, scores)
-    tested = counts.sum(1)
-    summary["per_class"] = {
-        name: float(counts[i, i] / tested[i]) if tested[i] else None for i, name in enumerate(task.classes)
-    }
-    summary["splits"] = task.digests()
+    recalls = zip(task.classes, counts.diagonal().tolist(), counts.sum(1).tolist(), strict=True)
+    summary["per_class"] = {name: right / tested if tested else None for name, right, tested in recalls}
+    summary["splits"] = [_digest(task, split) for split in task.splits.values()]
     if len(set(summary["splits"])) == 1:
-        summary["hits"] = "".join("01"[hit] for hit in (scores[0].argmax(1) == labels[0]).astype(int))
+        summary["hits"] = "".join("01"[hit] for hit in (predicted[0] == labels[0]).astype(int))
     if task.share is not None:
         summary |= {"split": task.split, "train_share": task.share}
     return summary | {
-        "majority": task.majority,
+        "majority": majority(task),
         "chance": 1 / len(task.classes),
-        "train_images": [len(train) for train, _ in task.splits],
-        "test_images": [len(test) for _, test in task.splits],
+        "train_images": [len(train) for train, _ in task.splits.values()],
+        "test_images": [len(test) for _, test in task.splits.values()],
     }
+
+
+def confusion_matrix(task, scores):
+    """Counts (K, K) of the test images of all seeds: rows are true classes, columns predicted ones.
+
+    task, scores: as in summarize().
+    """
+    from sklearn import metrics
+
+    labels = np.concatenate([task.labels[test] for _, test in task.splits.values()])
+    predicted = np.concatenate([each.argmax(1) for each in scores])
+    return metrics.confusion_matrix(labels, predicted, labels=np.arange(len(task.classes)))
+
+
+def _balanced_accuracy(labels, predicted):
+    from sklearn import metrics  # whose balanced_accuracy_score warns of predicted classes that are not tested
+
+    return metrics.recall_score(labels, predicted, labels=np.unique(labels), average="macro")
+
+
+def mean_and_std(values):
+    """{'mean', 'std', 'each'} of values; std is the sample standard deviation (n - 1), None for a single value."""
+    values = [float(value) for value in values]
+    std = float(np.std(values, ddof=1)) if len(values) > 1 else None
+    return {"mean": float(np.mean(values)), "std": std, "each": values}
+
+
+def majority(task):
+    """The test accuracy of always predicting the largest class of the training images; mean over the seeds."""
+    sides = [(task.labels[train], task.labels[test]) for train, test in task.splits.values()]
+    return float(np.mean([np.mean(tested == np.bincount(trained).argmax()) for trained, tested in sides]))
+
+
+def _digest(task, split):
+    """A hash of the file names on both sides of a split."""
+    text = repr([[task.names[i] for i in side] for side in split])
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def published_accuracy(task, model):
@@ -85,6 +99,90 @@ def published_accuracy(task, model):
     return PUBLISHED.get(task.name, {}).get(model.removesuffix("-resnext"))
 
 
+# --- differences between models that were tested on the same splits, and their uncertainty
+
+
+def corrected_t(differences, n_train, n_test):
+    """(low, high, p) of the mean of differences (k,), one for each of k splits: the corrected resampled t-test.
+
+    Splits share images, so that the variance over splits underestimates that over data sets: the variance of the mean
+    is taken as (1/k + n_test/n_train) s^2, with k - 1 degrees of freedom (Nadeau & Bengio 2003). n_train, n_test:
+    images on the two sides. It assumes random splits of independent images, and differences that are normal; with a
+    small share of the training images it is conservative, as the sets that it trains on hardly overlap. low, high: of
+    the CONFIDENCE interval; p: of no difference, two-sided. All are None if all differences are equal, which tells
+    nothing of their variance.
+    """
+    from scipy import stats
+
+    k = len(differences)
+    mean = float(np.mean(differences))
+    error = np.sqrt((1 / k + n_test / n_train) * np.var(differences, ddof=1))
+    if error < 1e-12:  # all differences are equal
+        return None, None, None
+    half = error * stats.t.ppf((1 + CONFIDENCE) / 2, k - 1)
+    return mean - half, mean + half, float(2 * stats.t.sf(abs(mean) / error, k - 1))
+
+
+def mcnemar(a, b):
+    """The two-sided p of McNemar's exact test that two models are right equally often.
+
+    a, b: (N,) whether each is right on each of N test images. Only images on which one of them is right count: these
+    are binomial with probability 1/2. It assumes independent images, which neighboring frames of a video are not, and
+    does not account for the choice of training images.
+    """
+    from scipy import stats
+
+    only_a, only_b = int(np.sum(a & ~b)), int(np.sum(b & ~a))
+    return float(stats.binomtest(only_a, only_a + only_b).pvalue) if only_a + only_b else 1.0
+
+
+def compare(models):
+    """A dict for each task and pair of models whose splits are the same.
+
+    models: {model: {task: entry}}, entries as summarize() makes them. Each has task, models (a, b), difference (of
+    top-1 accuracy, a - b), test, p, and for several splits low and high.
+    """
+    comparisons = []
+    for task in task_names(models):
+        entries = {name: by_task[task] for name, by_task in models.items() if "splits" in by_task.get(task, ())}
+        for (a, first), (b, second) in itertools.combinations(entries.items(), 2):
+            if first["splits"] == second["splits"]:
+                comparisons.append({"task": task, "models": [a, b], **_difference(first, second)})
+    return comparisons
+
+
+def _difference(first, second):
+    """The difference of two entries on the same splits.
+
+    On a single split, which may have several seeds, McNemar's test is of the first seed.
+    """
+    differences = np.subtract(first["each"], second["each"])
+    if "hits" in first:
+        a, b = (np.array(list(entry["hits"])) == "1" for entry in (first, second))
+        test = "McNemar, exact" if len(differences) == 1 else "McNemar, exact, first seed"
+        return {"difference": float(differences.mean()), "test": test, "p": mcnemar(a, b)}
+    low, high, p = corrected_t(differences, np.mean(first["train_images"]), np.mean(first["test_images"]))
+    test = f"corrected resampled t, {len(differences)} splits"
+    return {"difference": float(differences.mean()), "low": low, "high": high, "test": test, "p": p}
+
+
+def describe(comparisons):
+    """Comparisons as lines of text, in % of top-1 accuracy; none if they are more than MAX_LINES."""
+    if len(comparisons) > MAX_LINES:
+        return f"{len(comparisons)} comparisons of models: see comparisons in results.json"
+    lines = []
+    for each in comparisons:
+        a, b = each["models"]
+        line = f"{a} - {b}, {each['task']}: {100 * each['difference']:+.1f}"
+        if each.get("low") is not None:
+            line += f" [{100 * each['low']:+.1f}, {100 * each['high']:+.1f}]"
+        if each["p"] is None:
+            lines.append(f"{line} in every split, which gives no interval")
+        else:
+            lines.append(f"{line}, p = {each['p']:.2g} ({each['test']})")
+    return "\n".join(lines)
+
+
 # --- results of several models: {model: {task: entry}}, entries as summarize() makes them
 
 
@@ -92,20 +190,15 @@ def read_results(paths):
     """The models of the results.json files at paths; UserError for a file without results, or for a clash."""
     models = {}
     for path in paths:
+        results = files.read_json(path)
         try:
-            results = json.loads(Path(path).read_bytes())["models"]
-            entries = [entry for by_task in results.values() for entry in by_task.values()]
-            if not entries:
-                raise ValueError("no accuracies in it")
-            if not all(math.isfinite(entry[key]) for entry in entries for key in ("mean", "majority", "chance")):
-                raise ValueError("an accuracy in it is not finite")
-        except OSError as error:
-            raise UserError(f"cannot read the results {path}: {error.strerror}") from error
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise UserError(
-                f"{path} is not a results.json of linear_decoding.py or hog_baseline.py ({error!r})"
-            ) from error
-        for model, by_task in results.items():
+            entries = [entry for by_task in results["models"].values() for entry in by_task.values()]
+            finite = [math.isfinite(entry[key]) for entry in entries for key in ("mean", "majority", "chance")]
+        except (KeyError, TypeError, AttributeError):
+            finite = []
+        if not finite or not all(finite):
+            raise UserError(f"{path} has no accuracies; give a results.json of linear_decoding.py or hog_baseline.py")
+        for model, by_task in results["models"].items():
             for task, entry in by_task.items():
                 check_no_clash(models, model, task, entry, path)
                 models.setdefault(model, {})[task] = entry

@@ -1,16 +1,14 @@
 """Which labeled images a classifier trains on and which it is tested on, for each seed."""
 
-import hashlib
-import json
 import re
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
 from moco import files
 from moco.cli import UserError, number
-from moco.data import manifest
+from moco.data import manifest, recordings
 
 BINARY_TASKS = (("car", "road"), ("door", "window"), ("foot", "hand"), ("chair", "table"))  # of the paper's Figure 4a
 MAX_SEED = 2**32 - 1  # the largest that scikit-learn takes
@@ -31,7 +29,7 @@ def add_flags(parser):
     add("--test-data", metavar="FOLDER", help="test on the images of the same classes in this folder, train on data")
     add(
         "--train-share",
-        type=share,
+        type=number(float, 0, 1),
         nargs="+",
         metavar="S",
         help="shares of the training images of each class, from 0 to 1; small ones are parts of larger ones",
@@ -52,107 +50,17 @@ def add_flags(parser):
     add("--num-classes", type=number(int, 2), help="number of classes; read from the data, checked if given")
 
 
-def share(text):
-    """A number above 0 and up to 1 (an argparse type)."""
-    value = float(text)
-    if not 0 < value <= 1:
-        raise ValueError(text)
-    return value
-
-
-@dataclass(frozen=True)
-class SplitOptions:
-    """The values of the flags of add_flags, and of --seed."""
-
-    split: tuple = ("iid",)
-    test_exemplars: int = 3
-    split_file: str | None = None
-    groups: str | None = None
-    test_data: str | None = None
-    train_share: tuple | None = None
-    subsample: bool = False
-    published_sampling: bool = False
-    seed: int = 0
-    seeds: int = 1
-    classes: tuple | None = None
-    binary_tasks: bool = False
-    num_classes: int | None = None
-
-    @classmethod
-    def from_flags(cls, flags):
-        """The options among all flags of a script, {name: value}."""
-        return cls(**{option.name: flags[option.name] for option in fields(cls)})
-
-    @property
-    def all_seeds(self):
-        """The list of seeds."""
-        return list(range(self.seed, self.seed + self.seeds))
-
-
-@dataclass(frozen=True)
-class Task:
-    """A classification task: labeled images and their splits.
-
-    name: such as 'iid'. classes: class names. images: (N,) indices into the folder. names: their N file names relative
-    to the folder. labels: (N,) indices into classes. splits: for each seed a pair (train, test) of arrays of indices
-    into images. seeds: the seeds. left_out: names of images that are in no split because they cannot be read. share:
-    the share of the training images of each class, of the split of this name; None: all, without being asked for.
-    sources: where each image comes from, in words; empty where no manifest records it.
-    """
-
-    name: str
-    classes: list
-    images: np.ndarray
-    names: list
-    labels: np.ndarray
-    splits: list
-    seeds: list
-    left_out: list = field(default_factory=list)
-    split: str = ""
-    share: float | None = None
-    sources: list = field(default_factory=list)
-
-    @property
-    def slug(self):
-        """The name as part of a file name."""
-        return re.sub(r"\W+", "_", self.name).strip("_")
-
-    def digests(self):
-        """A hash of the file names of each split."""
-        texts = (repr([[self.names[i] for i in side] for side in split]) for split in self.splits)
-        return [hashlib.sha256(text.encode()).hexdigest()[:16] for text in texts]
-
-    @property
-    def majority(self):
-        """The test accuracy of always predicting the largest class of the training images; mean over the seeds."""
-        accuracies = []
-        for train, test in self.splits:
-            largest = np.bincount(self.labels[train]).argmax()
-            accuracies.append(np.mean(self.labels[test] == largest))
-        return float(np.mean(accuracies))
-
-    def validate(self):
-        """Return the task; UserError if a split has fewer than two classes to train on or no image to test."""
-        for train, test in self.splits:
-            if len(np.unique(self.labels[train])) < 2 or not len(test):
-                raise UserError(f"the split {self.name} has fewer than two classes to train on, or no test images")
-        return self
-
-    def drop(self, unreadable):
-        """The same task without the images for which unreadable (N,) is true; UserError as in validate()."""
-        splits = [tuple(side[~unreadable[side]] for side in split) for split in self.splits]
-        left_out = [self.names[i] for i in np.flatnonzero(unreadable)]
-        return replace(self, splits=splits, left_out=left_out).validate()
+# --- splits: sorted arrays of indices (train, test) of N images
 
 
 def iid(n, seed):
-    """Random halves of n images: sorted arrays of indices (train, test)."""
+    """Random halves of n images."""
     order = np.random.default_rng(seed).permutation(n)
     return np.sort(order[: n // 2]), np.sort(order[n // 2 :])
 
 
 def by_exemplar(labels, exemplars, n_test, seed):
-    """Hold out all images of n_test random exemplars of each class: sorted arrays of indices (train, test).
+    """Hold out all images of n_test random exemplars of each class.
 
     labels: (N,) class of each image. exemplars: (N,) name of its exemplar within the class; each class has more than
     n_test.
@@ -167,9 +75,9 @@ def by_exemplar(labels, exemplars, n_test, seed):
 
 
 def halves(names, labels):
-    """The first half of each class in time and the second: sorted arrays of indices (train, test).
+    """The first half of each class in time, and the second.
 
-    Time is the natural order of the file names. labels: (N,) class of each image.
+    names: N file names, whose natural order is that of time. labels: (N,) class of each image.
     """
     classes = [in_time(names.__getitem__, of_class) for of_class in _by_class(labels)]
     train = np.concatenate([images[: len(images) // 2] for images in classes])
@@ -177,7 +85,7 @@ def halves(names, labels):
 
 
 def by_recording(recordings, seed):
-    """Hold out all images of half of the recordings, drawn at random: sorted arrays of indices (train, test).
+    """Hold out all images of half of the recordings, drawn at random.
 
     recordings: (N,) the recording of each image, at least two in all.
     """
@@ -215,7 +123,7 @@ def every_nth(name, labels, n):
 
 def in_time(name, images):
     """Indices of images in the natural order of their file names, as an array."""
-    return np.array(sorted(images, key=lambda i: _natural_key(name(i))), int)
+    return np.array(sorted(images, key=lambda i: recordings.natural_key(name(i))), int)
 
 
 def _by_class(labels):
@@ -224,73 +132,98 @@ def _by_class(labels):
     return np.split(order, np.flatnonzero(np.diff(labels[order])) + 1)
 
 
-def _natural_key(name):
-    return [(int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"(\d+)", name)]
+# --- tasks: labeled images and their splits
 
 
-def make_tasks(frames, options):
-    """The list of Tasks that SplitOptions ask for on the images of a FrameFolder.
+@dataclass(frozen=True)
+class Task:
+    """A classification task.
 
-    frames: with test data, of both folders. UserError if the images, their names or the seeds do not allow it.
+    split: the name of its split, such as 'iid'. share: the share of the training images of each class; None: all,
+    without being asked for. classes: class names. images: (N,) indices into a FrameFolder. names: their N file names.
+    labels: (N,) indices into classes. splits: {seed: (train, test)}, arrays of indices of the N images. left_out: names
+    of images that are in no split because they cannot be read.
     """
-    if options.seed < 0 or options.all_seeds[-1] > MAX_SEED:
-        raise UserError(f"--seed {options.seed} --seeds {options.seeds}: seeds are from 0 to {MAX_SEED}")
-    if options.test_data and options.split_file:
+
+    split: str
+    share: float | None
+    classes: list
+    images: np.ndarray
+    names: list
+    labels: np.ndarray
+    splits: dict
+    left_out: tuple = ()
+
+    @property
+    def name(self):
+        """The name in results, such as 'iid' or 'iid 10%'."""
+        return self.split if self.share is None else f"{self.split} {100 * self.share:g}%"
+
+    @property
+    def slug(self):
+        """The name as part of a file name."""
+        return re.sub(r"\W+", "_", self.name).strip("_")
+
+    def validate(self):
+        """Return the task; UserError if a split has fewer than two classes to train on or no image to test."""
+        for train, test in self.splits.values():
+            if len(np.unique(self.labels[train])) < 2 or not len(test):
+                raise UserError(f"the split {self.name} has fewer than two classes to train on, or no test images")
+        return self
+
+    def drop(self, unreadable):
+        """The same task without the images for which unreadable (N,) is true; UserError as in validate()."""
+        splits = {seed: tuple(side[~unreadable[side]] for side in sides) for seed, sides in self.splits.items()}
+        left_out = tuple(self.names[i] for i in np.flatnonzero(unreadable))
+        return replace(self, splits=splits, left_out=left_out).validate()
+
+
+def make_tasks(frames, flags):
+    """The Tasks on the images of a FrameFolder, with --test-data of both folders, that a script's flags ask for.
+
+    flags: {name: value}, with those of add_flags and seed. UserError if the images, their names or the seeds do not
+    allow a task.
+    """
+    seeds = range(flags["seed"], flags["seed"] + flags["seeds"])
+    if seeds[-1] > MAX_SEED:
+        raise UserError(f"--seed {flags['seed']} --seeds {flags['seeds']}: seeds are from 0 to {MAX_SEED}")
+    if flags["test_data"] and flags["split_file"]:
         raise UserError("give either --test-data or --split-file")
-    names = [frames.name(i) for i in range(len(frames))]
-    labels = np.asarray(frames.labels())
-    class_names, is_test = _test_classes(frames, options.test_data)
-    known = _common_classes(class_names, is_test) if options.test_data else class_names
-    groups = BINARY_TASKS if options.binary_tasks else [options.classes or known]
-    if missing := [name for group in groups for name in group if name not in known]:
-        raise UserError(f"{frames.folder} has no class folder {missing[0]}; it has {', '.join(known)}")
-    kinds = list(dict.fromkeys(options.split))
-    if options.split_file:
-        kinds = ["own"]
-    elif options.test_data:
-        kinds = [f"to {Path(options.test_data).name}"]
+    folder_classes, is_test = frames.classes, None
+    if flags["test_data"]:
+        folders, folder_classes = zip(*(name.rsplit("/", 1) for name in frames.classes), strict=True)
+        is_test = np.array([folder != folders[0] for folder in folders])
+        known = _common_classes(folder_classes, is_test)
+        kinds = [f"to {Path(flags['test_data']).name}"]
+    else:
+        known = folder_classes
+        kinds = ["own"] if flags["split_file"] else list(dict.fromkeys(flags["split"]))
     tasks = []
-    for group in groups:
+    for group in BINARY_TASKS if flags["binary_tasks"] else [flags["classes"] or known]:
+        if missing := [name for name in group if name not in known]:
+            raise UserError(f"{frames.folder} has no class folder {missing[0]}; it has {', '.join(known)}")
         classes = [name for name in known if name in group]
-        images, task_labels = _select_images(frames, names, labels, class_names, classes, options)
-        task_names, task_sources = [names[i] for i in images], _sources(frames, images)
+        new_labels = np.array([classes.index(name) if name in classes else -1 for name in folder_classes])
+        images, names, labels = _select_images(frames, new_labels, classes, flags)
         for kind in kinds:
-            words = ["subsample"] * options.subsample + [kind] * (kind != "iid" or not options.subsample)
-            name = " ".join(words + ["/".join(classes)] * options.binary_tasks)
-            if options.test_data:
-                sides = is_test[labels[images]]
-                split = [(np.flatnonzero(~sides), np.flatnonzero(sides))] * options.seeds
-            elif kind == "recording":
-                split = _recording_splits(frames, images, task_names, task_labels, classes, options)
+            if flags["test_data"]:
+                sides = is_test[frames.labels()[images]]
+                splits = dict.fromkeys(seeds, (np.flatnonzero(~sides), np.flatnonzero(sides)))
             else:
-                split = _splits(kind, task_names, task_labels, classes, options)
-            more = {"split": name, "sources": task_sources}
-            task = Task(name, classes, images, task_names, task_labels, split, options.all_seeds, **more).validate()
-            tasks += [_with_share(task, each) for each in options.train_share] if options.train_share else [task]
+                splits = _splits(kind, seeds, frames, images, names, labels, classes, flags)
+            words = ["subsample"] * flags["subsample"] + [kind] * (kind != "iid" or not flags["subsample"])
+            split = " ".join(words + ["/".join(classes)] * flags["binary_tasks"])
+            task = Task(split, None, classes, images, names, labels, splits).validate()
+            tasks += [_with_share(task, share) for share in flags["train_share"]] if flags["train_share"] else [task]
     return tasks
 
 
 def _with_share(task, share):
     """The task with a share of its training images."""
-    splits = [
-        (nested_share(train, task.labels, share, seed), test)
-        for seed, (train, test) in zip(task.seeds, task.splits, strict=True)
-    ]
-    return replace(task, name=f"{task.name} {100 * share:g}%", splits=splits, share=share)
-
-
-def _test_classes(frames, test_data):
-    """The name of each class folder, without that of its folder; whether it is in the test data, (n,) bool."""
-    if not test_data:
-        return frames.classes, None
-    folders, names = zip(*(name.rsplit("/", 1) for name in frames.classes), strict=True)
-    return list(names), np.array([folder != folders[0] for folder in folders])
-
-
-def _sources(frames, images):
-    """Where images come from, in words; empty if no manifest records it."""
-    origins = [frames.source(i) for i in images]
-    return [str(origin or "") for origin in origins] if any(origins) else []
+    splits = {
+        seed: (nested_share(train, task.labels, share, seed), test) for seed, (train, test) in task.splits.items()
+    }
+    return replace(task, share=share, splits=splits)
 
 
 def _common_classes(names, is_test):
@@ -305,33 +238,54 @@ def _common_classes(names, is_test):
     return common
 
 
-def _select_images(frames, names, labels, class_names, classes, options):
-    """Indices of the images of these classes (a tenth of them with --subsample), and their labels within classes."""
+def _select_images(frames, new_labels, classes, flags):
+    """The images of some classes (a tenth of them with --subsample): indices, file names, and labels within classes.
+
+    new_labels: for each class of frames its index in classes, or -1.
+    """
     if len(classes) < 2:
         raise UserError(f"{frames.folder} has one class, {', '.join(classes)}; give at least two class folders")
-    if options.num_classes not in (None, len(classes)):
-        raise UserError(f"--num-classes {options.num_classes} does not match {frames.folder}: {len(classes)} classes")
-    new_label = np.array([classes.index(name) if name in classes else -1 for name in class_names])
-    images = np.flatnonzero(new_label[labels] >= 0)
-    if options.subsample and options.published_sampling:
-        images = np.sort(np.random.default_rng(options.seed).permutation(images)[: len(images) // 10])
-    elif options.subsample:
-        images = images[every_nth(lambda i: names[images[i]], labels[images], 10)]
-    counts = np.bincount(new_label[labels[images]], minlength=len(classes))
+    if flags["num_classes"] not in (None, len(classes)):
+        asked = f"--num-classes {flags['num_classes']}"
+        raise UserError(f"{asked} does not match {frames.folder}: {len(classes)} classes")
+    labels = new_labels[frames.labels()]
+    images = np.flatnonzero(labels >= 0)
+    if flags["subsample"] and flags["published_sampling"]:
+        images = np.sort(np.random.default_rng(flags["seed"]).permutation(images)[: len(images) // 10])
+    elif flags["subsample"]:
+        images = images[every_nth(lambda i: frames.name(images[i]), labels[images], 10)]
+    counts = np.bincount(labels[images], minlength=len(classes))
     if counts.min() < 2:
         smallest = classes[counts.argmin()]
         raise UserError(f"the class {smallest} in {frames.folder} has {counts.min()} image(s); at least 2 are needed")
-    return images, new_label[labels[images]]
+    return images, [frames.name(i) for i in images], labels[images]
 
 
-def _splits(kind, names, labels, classes, options):
-    """One (train, test) per seed."""
+def _splits(kind, seeds, frames, images, names, labels, classes, flags):
+    """{seed: (train, test)} of one kind of split."""
     if kind == "own":
-        return [_read_split_file(options.split_file, names)] * options.seeds
-    if kind == "iid":
-        return [iid(len(names), seed) for seed in options.all_seeds]
+        return dict.fromkeys(seeds, _read_split_file(flags["split_file"], names))
     if kind == "halves":
-        return [halves(names, labels)] * options.seeds
+        return dict.fromkeys(seeds, halves(names, labels))
+    if kind == "iid":
+        return {seed: iid(len(names), seed) for seed in seeds}
+    if kind == "exemplar":
+        exemplars, n_test = _exemplars(names, labels, classes, flags["test_exemplars"]), flags["test_exemplars"]
+        return {seed: by_exemplar(labels, exemplars, n_test, seed) for seed in seeds}
+    groups = _recordings(frames, images, names, flags["groups"])
+    splits = {}
+    for seed in seeds:
+        train, test = by_recording(groups, seed)
+        untrained = np.setdiff1d(labels[test], labels[train])
+        if len(untrained):
+            left_out = ", ".join(classes[label] for label in untrained)
+            print(f"seed {seed}: no training recording has {left_out}; their test images are left out")
+        splits[seed] = train, test[~np.isin(labels[test], untrained)]
+    return splits
+
+
+def _exemplars(names, labels, classes, n_test):
+    """The exemplar of each image, (N,); UserError if a class has not more than n_test of them."""
     exemplars = [exemplar(name) for name in names]
     if None in exemplars:
         odd = names[exemplars.index(None)]
@@ -339,59 +293,37 @@ def _splits(kind, names, labels, classes, options):
     exemplars = np.array(exemplars)
     for label, name in enumerate(classes):
         count = len(np.unique(exemplars[labels == label]))
-        if count <= options.test_exemplars:
-            raise UserError(f"--test-exemplars {options.test_exemplars} of {count} leaves no {name} to train on")
-    return [by_exemplar(labels, exemplars, options.test_exemplars, seed) for seed in options.all_seeds]
+        if count <= n_test:
+            raise UserError(f"--test-exemplars {n_test} of {count} leaves no {name} to train on")
+    return exemplars
 
 
-def _recording_splits(frames, images, names, labels, classes, options):
-    """One (train, test) per seed by recording. Test images of classes without training images are left out."""
-    recordings = _recordings(frames, images, names, options.groups)
-    if len(np.unique(recordings)) < 2:
-        raise UserError(f"--split recording: all images of {frames.folder} are of one recording")
-    splits = []
-    for seed in options.all_seeds:
-        train, test = by_recording(recordings, seed)
-        untrained = np.setdiff1d(labels[test], labels[train])
-        if len(untrained):
-            left_out = ", ".join(classes[label] for label in untrained)
-            print(f"seed {seed}: no training recording has {left_out}; their test images are left out")
-        splits.append((train, test[~np.isin(labels[test], untrained)]))
-    return splits
-
-
-def _recordings(frames, images, names, groups):
-    """The recording of each image, (N,): from the table groups or, without it, from the manifest of frames."""
-    if groups is None:
+def _recordings(frames, images, names, table):
+    """The recording of each image, (N,), at least two in all: from a table or, without it, the manifest."""
+    if table is None:
         plan = manifest.load(frames.folder)
         if plan is None:
             raise UserError(f"--split recording: {frames.folder} has no manifest.json; give --groups")
-        first_chapters = np.array(manifest.first_chapters(plan.videos))
-        return first_chapters[[plan.video(int(i)) for i in images]]
-    recording = {row["file"]: row["recording"] for row in files.read_table(groups, "file", "recording")}
-    if missing := [name for name in names if not recording.get(name)]:
-        raise UserError(f"--groups {groups} has no recording of {missing[0]} (and {len(missing) - 1} more images)")
-    return np.array([recording[name] for name in names])
+        groups = np.array(manifest.first_chapters(plan.videos))[[plan.video(int(i)) for i in images]]
+    else:
+        known = {row["file"]: row["recording"] for row in files.read_table(table, "file", "recording")}
+        if missing := [name for name in names if not known.get(name)]:
+            raise UserError(f"--groups {table} has no recording of {missing[0]} (and {len(missing) - 1} more images)")
+        groups = np.array([known[name] for name in names])
+    if len(np.unique(groups)) < 2:
+        raise UserError(f"--split recording: all images of {frames.folder} are of one recording")
+    return groups
 
 
 def _read_split_file(path, names):
-    """The (train, test) split in a user's JSON file (UTF-8 or UTF-16, with or without a BOM) as indices into names."""
-    try:
-        content = Path(path).read_bytes()
-        if not content.strip():
-            raise UserError(f"--split-file {path} is empty")
-        sides = [json.loads(content)[side] for side in ("train", "test")]
-        if not all(isinstance(side, list) and all(isinstance(name, str) for name in side) for side in sides):
-            raise TypeError("not lists of file names")
-    except OSError as error:
-        raise UserError(f"cannot read --split-file {path}: {error.strerror}") from error
-    except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"--split-file {path} is not {{'train': [names], 'test': [names]}} ({error!r})") from error
+    """The (train, test) split in a user's JSON file, as indices into names."""
+    content = files.read_json(path)
+    if not isinstance(content, dict) or not all(isinstance(content.get(side), list) for side in ("train", "test")):
+        raise UserError(f"--split-file {path} is not {{'train': [names], 'test': [names]}}")
+    sides = [[str(name) for name in content[side]] for side in ("train", "test")]
     index = {name: i for i, name in enumerate(names)}
     if unknown := [name for side in sides for name in side if name not in index]:
         raise UserError(f"--split-file {path}: {unknown[0]} (and {len(unknown) - 1} more) is not among the images")
     if both := sorted(set(sides[0]) & set(sides[1])):
         raise UserError(f"--split-file {path} has {both[0]} on both sides; training images cannot be test images")
-    if not all(sides):
-        raise UserError(f"--split-file {path} has no {'test' if sides[0] else 'train'} images")
-    return tuple(np.unique([index[name] for name in side]) for side in sides)
+    return tuple(np.unique(np.array([index[name] for name in side], int)) for side in sides)

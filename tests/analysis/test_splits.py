@@ -20,7 +20,7 @@ def options(*words):
     parser = argparse.ArgumentParser()
     splits.add_flags(parser)
     parser.add_argument("--seed", type=int, default=0)
-    return splits.SplitOptions.from_flags(vars(parser.parse_args([str(word) for word in words])))
+    return vars(parser.parse_args([str(word) for word in words]))
 
 
 @pytest.fixture
@@ -102,10 +102,9 @@ def test_subsampled_tasks_split_only_the_tenth(toys):
 
 def test_tasks_by_seed_class_and_exemplar(toys):
     iid, exemplar = tasks(toys, "--split", "iid", "exemplar", "--seeds", 3, "--seed", 7, "--test-exemplars", 1)
-    assert (iid.name, exemplar.name, iid.seeds) == ("iid", "exemplar", [7, 8, 9])
-    assert [len(test) for _, test in exemplar.splits] == [10] * 3
+    assert (iid.name, exemplar.name, [*iid.splits]) == ("iid", "exemplar", [7, 8, 9])
+    assert [len(test) for _, test in exemplar.splits.values()] == [10] * 3
     assert iid.names[0] == "car/car_01_rotate_000.jpeg"
-    assert iid.majority == 0.5
 
 
 def test_binary_tasks_are_those_of_the_paper(tmp_path):
@@ -131,25 +130,25 @@ def test_a_split_file_is_used_as_it_is(toys, tmp_path):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("no json", "is not {'train'"),
+        ("no json", "split.json is damaged or not JSON"),
         ('["a"]', "is not {'train'"),
         ('{"train": ["car/none.jpeg"], "test": []}', r"car/none.jpeg \(and 0 more\) is not among"),
-        ('{"train": ["car/car_01_rotate_000.jpeg"], "test": []}', "has no test images"),
+        ('{"train": ["car/car_01_rotate_000.jpeg"], "test": []}', "or no test images"),
         ('{"train": ["car/car_01_rotate_000.jpeg"], "test": ["car/car_01_rotate_000.jpeg"]}', "on both sides"),
         (
             '{"train": ["car/car_01_rotate_000.jpeg"], "test": ["cat/cat_01_rotate_000.jpeg"]}',
             "fewer than two classes to train on",
         ),
         ('{"train": "car/car_01_rotate_000.jpeg", "test": []}', "is not {'train'"),
-        ("", "is empty"),
-        ("\n ", "is empty"),
+        ("", "split.json is damaged or not JSON"),
+        ('{"train": [["car/car_01_rotate_000.jpeg"]], "test": []}', "is not among the images"),
     ],
 )
 def test_an_invalid_split_file_is_an_error(toys, tmp_path, content, message):
     (tmp_path / "split.json").write_text(content)
     with pytest.raises(UserError, match=message):
         tasks(toys, "--split-file", tmp_path / "split.json")
-    with pytest.raises(UserError, match="cannot read --split-file"):
+    with pytest.raises(UserError, match="cannot read .*missing.json"):
         tasks(toys, "--split-file", tmp_path / "missing.json")
 
 
@@ -162,7 +161,6 @@ def test_an_invalid_split_file_is_an_error(toys, tmp_path, content, message):
         (["--num-classes", 3], "--num-classes 3 does not match .*: 2 classes"),
         (["--split", "exemplar", "--test-exemplars", 4], "--test-exemplars 4 of 4 leaves no car to train on"),
         (["--subsample", "--published-sampling", "--seed", 2], "the class car in .* has 1 image"),
-        (["--seed", -1], "--seed -1 --seeds 1: seeds are from 0 to 4294967295"),
         (["--seed", 2**32 - 2, "--seeds", 3], "seeds are from 0 to 4294967295"),
     ],
 )
@@ -186,14 +184,15 @@ def test_one_class_one_image_and_names_without_exemplars_are_errors(toys):
 
 
 def test_drop_removes_unreadable_images_from_the_splits():
-    task = splits.Task("iid", ["a", "b"], np.arange(6), list("uvwxyz"), np.array([0, 0, 1, 1, 0, 1]), [], [0])
+    labels = np.array([0, 0, 1, 1, 0, 1])
+    task = splits.Task("iid", None, ["a", "b"], np.arange(6), list("uvwxyz"), labels, {})
     bad = np.array([False, True, False, True, False, False])
-    found = replace(task, splits=[(np.array([0, 1, 2]), np.array([3, 4]))]).drop(bad)
+    found = replace(task, splits={0: (np.array([0, 1, 2]), np.array([3, 4]))}).drop(bad)
     assert [side.tolist() for side in found.splits[0]] == [[0, 2], [4]]
-    assert found.left_out == ["v", "x"]
+    assert found.left_out == ("v", "x")
     for train, test in (([0, 1, 3], [2, 4]), ([0, 2, 4], [1, 3])):
         with pytest.raises(UserError, match="fewer than two classes to train on, or no test images"):
-            replace(task, splits=[(np.array(train), np.array(test))]).drop(bad)
+            replace(task, splits={0: (np.array(train), np.array(test))}).drop(bad)
 
 
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
@@ -203,14 +202,6 @@ def test_a_split_file_may_have_a_bom_or_be_utf_16(toys, tmp_path, encoding):
     (tmp_path / "split.json").write_text(json.dumps(split, ensure_ascii=False), encoding=encoding)
     (task,) = tasks(toys, "--split-file", tmp_path / "split.json")
     assert [[task.names[i] for i in side] for side in task.splits[0]] == [split["train"], split["test"]]
-
-
-def test_majority_is_the_test_accuracy_of_the_largest_training_class():
-    labels = np.array([0, 0, 0, 1, 1, 1, 1, 1, 2, 2])
-    first = np.array([0, 1, 2, 3, 8]), np.array([4, 5, 6, 7, 9])  # class 0 trains most and is never tested
-    second = np.array([3, 4, 8]), np.array([0, 5, 6, 9])  # class 1: 2 of 4 test images
-    task = splits.Task("iid", ["a", "b", "c"], np.arange(10), list("qrstuvwxyz"), labels, [first, second], [0, 1])
-    assert task.majority == 0.25
 
 
 def make_images(folder, *names):
@@ -232,7 +223,7 @@ def test_halves_train_on_the_first_half_of_each_class_in_time(tmp_path):
     train, test = sides(task)
     assert set(train) == {"car/img_1.jpeg", "car/img_2.jpeg", "dog/img_99.jpeg", "dog/img_100.jpeg"}
     assert sorted(train + test) == sorted(names)
-    assert sides(task, 1) == [train, test] and len(set(task.digests())) == 1
+    assert sides(task, 1) == [train, test]
 
 
 def test_recordings_of_a_table_are_on_one_side(tmp_path, capsys):
@@ -244,14 +235,14 @@ def test_recordings_of_a_table_are_on_one_side(tmp_path, capsys):
     words = ["--split", "recording", "--groups", tmp_path / "groups.csv", "--seeds", 6]
     (task,) = tasks(tmp_path / "images", *words)
     left_out = []
-    for seed in task.seeds:
+    for seed in task.splits:
         train, test = ({name.split("/")[1][0] for name in side} for side in sides(task, seed))
         assert not train & test and (len(train), len(test)) == (3, 2)
         if "a" not in train:  # the cup is nowhere else
             assert not any(name.startswith("cup") for side in sides(task, seed) for name in side)
             left_out.append(f"seed {seed}: no training recording has cup; their test images are left out")
     assert capsys.readouterr().out.splitlines() == left_out and 0 < len(left_out) < 6
-    assert len({str(sides(task, seed)) for seed in task.seeds}) > 1
+    assert len({str(sides(task, seed)) for seed in task.splits}) > 1
     (tmp_path / "groups.csv").write_text("\n".join(["file,recording", *lines[3:]]).replace(",x", ""))
     with pytest.raises(UserError, match=r"groups.csv has no recording of car/a_0.jpeg \(and 2 more images\)"):
         tasks(tmp_path / "images", *words)
@@ -297,7 +288,7 @@ def test_shares_worked_by_hand():
 
 @given(st.lists(st.integers(0, 3), min_size=1, max_size=80), st.integers(0, 2**32 - 1), st.data())
 def test_a_small_share_is_part_of_a_larger_one(labels, seed, data):
-    small, large = sorted(data.draw(st.floats(0.001, 1)) for _ in range(2))
+    small, large = sorted(data.draw(st.floats(0, 1)) for _ in range(2))
     labels, train = np.array(labels), np.arange(0, len(labels), 2)
     parts = [set(splits.nested_share(train, labels, share, seed)) for share in (small, large)]
     assert parts[0] <= parts[1] <= set(train)
@@ -316,7 +307,7 @@ def test_every_share_is_a_task_on_the_whole_test_side(toys):
             assert sides(few, seed)[1] == sides(many, seed)[1] == sides(plain[position], seed)[1]
             assert sides(many, seed)[0] == sides(plain[position], seed)[0]
             assert set(sides(few, seed)[0]) < set(sides(many, seed)[0])
-    for share in ("0", "1.1", "nan"):
+    for share in ("-0.1", "1.1", "nan"):
         with pytest.raises(SystemExit):
             options("--train-share", share)
 

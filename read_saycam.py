@@ -16,7 +16,7 @@ from pathlib import Path
 from moco import cli, files, pool
 from moco.cli import UserError
 from moco.data import manifest, recordings
-from moco.videos import extract, listing, moments
+from moco.videos import extract
 
 # Flags that change the images: a run is resumed only with the same values.
 SETTINGS = ("fps", "seg-len", "class-by", "size", "quality", "shift", "published-step", "drop-last", "recursive")
@@ -146,16 +146,14 @@ def main(argv=None):
     os.environ.setdefault("MALLOC_MMAP_THRESHOLD_", str(2**22))
     settings = settings_of(args)
     roots, folder = [os.path.abspath(each) for each in args.data], Path(args.save_dir)
-    scope = extract.Scope(
-        recordings.read_table(args.recordings) if args.recordings else {},
-        recordings.selection(args),
-        moments.read_table(args.moments) if args.moments else None,
-    )
-    videos = scope.choose(listing.list_videos(roots, args.recursive, folder))
+    table = recordings.read_table(args.recordings) if args.recordings else {}
+    moments = extract.read_moments(args.moments) if args.moments else None
+    selection = recordings.selection(args)
+    videos, moments = extract.choose(extract.list_videos(roots, args.recursive, folder), table, selection, moments)
     plan, selections = extract.matching_plan(folder, settings, videos), {}
     with pool.WorkerPool(args.workers) as workers:
         if plan is None:
-            plan, selections = extract.make_plan(roots, settings, videos, workers, scope)
+            plan, selections = extract.make_plan(settings, roots, videos, workers, table, selection, moments)
         if not args.dry_run:
             files.make_output_dir(folder)
             plan = extract.matching_plan(folder, settings, videos) or extract.write_plan(folder, plan)

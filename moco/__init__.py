@@ -34,13 +34,10 @@ directly in this folder may be imported from anywhere, those of a sub-package by
         augment_device      color jitter and blur on the device
 
     videos/                 for analysis
-        moments             tables of moments to extract
-        listing             the video files of some folders
         video               one file: decoding some of its frames
         probe               one file: how many frames it has, in which order, when
         images              one file -> its images: sampling, crop, JPEG
-        extract             many files -> one frame folder
-        progress_log        which files are done
+        extract             many files -> one frame folder: list, plan, extract, resume
 
     training/
         engine              one epoch, and its metrics over all processes

@@ -13,7 +13,7 @@ from torchvision.datasets import ImageFolder
 import read_saycam
 from moco import cli
 from moco.data import manifest
-from moco.videos import images, progress_log
+from moco.videos import extract, images
 from moco.videos.probe import probe
 from tests import support
 from tests.support.videos import number, numbered, write_video, write_videos
@@ -123,12 +123,12 @@ def test_a_video_that_is_done_is_not_read_again(videos, tmp_path, monkeypatch):
     opened = []
     monkeypatch.setattr(images, "frames", lambda path, *rest: opened.append(Path(path).stem) or iter(()))
     read(videos, tmp_path, *SMALL, "--plan")
-    plan = manifest.read(tmp_path)
-    progress_log.mark_done(tmp_path, plan, 1, [], None)
-    with open(next(tmp_path.glob("filled-*")), "a") as log:
-        log.write('\n{"video": 2, "miss')  # cut off by a kill
+    extract.mark_done(tmp_path, 1, [], None)
+    # An earlier version wrote a line per video, and was killed in the third one.
+    (tmp_path / "filled-host-1.jsonl").write_text('\n{"video": 3, "missing": [], "reason": null}\n{"video": 2, "miss')
     read(videos, tmp_path, *SMALL)
-    assert sorted(opened) == ["a", "c", "d", "e"]
+    assert sorted(opened) == ["a", "c", "e"]
+    assert sorted(path.name for path in tmp_path.iterdir() if path.is_file()) == [manifest.NAME, "videos.csv"]
 
 
 @pytest.mark.parametrize(
@@ -158,9 +158,9 @@ def test_frames_of_unknown_origin_are_not_overwritten(videos, tmp_path):
     assert tree(tmp_path) == {}
 
 
-def test_a_progress_log_of_unknown_origin_is_refused(videos, tmp_path):
-    (tmp_path / "filled-host-1.jsonl").write_text('{"video": 0, "missing": [], "reason": null}')
-    with pytest.raises(cli.UserError, match="has a filled-.* already"):
+def test_a_record_of_unknown_origin_is_refused(videos, tmp_path):
+    extract.mark_done(tmp_path, 0, [], None)
+    with pytest.raises(cli.UserError, match="has a .done-0.json already"):
         read(videos, tmp_path, *SMALL)
 
 

@@ -85,14 +85,13 @@ def test_tars_are_the_same_after_kills(tmp_path, kills):
     assert tree(killed) == tree(plain)
 
 
-def test_a_worker_that_cannot_report_leaves_no_tar(videos, tmp_path, monkeypatch):
-    """As after the death of the main process: an incomplete tar would be taken for a complete one."""
-    monkeypatch.setattr(images, "REPORT_EVERY", 4)
+def test_reading_that_is_interrupted_leaves_no_tar(videos, tmp_path):
+    """An incomplete tar would be taken for a complete one."""
     read(videos, tmp_path, *PACK, "--plan")
     plan = manifest.read(tmp_path)
     entry = {**plan["videos"][0], "tar": "x.tar"}
 
-    def report(amount):
+    def report(done):
         raise BrokenPipeError
 
     with pytest.raises(BrokenPipeError):

@@ -1,9 +1,12 @@
-"""Many videos into one frame folder: make the plan, extract the images, resume, report what was left out."""
+"""Many videos into one frame folder: list them, make the plan, extract the images, resume, report what was left out."""
 
+import json
+import math
 import os
+import stat
 import time
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from contextlib import suppress
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -11,65 +14,151 @@ import numpy as np
 
 from moco import cli, files, pool
 from moco.data import manifest, packed, recordings
-from moco.videos import images, listing, moments, progress_log
+from moco.videos import images
 
+OWN = (manifest.NAME, manifest.TIMES, recordings.FRAMES_TABLE, recordings.VIDEOS_TABLE)  # files in a frame folder
+MOMENTS = "moments"  # the class of moments without one
 LAYOUT = ("settings", "per_class", "class_digits", "image_digits")  # what the images of a video depend on in a plan
 
 
-@dataclass(frozen=True)
-class Scope:
-    """Which of the listed videos to read, and what of them.
+def list_videos(folders, recursive, save_dir):
+    """The files in folders that can be read as videos, and those that are left out.
+
+    Returns [(folder number, name, size in bytes)] and [(folder number, name, reason)]. Names are relative to their
+    folder, with forward slashes, sorted within each folder, one folder after another. recursive: also those in
+    sub-folders. Hidden files, and those that this program writes to save_dir, are ignored. Only regular files are read,
+    also through links: no pipe, no device.
+    """
+    readable, left_out = [], []
+    save_dir = os.path.realpath(save_dir)
+    for number, folder in enumerate(folders):
+        root = os.path.realpath(folder)
+        if recursive and root == save_dir:
+            raise cli.UserError(f"--recursive would read the images in {folder} as videos; give another --save-dir")
+        for name in sorted(_names(root, "", recursive, save_dir, {root})):
+            reason, size = _check(root, name)
+            if reason:
+                left_out.append((number, name, reason))
+            else:
+                readable.append((number, name, size))
+    return readable, left_out
+
+
+def _names(root, below, recursive, save_dir, parents):
+    """The names of the files below a folder; parents: the real paths of the folders on the way, against circles."""
+    try:
+        entries = os.scandir(os.path.join(root, below))
+    except OSError as error:
+        raise cli.UserError(f"cannot list the folder {os.path.join(root, below)}: {error.strerror}") from error
+    with entries:
+        for entry in entries:
+            if entry.name.startswith(".") or (root == save_dir and entry.name in OWN):
+                continue
+            if not os.path.isdir(entry.path):
+                yield f"{below}{entry.name}"
+            elif recursive and (folder := os.path.realpath(entry.path)) not in {save_dir, *parents}:
+                yield from _names(root, f"{below}{entry.name}/", recursive, save_dir, {*parents, folder})
+
+
+def _check(root, name):
+    """(the reason why a file is not read or None, its size)."""
+    path = os.path.join(root, name)
+    try:
+        os.fsencode(name).decode("utf-8")
+        state = os.stat(path)
+    except UnicodeDecodeError:
+        return "its name is not UTF-8", 0
+    except OSError as error:
+        return f"it cannot be accessed: {error.strerror}", 0
+    if not stat.S_ISREG(state.st_mode):
+        return "it is not a regular file", 0
+    if not state.st_size:
+        return "it is empty", 0
+    return None, state.st_size
+
+
+def printable(name):
+    """A file's name with control characters and undecodable bytes escaped, which would disturb the terminal."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in name)
+
+
+def read_moments(path):
+    """{file: {class: seconds}} of a CSV file with columns 'file' and 'seconds', and perhaps 'class'.
+
+    file: a video's name, or its path relative to the folder of videos. UserError, which names the line, for a table
+    that cannot be read so.
+    """
+    table = {}
+    for number, row in enumerate(files.read_table(path, "file", "seconds"), 2):
+        try:
+            second = float(row["seconds"])
+        except ValueError:
+            second = math.nan
+        if not 0 <= second < math.inf:
+            raise cli.UserError(f"--moments {path}, line {number}: {row['seconds']} is not a number of seconds")
+        name = row.get("class") or MOMENTS
+        if "/" in name or "\0" in name or name.startswith(".") or name == manifest.NAME:
+            raise cli.UserError(f"--moments {path}, line {number}: {name} cannot be the name of a class folder")
+        table.setdefault(row["file"], {}).setdefault(name, []).append(second)
+    return table
+
+
+def choose(listed, table, selection, moments):
+    """The part of the result of list_videos that is selected by name, and its moments as {name: {class: seconds}}.
 
     table: {file: Recording} that recordings.read_table returned. selection: a recordings.Selection, None for all.
-    moments: {file: {class: seconds}} that moments.read_table returned, None for regular sampling.
+    moments: the result of read_moments, None for regular sampling. UserError if nothing is selected.
     """
-
-    table: dict
-    selection: recordings.Selection | None = None
-    moments: dict | None = None
-
-    def choose(self, listed):
-        """The part of the result of listing.list_videos that is selected by name; UserError if nothing is."""
-        readable, left_out = listed
-        if self.selection:
-            known = [(name, recordings.lookup(self.table, name), 0.0) for _, name, _ in readable]
-            chosen = replace(self.selection, hours=None).choose(known)
-            print(f"{len(chosen)} of {len(readable)} files are selected by name, child and age")
-            readable = [readable[i] for i in chosen]
-        if self.moments:
-            named = moments.by_video(self.moments, [name for _, name, _ in readable])
-            readable = [each for each in readable if each[1] in named]
-        return readable, left_out
-
-    def cut(self, videos):
-        """Reduce the slots of videos, entries of a plan, to the hours of the selection; print what it is."""
-        if not self.selection:
-            return
-        known = [(video["name"], recordings.from_entry(video), video["frames"] / video["rate"]) for video in videos]
-        seconds = recordings.Selection(hours=self.selection.hours, seed=self.selection.seed).choose(known)
-        for i, video in enumerate(videos):
-            video["slots"] = round(video["slots"] * seconds.get(i, 0) / known[i][2])
-        print(f"selected: {recordings.describe(known, seconds)}")
+    readable, left_out = listed
+    if selection:
+        known = [(name, recordings.lookup(table, name), 0.0) for _, name, _ in readable]
+        chosen = replace(selection, hours=None).choose(known)
+        print(f"{len(chosen)} of {len(readable)} files are selected by name, child and age")
+        readable = [readable[i] for i in chosen]
+    if moments:
+        moments = _by_video(moments, [name for _, name, _ in readable])
+        readable = [each for each in readable if each[1] in moments]
+    return (readable, left_out), moments
 
 
-def make_plan(roots, settings, listed, workers, scope):
-    """(the plan for the listed files, {(folder number, name, class): FrameSelection} of its entries).
+def _by_video(moments, names):
+    """{name of a video: {class: seconds}} of the videos called names; UserError for a file that is none of them."""
+    by_any_name, found = {}, {}
+    for name in names:
+        for given in recordings.names_of(name):
+            by_any_name.setdefault(given, []).append(name)
+    for given, classes in moments.items():
+        if given not in by_any_name:
+            raise cli.UserError(f"--moments names {given}, which is not there")
+        for name in by_any_name[given]:
+            for label, seconds in classes.items():
+                found.setdefault(name, {}).setdefault(label, []).extend(seconds)
+    return found
 
-    roots: folders of videos. settings: flags by name. listed: the result of scope.choose. workers: a pool.WorkerPool.
-    UserError that names each file if none of them can be read.
+
+def make_plan(settings, roots, listed, workers, table, selection, moments):
+    """(the plan for the listed files, {key of an entry of its videos: FrameSelection}); see _key.
+
+    settings: flags by name. roots: folders of videos. listed, moments: what choose returned; table, selection: what it
+    was given. workers: a pool.WorkerPool. UserError that names each file if none of them can be read.
     """
     readable, refused = listed
     left_out = [{"folder": number, "name": name, "reason": reason} for number, name, reason in refused]
-    videos, selections = [], {}
-    with cli.Progress(len(readable), "plan", "videos") as progress:
-        for (root, name, size), planned, reasons in _plan_videos(roots, settings, readable, workers, scope.moments):
-            known = recordings.lookup(scope.table, name).known()
-            left_out += [{"folder": root, "name": name, "reason": reason} for reason in reasons]
-            for entry, selection in planned:
-                videos.append({"folder": root, "name": name, "bytes": size, **entry, **known})
-                selections[root, name, entry.get("class")] = selection
+    tasks = [(os.path.join(roots[number], name), moments and moments[name]) for number, name, _ in readable]
+    results, videos, selections = {}, [], {}
+    with cli.Progress(len(tasks), "plan", "videos") as progress:
+        for index, result in workers.as_completed(partial(images.plan_video, settings), tasks):
+            results[index] = ([], [result]) if isinstance(result, pool.WorkerCrash) else result
             progress.update()
-    scope.cut(videos)
+    for index, (number, name, size) in enumerate(readable):
+        planned, reasons = results[index]
+        left_out += [{"folder": number, "name": name, "reason": reason} for reason in reasons]
+        for entry, frames in planned:
+            known = recordings.lookup(table, name).known()
+            videos.append({"folder": number, "name": name, "bytes": size, **entry, **known})
+            selections[_key(videos[-1])] = frames
+    if selection:
+        _cut(videos, selection)
     plan = manifest.make(settings, roots, videos, left_out)
     plan["times"] = _take_times(plan["videos"])
     if not plan["slots"] and plan["videos"]:
@@ -82,23 +171,18 @@ def make_plan(roots, settings, listed, workers, scope):
     return plan, selections
 
 
-def _plan_videos(roots, settings, readable, workers, moments_by_file):
-    """Yield (file, [(entry, FrameSelection)], reasons why something is left out) for each of the readable files."""
-    paths = [os.path.join(roots[number], name) for number, name, _ in readable]
-    if moments_by_file:
-        named = moments.by_video(moments_by_file, [name for _, name, _ in readable])
-        tasks = [(path, named[name]) for path, (_, name, _) in zip(paths, readable, strict=True)]
-        results = workers.map(images.plan_moments, tasks)
-    else:
-        results = workers.map(partial(images.plan_video, settings), paths)
-    for file, result in zip(readable, results, strict=True):
-        if isinstance(result, pool.WorkerCrash):
-            yield file, [], [str(result)]
-        elif moments_by_file:
-            yield file, *result
-        else:
-            entry, selection = result
-            yield (file, [], [entry]) if selection is None else (file, [(entry, selection)], [])
+def _key(video):
+    """What tells the entries of a plan apart; with moments, a video has one for each class."""
+    return video["folder"], video["name"], video["class"] if "moment_frames" in video else None
+
+
+def _cut(videos, selection):
+    """Reduce the slots of videos, entries of a plan, to the hours of a recordings.Selection; print what it is."""
+    known = [(video["name"], recordings.from_entry(video), video["frames"] / video["rate"]) for video in videos]
+    seconds = recordings.Selection(hours=selection.hours, seed=selection.seed).choose(known)
+    for i, video in enumerate(videos):
+        video["slots"] = round(video["slots"] * seconds.get(i, 0) / known[i][2])
+    print(f"selected: {recordings.describe(known, seconds)}")
 
 
 def _take_times(videos):
@@ -126,13 +210,13 @@ def matching_plan(folder, settings, listed):
         for flag in {**settings, **earlier}
         if settings.get(flag) != earlier.get(flag)
     ]
-    videos, done = plan["videos"], progress_log.completed_videos(folder)
-    planned = {(each["folder"], each["name"]) for each in videos + plan["left_out"]}
-    present = {(root, name) for part in listed for root, name, _ in part}
-    needed = {(each["folder"], each["name"]) for n, each in enumerate(videos) if n not in done}
-    differences += [f"{listing.printable(name)} was not there" for _, name in sorted(present - planned)[:5]]
+    planned = {(each["folder"], each["name"]) for each in plan["videos"] + plan["left_out"]}
+    present = {(number, name) for part in listed for number, name, _ in part}
+    differences += [f"{printable(name)} was not there" for _, name in sorted(present - planned)[:5]]
     if not plan["complete"]:
-        differences += [f"{listing.printable(name)} was there" for _, name in sorted(needed - present)[:5]]
+        done = completed_videos(folder)
+        needed = {(each["folder"], each["name"]) for n, each in enumerate(plan["videos"]) if n not in done}
+        differences += [f"{printable(name)} was there" for _, name in sorted(needed - present)[:5]]
     if differences:
         path = Path(folder) / manifest.NAME
         raise cli.UserError(f"{path} is of another run: {'; '.join(differences)}. Give another --save-dir")
@@ -143,7 +227,7 @@ def write_plan(folder, plan):
     """Write a new plan to a frame folder and return it; UserError if classes of unknown origin exist there."""
     present = {path.name for path in Path(folder).iterdir()}
     outputs = manifest.video_tars(plan["videos"]) if plan["settings"].get("pack") else manifest.class_names(plan)
-    for name in [*outputs, *progress_log.names(folder)]:
+    for name in [*outputs, *(path.name for path in _done_files(folder))]:
         if name in present and not (Path(folder) / manifest.NAME).exists():  # another shard may have written it by now
             raise cli.UserError(f"{folder} has a {name} already, but no {manifest.NAME}. Give another --save-dir")
     times = plan.pop("times")
@@ -154,113 +238,125 @@ def write_plan(folder, plan):
     return plan
 
 
-def read_videos(folder, plan, roots, selections, workers, shard):
+def read_videos(folder, plan, roots, selections, workers, shard=(0, 1)):
     """Extract the images of a part of the plan's videos that are not done yet, and return the plan.
 
-    selections: {(folder number, name, class): FrameSelection} of the entries whose selection is known. workers: a
-    pool.WorkerPool. shard: (part, number of parts). UserError if the disk is full or memory is too small.
+    selections: of make_plan; may lack any. workers: a pool.WorkerPool. shard: (part, number of parts). UserError if the
+    disk is full.
     """
     if plan["complete"]:
-        progress_log.remove(folder)  # another process may have written to one after the plan was complete
+        _remove_done_files(folder)  # another process may have written one after the plan was complete
         return plan
-    videos, done = plan["videos"], progress_log.completed_videos(folder)
+    videos, done = plan["videos"], completed_videos(folder)
     part, parts = shard
     longest_first = sorted(range(len(videos)), key=lambda number: -videos[number]["frames"])  # so that all end together
     numbers = [number for number in longest_first[part::parts] if number not in done]
-    if plan["settings"].get("pack"):
-        videos = [{**video, "tar": tar} for video, tar in zip(videos, manifest.video_tars(videos), strict=True)]
-    tasks = [
-        (
-            os.path.join(roots[video["folder"]], video["name"]),
-            video,
-            selections.get((video["folder"], video["name"], video.get("class") if "moment_frames" in video else None)),
-        )
-        for video in (videos[number] for number in numbers)
-    ]
+    tars = manifest.video_tars(videos) if plan["settings"].get("pack") else []
+    tasks = []
+    for number in numbers:
+        video = videos[number] | ({"tar": tars[number]} if tars else {})
+        tasks.append((os.path.join(roots[video["folder"]], video["name"]), video, selections.get(_key(video))))
     files.remove_temporary_files(folder, idle=600)  # those of other shards are younger
-    try:
-        out_of_memory = _extract(folder, plan, numbers, tasks, workers)
-    finally:
-        files.remove_temporary_files(folder, idle=600)
-    if out_of_memory:
-        names = ", ".join(listing.printable(videos[number]["name"]) for number in out_of_memory)
-        raise cli.UserError(f"out of memory while reading {names}; retry with fewer --workers to resume")
+    _extract(folder, plan, numbers, tasks, workers)
     return _finish(folder, plan)
 
 
 def _extract(folder, plan, numbers, tasks, workers):
-    """Extract the images of videos and record them as done; returns the numbers of those that need more memory."""
-    layout = {key: plan[key] for key in LAYOUT}
-    hours, hours_done, start = sum(_hours(video, video["frames"]) for _, video, _ in tasks), 0.0, time.monotonic()
-    frames, records, out_of_memory = sum(video["frames"] for _, video, _ in tasks), [], []
-    # Flushing images to disk takes time: a thread does it while the next videos are read.
-    with cli.Progress(frames, "read", "frames") as progress, ThreadPoolExecutor(1) as disk:
+    """Extract the images of videos and mark them as done."""
+    frames, rates = (np.array([video[key] for _, video, _ in tasks]) for key in ("frames", "rate"))
+    frames_done, start = np.zeros(len(tasks), int), time.monotonic()
+    with cli.Progress(int(frames.sum()), "read", "frames") as progress:
 
-        def advance(task, amount):
-            nonlocal hours_done
-            hours_done += _hours(tasks[task][1], amount)
-            left, pace = max(0, hours - hours_done), hours_done / (time.monotonic() - start) * 3600
-            postfix = f"{hours_done:.2f} h of video done, {left:.2f} h left, {pace:.0f} h per hour"
+        def advance(task, count):
+            amount = count - int(frames_done[task])
+            frames_done[task] = count
+            hours, left = ((each / rates).sum() / 3600 for each in (frames_done, frames - frames_done))
+            pace = hours / (time.monotonic() - start) * 3600
+            postfix = f"{hours:.2f} h of video done, {left:.2f} h left, {pace:.0f} h per hour"
             progress.set_postfix_str(postfix, refresh=False)
             progress.update(amount)
 
+        layout = {key: plan[key] for key in LAYOUT}
         for task, result in workers.as_completed(partial(images.extract_images, folder, layout), tasks, advance):
-            video = tasks[task][1]
+            _, video, _ = tasks[task]
             if isinstance(result, pool.WorkerCrash):
                 result = [[video["first_slot"], video["first_slot"] + video["slots"]]], str(result)
                 images.remove_images(folder, plan, video, result[0])
-            if result[0] is None:
-                out_of_memory.append(numbers[task])
-            else:
-                records.append(disk.submit(progress_log.mark_done, folder, plan, numbers[task], *result))
-    for record in records:
-        record.result()  # raises what went wrong with it
-    return out_of_memory
+            mark_done(folder, numbers[task], *result)
+            advance(task, video["frames"])
 
 
-def _hours(video, frames):
-    return frames / video["rate"] / 3600
+def mark_done(folder, number, missing, reason):
+    """Record in a file of its own that a video of the plan is done, except for the missing runs of slots.
+
+    So several machines can share the work on a network disk. reason: why slots are missing, or None.
+    """
+    record = {"video": number, "missing": missing, "reason": reason}
+    files.write_text(Path(folder) / f".done-{number}.json", json.dumps(record))
+
+
+def completed_videos(folder):
+    """{number of a video: what mark_done recorded} for the videos of the plan that are done."""
+    done = {}
+    for path in _done_files(folder):
+        with suppress(FileNotFoundError):  # another process has just completed the plan
+            for line in path.read_text(encoding="utf-8").splitlines():
+                with suppress(ValueError):  # half a line, of a killed process of an earlier version
+                    record = json.loads(line)
+                    done[record["video"]] = record
+    return done
+
+
+def _done_files(folder):
+    earlier = (path for path in Path(folder).glob("filled-*.jsonl") if path.is_file())  # with several videos each
+    return [*Path(folder).glob(".done-*.json"), *earlier]
+
+
+def _remove_done_files(folder):
+    for path in _done_files(folder):
+        path.unlink(missing_ok=True)
 
 
 def _finish(folder, plan):
-    """The plan with the results in the progress logs; where every video is done, it is written as complete."""
-    lines = progress_log.completed_videos(folder)
-    if len(lines) < len(plan["videos"]):
+    """The plan with the results of its videos; where every video is done, it is written as complete."""
+    done = completed_videos(folder)
+    if len(done) < len(plan["videos"]):
         current = manifest.read(folder)
-        if current["complete"]:  # another process has just completed it and removed the progress logs
-            progress_log.remove(folder)
+        if current["complete"]:  # another process has just completed it
+            _remove_done_files(folder)
             return current
-        return _with_results(plan, lines)
-    plan = _with_results(plan, lines)
+        return _with_results(plan, done)
+    plan = _with_results(plan, done)
     complete = manifest.Manifest(plan, folder)
     for name in set(manifest.class_names(plan)) - set(complete.classes):
         if (Path(folder) / name).is_dir():
             (Path(folder) / name).rmdir()  # ImageFolder raises for an empty class
     if not len(complete):
         (Path(folder) / manifest.NAME).unlink()
-        progress_log.remove(folder)
+        _remove_done_files(folder)
         raise _nothing_readable(plan)
     if plan["settings"].get("pack"):
         packed.load(Path(folder), complete)  # makes the index
     plan["complete"] = True
     recordings.write_videos_table(complete)
     manifest.write(folder, plan)
-    progress_log.remove(folder)
+    _remove_done_files(folder)
+    files.remove_temporary_files(folder)  # of killed processes; nothing writes to a complete folder
     return plan
 
 
-def _with_results(plan, lines):
-    """The plan with the lines of the progress logs, {number of a video: its line}, in the entries of its videos."""
-    for number, line in lines.items():
-        plan["videos"][number]["missing"] = line["missing"]
-        if line["reason"]:
-            plan["videos"][number]["reason"] = line["reason"]
+def _with_results(plan, done):
+    """The plan with the result of completed_videos in the entries of its videos."""
+    for number, record in done.items():
+        plan["videos"][number]["missing"] = record["missing"]
+        if record["reason"]:
+            plan["videos"][number]["reason"] = record["reason"]
     return plan
 
 
 def _nothing_readable(plan):
     folders = ", ".join(plan["folders"])
-    reasons = "; ".join(f"{listing.printable(name)}: {reason}" for name, reason in manifest.left_out(plan))
+    reasons = "; ".join(f"{printable(name)}: {reason}" for name, reason in manifest.left_out(plan))
     if reasons:
         return cli.UserError(f"no video could be read in {folders} ({reasons}). Give a folder of videos")
     return cli.UserError(f"there is no video in {folders}. Give a folder of videos, or --recursive for its sub-folders")
@@ -281,4 +377,4 @@ def print_summary(plan, with_size=False):
     if with_size:
         print(f"expected size: {plan['slots'] * images.mean_size(plan) / 1e9:.3g} GB")
     for name, reason in manifest.left_out(plan):
-        print(f"left out: {listing.printable(name)}: {reason}")
+        print(f"left out: {printable(name)}: {reason}")

@@ -1,7 +1,7 @@
 """One video and its images: which frames to sample, its entry in the plan of a frame folder, its image files."""
 
 import os
-from contextlib import contextmanager
+from contextlib import suppress
 from pathlib import Path
 
 import cv2
@@ -12,8 +12,6 @@ from moco.cli import UserError
 from moco.data import archive, manifest
 from moco.videos.probe import probe
 from moco.videos.video import UnreadableVideo, frames
-
-REPORT_EVERY = 32  # images
 
 
 def frame_step(native, fps, published=False):
@@ -76,59 +74,36 @@ def encode(picture, settings, entry):
     return cv2.imencode(".jpeg", image, [cv2.IMWRITE_JPEG_QUALITY, settings["quality"]])[1].tobytes()
 
 
-def select_frames(path, settings, indices=None):
-    """(VideoInfo, FrameSelection of frames, by default those to sample) of a video file; raises UnreadableVideo."""
-    info = probe(path)
-    if indices is None:
-        indices = sampled_frames(info, settings["fps"], settings["published-step"])
-    return info, info.select(indices)
+def plan_video(settings, task, report=None):
+    """What to extract from a video: [(an entry in the plan, the FrameSelection of its frames)], and what is left out.
 
-
-def plan_video(settings, path):
-    """(its entry in the plan, the FrameSelection of its sampled frames) of a video; (reason, None) if it is unreadable.
-
-    UserError if there is not enough memory.
-    """
-    reasons = []
-    with _reasons_of(path, reasons):
-        info, selection = select_frames(path, settings)
-    if reasons:
-        return reasons[0], None
-    if not info.is_constant_rate():
-        return _entry(info, selection), selection
-    step = frame_step(info.rate, settings["fps"], settings["published-step"])
-    return _entry(info, selection, step), selection
-
-
-def plan_moments(task):
-    """[(an entry in the plan, the FrameSelection of its frames)] of a video, and the reasons why others are left out.
-
-    task: (path, {class: seconds}); there is an entry for each class. UserError if there is not enough memory.
+    task: (path, None), or with moments, {class: seconds}, each class of which has an entry. What is left out is a list
+    of reasons.
     """
     path, moments = task
-    planned, reasons, problems = [], [], []
-    with _reasons_of(path, problems):
-        info = probe(path)
-        length = frame_seconds(info, [info.frames - 1])[0] + 1 / info.rate
-        for label, seconds in sorted(moments.items()):
-            reasons += [f"it ends at {length:.2f} s, before {each:g} s" for each in sorted(seconds) if each > length]
-            inside = np.array([each for each in seconds if each <= length])
-            if len(inside):
-                selection = info.select(nearest_frames(info, inside))
-                entry = {**_entry(info, selection), "class": label, "moment_frames": selection.indices.tolist()}
-                planned.append((entry, selection))
-    return ([], problems) if problems else (planned, reasons)
-
-
-@contextmanager
-def _reasons_of(path, reasons):
-    """Append to reasons why the video at path cannot be read; a lack of memory is a UserError."""
     try:
-        yield
-    except MemoryError as error:
-        raise UserError(f"out of memory while reading {path}; retry with fewer --workers") from error
-    except Exception as error:  # whatever a library raises for one file, the others are read
-        reasons.append(reason(error))
+        info = probe(path)
+        if moments:
+            return _plan_moments(info, moments)
+        selection = info.select(sampled_frames(info, settings["fps"], settings["published-step"]))
+        constant = info.is_constant_rate()
+        step = frame_step(info.rate, settings["fps"], settings["published-step"]) if constant else None
+        return [(_entry(info, selection, step), selection)], []
+    except Exception as error:
+        return [], [reason(error)]
+
+
+def _plan_moments(info, moments):
+    planned, left_out = [], []
+    length = frame_seconds(info, [info.frames - 1])[0] + 1 / info.rate
+    for label, seconds in sorted(moments.items()):
+        left_out += [f"it ends at {length:.2f} s, before {each:g} s" for each in sorted(seconds) if each > length]
+        inside = np.array([each for each in seconds if each <= length])
+        if len(inside):
+            selection = info.select(nearest_frames(info, inside))
+            entry = {**_entry(info, selection), "class": label, "moment_frames": selection.indices.tolist()}
+            planned.append((entry, selection))
+    return planned, left_out
 
 
 def _entry(info, selection, step=None):
@@ -145,58 +120,47 @@ def extract_images(folder, plan, task, report):
 
     plan: the settings of a plan and what manifest.slot_path needs. task: (path, entry of the video in the plan, its
     FrameSelection or None if the plan is an earlier one); the entry has the name of a tar, if one is to be written.
-    report(n): called when n more frames of the video are done.
-    Returns (runs of slots without an image, the reason for them or None); (None, None) if there is not enough memory.
+    report(n): called when n frames of the video are done.
+    Returns (runs of slots without an image, the reason for them or None).
     """
     cv2.setNumThreads(0)  # videos are read in parallel: threads within one would compete with them
     path, entry, selection = task
-    if not entry["slots"]:
-        report(entry["frames"])
+    if not entry["slots"]:  # --drop-last or --hours leaves nothing of it
         return [], None
-    written, done, problems = np.zeros(entry["slots"], bool), 0, []
+    written, problems = np.zeros(entry["slots"], bool), []
 
     def members():
-        """Yield (name, time of modification, bytes) of each image, and report those that are written."""
-        nonlocal done
+        """Yield (name, time of modification, bytes) of each image."""
         modified = os.path.getmtime(path) if os.path.exists(path) else 0
         for position, index, jpeg in _encode_frames(path, entry, selection, plan["settings"], problems):
             yield manifest.slot_path(plan, entry, entry["first_slot"] + position), modified, jpeg
             written[position] = True
-            if position % REPORT_EVERY == REPORT_EVERY - 1:
-                report(index - done)
-                done = index
+            report(index)
 
-    try:
-        if "tar" in entry:
-            archive.write(Path(folder) / entry["tar"], members())
-        else:
-            for name, _, jpeg in members():
-                write_image(folder, name, jpeg)
-    except MemoryError:
-        return None, None
+    if "tar" in entry:
+        archive.write(Path(folder) / entry["tar"], members())
+    else:
+        for name, _, jpeg in members():
+            write_image(folder, name, jpeg)
     if not written.all() and not problems:
         problems.append(f"{np.count_nonzero(~written)} of {len(written)} frames are damaged")
-    missing = (
-        (np.flatnonzero(np.diff(written, prepend=True, append=True)) + entry["first_slot"]).reshape(-1, 2).tolist()
-    )
+    missing = np.flatnonzero(np.diff(written, prepend=True, append=True)) + entry["first_slot"]
+    missing = missing.reshape(-1, 2).tolist()
     remove_images(folder, plan, entry, missing)
-    report(entry["frames"] - done)
     return missing, problems[0] if problems else None
 
 
 def _encode_frames(path, entry, selection, settings, problems):
-    """Yield (position in the slots of the video, index in the video, bytes of the JPEG) of each frame that is readable.
+    """Yield (position in the slots of the video, index in the video, bytes of the JPEG) of each readable frame.
 
-    The reason why reading ends early is appended to problems; MemoryError and UserError are raised.
+    The reason why reading ends early is appended to problems.
     """
     try:
         selection = _checked_selection(path, entry, selection, settings)
         for position, picture in frames(path, selection):
-            if position < entry["slots"]:  # --drop-last leaves out the others
+            if position < entry["slots"]:
                 yield position, int(selection.indices[position]), encode(picture, settings, entry)
-    except (MemoryError, UserError):
-        raise
-    except Exception as error:  # whatever a library raises for one file, the others are read
+    except Exception as error:
         problems.append(reason(error))
 
 
@@ -204,16 +168,21 @@ def _checked_selection(path, entry, selection, settings):
     """The FrameSelection of a planned video; raises UnreadableVideo if the file is not the one that was planned."""
     frames_planned = entry["frames"]
     if selection is None:
-        info, selection = select_frames(path, settings, entry.get("moment_frames"))
-        frames_planned = info.frames
-    # --drop-last plans fewer slots than there are sampled frames.
+        info = probe(path)
+        indices = entry.get("moment_frames")
+        if indices is None:
+            indices = sampled_frames(info, settings["fps"], settings["published-step"])
+        selection, frames_planned = info.select(indices), info.frames
+    # With --drop-last or --hours there are fewer slots than sampled frames.
     if os.path.getsize(path) != entry["bytes"] or frames_planned != entry["frames"] or len(selection) < entry["slots"]:
         raise UnreadableVideo("it has changed since the plan was made, or an earlier version of the program planned it")
     return selection
 
 
 def reason(error):
-    """The reason why a video is left out, after an exception while it was read."""
+    """The reason why a video is left out after an exception, whatever a library raises; not for a lack of memory."""
+    if isinstance(error, MemoryError):
+        raise error
     return str(error) if isinstance(error, UnreadableVideo) else f"reading it fails with {error!r}"
 
 
@@ -223,18 +192,17 @@ def write_image(folder, name, jpeg):
     The image appears complete or not at all: it is renamed from a temporary file in the frame folder, where no program
     takes it for an image of a class. UserError if the disk is full or not writable.
     """
-    folder = Path(folder)
-    part = files.temporary_path(folder / "image")
+    part, path = files.temporary_path(Path(folder) / "image"), Path(folder) / name
     try:
         part.write_bytes(jpeg)
         try:
-            part.replace(folder / name)
+            part.replace(path)
         except FileNotFoundError:
-            (folder / name).parent.mkdir(exist_ok=True)
-            part.replace(folder / name)
+            path.parent.mkdir(exist_ok=True)
+            part.replace(path)
     except OSError as error:
         part.unlink(missing_ok=True)
-        message = f"cannot write {folder / name}: {error.strerror}; correct this and re-run the command to resume"
+        message = f"cannot write {path}: {error.strerror}; correct this and re-run the command to resume"
         raise UserError(message) from error
 
 
@@ -257,9 +225,7 @@ def mean_size(plan, samples=8):
     sizes = []
     for entry in plan["videos"][:: len(plan["videos"]) // samples + 1]:
         path = os.path.join(plan["folders"][entry["folder"]], entry["name"])
-        try:
+        with suppress(Exception):  # it is only an estimate; reading the video for its images names the reason
             _, picture = next(frames(path, probe(path).select([0])))
             sizes.append(len(encode(picture, plan["settings"], entry)))
-        except Exception:  # noqa: S112 (it is only an estimate; reading the video for its images names the reason)
-            continue
     return sum(sizes) / max(1, len(sizes))

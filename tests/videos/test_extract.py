@@ -15,7 +15,7 @@ import pytest
 import read_saycam
 from moco import cli, files
 from moco.data import manifest
-from moco.videos import images, progress_log
+from moco.videos import extract, images
 from tests.support.videos import number, overwrite, write_video, write_videos
 
 SCRIPT = Path(read_saycam.__file__)
@@ -191,7 +191,7 @@ def test_a_file_without_permission_to_read_is_left_out():
                 os.setuid(65534)
             os._exit(read(folder, out) or 0)
         assert os.waitpid(process, 0)[1] == 0
-        assert left_out(out) == {"b.mp4": "no permission to read it"}
+        assert left_out(out) == {"b.mp4": "Permission denied"}
         assert len(manifest.load(out)) == 1
 
 
@@ -206,7 +206,7 @@ def test_a_full_disk_is_one_line_and_the_run_is_resumed_when_there_is_space(tmp_
     assert process.returncode == 2 and "Traceback" not in message
     assert "cannot write" in message.splitlines()[-1] and "No space left on device" in message
     assert all(cv2.imread(str(path)) is not None for path in disk.rglob("*.jpeg"))
-    assert {path.name for path in disk.iterdir() if path.is_file()} <= {manifest.NAME}
+    assert {path.name for path in disk.iterdir() if path.is_file() and "moco-tmp" not in path.name} <= {manifest.NAME}
     subprocess.run(["mount", "-o", "remount,size=10m", str(disk)], check=True)
     assert read(folder, disk) is None
     assert len(manifest.load(disk)) == 68
@@ -247,13 +247,12 @@ def test_classes_without_images_do_not_count(tmp_path, capsys):
     assert "10 images in 2 classes\n" in capsys.readouterr().out
 
 
-def test_a_second_reader_of_the_same_folder_leaves_no_progress_log(tmp_path):
+def test_a_second_reader_of_the_same_folder_leaves_no_records(tmp_path):
     folder, out = write_videos(tmp_path / "videos", dict.fromkeys(("a", "b"), 30)), tmp_path / "out"
     read(folder, out, "--plan")
-    plan = manifest.read(out)
     read(folder, out)
     for number_of_video in (0, 1):  # as the second one does, which began before the first was done
-        progress_log.mark_done(out, plan, number_of_video, [], None)
+        extract.mark_done(out, number_of_video, [], None)
     read(folder, out)
     assert sorted(path.name for path in out.iterdir()) == ["class_0000", manifest.NAME, "videos.csv"]
 
@@ -270,28 +269,61 @@ def test_videos_called_like_files_of_the_program_are_read(tmp_path):
     assert len(manifest.load(folder)) == 10
 
 
-def run_out_of_memory(folder, plan, task, report, extract=images.extract_images):
-    return (None, None) if task[0].endswith("b.mp4") else extract(folder, plan, task, report)
-
-
-def test_too_little_memory_for_a_video_is_one_line_and_the_run_can_be_resumed(tmp_path, monkeypatch):
-    folder, out = write_videos(tmp_path / "videos", dict.fromkeys(("a", "b", "c"), 30)), tmp_path / "out"
-    with monkeypatch.context() as patch:
-        patch.setattr(images, "extract_images", run_out_of_memory)
-        with pytest.raises(cli.UserError, match="out of memory while reading b.mp4; retry with fewer --workers"):
-            read(folder, out)
-    assert progress_log.completed_videos(out).keys() == {0, 2}
-    assert read(folder, out, "--strict") is None
-    assert len(manifest.load(out)) == 15
-
-
 def test_temporary_files_of_killed_processes_are_removed(tmp_path):
     folder, out = tmp_path / "videos", tmp_path / "out"
     folder.mkdir()
     write_video(folder / "a.mp4", 30)
     read(folder, out, "--plan")
-    path = files.temporary_path(out / "image")
-    path.write_bytes(b"half an ima")
-    os.utime(path, (0, 0))
+    files.temporary_path(out / "image").write_bytes(b"half an ima")
     read(folder, out)
     assert sorted(path.name for path in out.iterdir()) == ["class_0000", manifest.NAME, "videos.csv"]
+
+
+def test_names_are_sorted_within_each_folder_without_hidden_files(tmp_path):
+    for name in ("S/b.mp4", "S/a.mp4", "S/.hidden.mp4", "S/sub/c.mp4", "A/z.mp4"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(b"12345")
+    roots = [tmp_path / "S", tmp_path / "A"]
+    flat = [(0, "a.mp4", 5), (0, "b.mp4", 5), (1, "z.mp4", 5)]
+    assert extract.list_videos(roots, False, tmp_path) == (flat, [])
+    deep = [(0, "a.mp4", 5), (0, "b.mp4", 5), (0, "sub/c.mp4", 5), (1, "z.mp4", 5)]
+    assert extract.list_videos(roots, True, tmp_path) == (deep, [])
+
+
+def test_files_that_the_program_writes_are_not_listed(tmp_path):
+    for name in (
+        "v.mp4",
+        "manifest.json",
+        "times.npy",
+        "frames.csv",
+        "videos.csv",
+        ".done-1.json",
+        "frames/class_0000/img_0000.jpeg",
+    ):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(b"1")
+    listed = extract.list_videos([tmp_path], True, tmp_path / "frames")[0]
+    assert (0, "v.mp4", 1) in listed and not any("img" in name for _, name, _ in listed)
+    assert extract.list_videos([tmp_path], False, tmp_path) == ([(0, "v.mp4", 1)], [])
+    with pytest.raises(cli.UserError, match="give another --save-dir"):
+        extract.list_videos([tmp_path], True, tmp_path)
+
+
+def test_links_are_followed_wherever_they_lead_but_not_in_circles(tmp_path):
+    for name in ("store/a.mp4", "store/deep/b.mp4", "S/own.mp4"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(b"12345")
+    (tmp_path / "S" / "linked.mp4").symlink_to("../store/a.mp4")
+    (tmp_path / "S" / "folder").symlink_to(tmp_path / "store")
+    (tmp_path / "store" / "deep" / "up").symlink_to(tmp_path / "S")
+    (tmp_path / "store" / "deep" / "round").symlink_to(tmp_path / "store" / "deep")
+    (tmp_path / "S" / "itself").symlink_to("itself")
+    reason = "it cannot be accessed: Too many levels of symbolic links"
+    readable, left_out = extract.list_videos([tmp_path / "S"], True, tmp_path / "out")
+    assert [name for _, name, _ in readable] == ["folder/a.mp4", "folder/deep/b.mp4", "linked.mp4", "own.mp4"]
+    assert left_out == [(0, "itself", reason)]
+
+
+def test_control_characters_in_a_name_are_escaped():
+    assert extract.printable("ü 赤.mp4") == "ü 赤.mp4"
+    assert extract.printable("a\x1b[2J\n\udcff.mp4") == r"a\x1b[2J\n\udcff.mp4"

@@ -13,10 +13,10 @@ import os
 from fractions import Fraction
 from pathlib import Path
 
-from moco import cli, files, pool
+from moco import cli, files
 from moco.cli import UserError
 from moco.data import manifest, recordings
-from moco.videos import extract
+from moco.videos import extract, pool
 
 # Flags that change the images: a run is resumed only with the same values.
 SETTINGS = ("fps", "seg-len", "class-by", "size", "quality", "shift", "published-step", "drop-last", "recursive")

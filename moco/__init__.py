@@ -6,7 +6,7 @@ directly in this folder may be imported from anywhere, those of a sub-package by
 
     cli                     command-line flags, errors as one line, progress
     files                   atomic writes, output folders, small text files, args.json
-    pool                    worker processes that may crash
+    pool                    worker processes of hog_baseline.py
     distributed             processes and devices
     rendezvous              ranks and addresses from torchrun and SLURM
     gpus                    GPUs, and why torch cannot use them
@@ -38,6 +38,7 @@ directly in this folder may be imported from anywhere, those of a sub-package by
         probe               one file: how many frames it has, in which order, when
         images              one file -> its images: sampling, crop, JPEG
         extract             many files -> one frame folder: list, plan, extract, resume
+        pool                worker processes that may crash
 
     training/
         engine              one epoch, and its metrics over all processes

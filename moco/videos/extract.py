@@ -12,9 +12,9 @@ from pathlib import Path
 
 import numpy as np
 
-from moco import cli, files, pool
+from moco import cli, files
 from moco.data import manifest, packed, recordings
-from moco.videos import images
+from moco.videos import images, pool
 
 OWN = (manifest.NAME, manifest.TIMES, recordings.FRAMES_TABLE, recordings.VIDEOS_TABLE)  # files in a frame folder
 MOMENTS = "moments"  # the class of moments without one

@@ -122,8 +122,8 @@ def train(args, context):
     """The fine-tuning, or the evaluation, in one of its processes."""
     val = FrameFolder(Path(args.data) / "val")
     in_order = loader.EpochSampler(len(val), args.batch_size, context=context, train=False)
-    center = augment.Recipe("center", args.image_size)
-    val_batches = loader.FrameLoader(val, center, in_order, context.device, args.workers)
+    center = augment.RECIPES["center"]
+    val_batches = loader.FrameLoader(val, center, args.image_size, in_order, context.device, args.workers)
     if args.evaluate:
         return evaluate(args, context, val_batches)
 
@@ -136,8 +136,8 @@ def train(args, context):
     else:
         images = splits.nested_share(np.arange(len(frames)), frames.labels(), args.frac_retained, args.seed)
     sampler = loader.EpochSampler(images, args.batch_size, args.seed, context)
-    crops = augment.Recipe("imagenet", args.image_size)
-    batches = loader.FrameLoader(frames, crops, sampler, context.device, args.workers)
+    crops = augment.RECIPES["imagenet"]
+    batches = loader.FrameLoader(frames, crops, args.image_size, sampler, context.device, args.workers)
 
     torch.manual_seed(args.seed)
     arch, network = start_network(args, len(frames.classes))

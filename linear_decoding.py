@@ -203,7 +203,7 @@ def fit_published(args, frozen, task, seed, rows, data, cache):
 def fit_drifting(args, classifier, network, task, train, data, seed):
     """fit() on the training images of a task, of which network, in training mode, computes features in every epoch."""
     sampler = loader.EpochSampler(task.images[train], args.batch_size, seed)
-    batches = loader.FrameLoader(data.frames, augment.Recipe("none", data.size), sampler, data.device, data.workers)
+    batches = loader.FrameLoader(data.frames, augment.RECIPES["none"], data.size, sampler, data.device, data.workers)
     labels = torch.zeros(len(data.frames), dtype=torch.long, device=data.device)
     labels[task.images] = torch.from_numpy(task.labels).to(data.device)
     with distributed.no_tf32():

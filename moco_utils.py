@@ -58,7 +58,7 @@ def parser(doc):
         "key share their statistics, which gives the positive key away; several processes shuffle the keys instead. "
         "Default: 8, or as many as have at least two images",
     )
-    cli.shared_flags(parser, "--lr", "--image-size", "--augment-on", "--workers")
+    cli.shared_flags(parser, "--lr", "--image-size", "--workers")
     cli.shared_flags(parser, "--save-dir", "--seed", "--device", "--overwrite")
     engine.add_flags(parser)
     recordings.add_flags(parser)
@@ -173,9 +173,9 @@ def train(args, context, name, frames, source, pairs):
         nearest = max(args.moco_k // pairs, 1) * pairs
         raise UserError(f"--moco-k {args.moco_k} is not a multiple of the {pairs} keys per step; {nearest} is")
     bn_splits = resolve_bn_splits(args.bn_splits, pairs, context.world_size)
-    recipe = augment.Recipe("moco_v2" if args.aug_plus else "moco_v1", args.image_size, args.augment_on)
+    recipe = augment.RECIPES["moco_v2" if args.aug_plus else "moco_v1"]
     sampler = loader.EpochSampler(source, pairs, args.seed, context, drop_last=True)
-    batches = loader.FrameLoader(frames, recipe, sampler, context.device, args.workers, views=2)
+    batches = loader.FrameLoader(frames, recipe, args.image_size, sampler, context.device, args.workers, views=2)
 
     torch.manual_seed(args.seed)
     model = MoCo(

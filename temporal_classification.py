@@ -48,7 +48,7 @@ def parse_args(argv=None):
     cli.shared_flags(
         parser, "--batch-size", help="total batch size over all processes; default: 256, or 732 with --recipe paper"
     )
-    cli.shared_flags(parser, "--lr", "--image-size", "--augment-on", "--workers")
+    cli.shared_flags(parser, "--lr", "--image-size", "--workers")
     cli.shared_flags(parser, "--save-dir", "--seed", "--device", "--overwrite")
     engine.add_flags(parser)
     recordings.add_flags(parser)
@@ -72,9 +72,9 @@ def train(args, context):
         raise UserError(
             f"{frames.folder} has a single class, {frames.classes[0]}; temporal classification needs several"
         )
-    recipe = augment.Recipe(args.recipe if args.augmentation else "none", args.image_size, args.augment_on)
+    recipe = augment.RECIPES[args.recipe if args.augmentation else "none"]
     sampler = loader.EpochSampler(len(frames), args.batch_size, args.seed, context)
-    batches = loader.FrameLoader(frames, recipe, sampler, context.device, args.workers)
+    batches = loader.FrameLoader(frames, recipe, args.image_size, sampler, context.device, args.workers)
 
     torch.manual_seed(args.seed)
     model = opening.build_from(args.model_path, args.model, n_out)

@@ -30,8 +30,7 @@ directly in this folder may be imported from anywhere, those of a sub-package by
         frame_folder        the images of one or several folders, by index
         loader              the order of images in an epoch, and its batches
         workers             processes that read batches
-        augment             augmentation on the CPU
-        augment_device      color jitter and blur on the device
+        augment             augmentation
 
     videos/                 for analysis
         video               one file: decoding some of its frames

@@ -213,12 +213,6 @@ SHARED_FLAGS = {
     "--lr": dict(
         flags=["--lr", "--learning-rate"], default=5e-4, type=number(float, 0), metavar="LR", help="learning rate"
     ),
-    "--augment-on": dict(
-        default="worker",
-        choices=["worker", "device"],
-        help="where color jitter and blur are applied: in the worker processes, or on the device, which helps where "
-        "a GPU waits for data",
-    ),
     "--print-freq": dict(
         flags=["-p", "--print-freq"],
         default=100,

@@ -151,7 +151,7 @@ def frame_loader(folder, batch_size, workers):
     torch.set_num_threads(1)
     frames = FrameFolder(folder)
     sampler = loader.EpochSampler(len(frames), batch_size)
-    batches = loader.FrameLoader(frames, augment.Recipe("released", 224), sampler, "cpu", workers)
+    batches = loader.FrameLoader(frames, augment.RECIPES["released"], 224, sampler, "cpu", workers)
     return sum(len(targets) for _, targets, _ in batches.epoch(0))
 
 

@@ -81,7 +81,7 @@ def test_batches_equal_those_of_a_cpu(device, many_frames):
 
     def batches(on):
         sampler = loader.EpochSampler(len(frames), 32)
-        return loader.FrameLoader(frames, augment.Recipe("released", 64), sampler, on, workers=2).epoch(0)
+        return loader.FrameLoader(frames, augment.RECIPES["released"], 64, sampler, on, workers=2).epoch(0)
 
     work, copies = torch.randn(4096, 4096, device=device), []
     for images, targets, indices in batches(device):

@@ -91,7 +91,7 @@ def test_the_decoded_model_loads_as_published_and_predicts_the_same(frames, netw
     images = FrameFolder(frames)
     names = [images.name(i) for i in range(len(images))]
     order = np.array([names.index(name) for name in content["images"]])
-    batches = loader.in_order(images, augment.Recipe("none", 32), CPU, 0, order, 64)
+    batches = loader.in_order(images, 32, CPU, 0, order, 64)
     pictures, targets, _ = next(batches.epoch(0))
     with torch.no_grad():
         preds = model.module.eval()(pictures).argmax(1)
@@ -155,7 +155,8 @@ def test_cached_and_uncached_decoding_are_equal(tmp_path):
     labels = torch.from_numpy(frames.labels())
     for seed in range(5):
         train = np.random.default_rng(seed).permutation(images)[:24]
-        batches = loader.FrameLoader(frames, augment.Recipe("none", 64), loader.EpochSampler(train, 24, seed), CPU)
+        order = loader.EpochSampler(train, 24, seed)
+        batches = loader.FrameLoader(frames, augment.RECIPES["none"], 64, order, CPU)
         ways = [
             linear_decoding.cached_epochs(torch.from_numpy(rows[train]), labels[train], 24, 15),
             linear_decoding.drifting_epochs(AlwaysEval(trunk), batches, labels, 15),

@@ -48,7 +48,7 @@ def test_each_view_is_another_frame(frames, tmp_path, monkeypatch):
 
     original = moco_utils.objective
     monkeypatch.setattr(moco_utils, "objective", objective)
-    monkeypatch.setitem(moco_utils.augment.RECIPES, "moco_v1", {})
+    monkeypatch.setitem(moco_utils.augment.RECIPES, "moco_v1", moco_utils.augment.RECIPES["none"])
     train(frames, tmp_path / "ours")
     assert not any(same_frame)
     train(frames, tmp_path / "published", "--published-sampling")

@@ -15,7 +15,7 @@ import torch
 
 from moco import cli, distributed, files
 from moco.cli import UserError
-from moco.data import augment, loader
+from moco.data import loader
 from moco.data.frame_folder import FrameFolder
 from moco.networks import architectures, checkpoint
 
@@ -39,8 +39,7 @@ class EvalData:
 
         images: indices of the images to read, (N,); None reads all. Images that cannot be read are left out.
         """
-        recipe = augment.Recipe("none", self.size)
-        return loader.in_order(self.frames, recipe, self.device, self.workers, images, batch_size).epoch(0)
+        return loader.in_order(self.frames, self.size, self.device, self.workers, images, batch_size).epoch(0)
 
 
 def adapt_batch_norm(trunk, data, images, seed, cache, what="a network"):

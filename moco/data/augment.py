@@ -1,4 +1,4 @@
-"""The augmentation recipes of the paper, on the CPU.
+"""The augmentation recipes of the paper.
 
 Images are RGB, uint8, (height, width, 3). All random numbers come from the generator that is passed in. The recipes
 equal those of torchvision on PIL images: the same distributions, and for the same factors the same pixels within two
@@ -8,29 +8,16 @@ gray levels on average.
 import io
 import math
 import struct
+from dataclasses import dataclass
+from typing import NamedTuple
 
 import cv2
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-RECIPES = {
-    # the released temporal classification models (ResNeXt)
-    "released": dict(scale=(0.2, 1), flip=0.5, jitter=(0.9, 0.9, 0.9, 0.5), jitter_p=0.9, gray=0.2, blur=0.5),
-    # the temporal classification models in the paper's text (MobileNetV2): color only, no crop
-    "paper": dict(jitter=(0.8, 0.8, 0.8, 0.2), jitter_p=0.8, gray=0.2),
-    # MoCo without and with --aug-plus
-    "moco_v1": dict(scale=(0.2, 1), flip=0.5, jitter=(0.4, 0.4, 0.4, 0.4), jitter_p=1, gray=0.2, gray_first=True),
-    "moco_v2": dict(scale=(0.2, 1), flip=0.5, jitter=(0.4, 0.4, 0.4, 0.1), jitter_p=0.8, gray=0.2, blur=0.5),
-    # the standard crops of ImageNet training and evaluation
-    "imagenet": dict(scale=(0.08, 1), flip=0.5),
-    "center": dict(margin=256 / 224),
-    # no augmentation: the published evaluations, and training with --no-augmentation
-    "none": dict(),
-}
 ASPECT = (3 / 4, 4 / 3)  # range of a random crop's width over height
 SIGMA = (0.1, 2)  # range of the blur's standard deviation, in pixels
-REACH = 5  # the blur's largest radius, in pixels
-BRIGHTNESS, CONTRAST, SATURATION, HUE, ORDER, GRAY, BLUR, FACTORS = 0, 1, 2, 3, 4, 8, 9, 10  # columns of the factors
+NEUTRAL = (1, 1, 1, 0)  # factors of brightness, contrast, saturation and hue that change nothing
 _DECODING = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION  # PIL ignores the EXIF orientation, too
 
 
@@ -71,58 +58,85 @@ def _is_ordinary_jpeg(data):
     return False
 
 
-class Recipe:
-    """A recipe of RECIPES for square images with a side of size pixels.
+class ColorParams(NamedTuple):
+    """The color parameters of one image.
 
-    recipe(image, generator) augments an image. With on="device", a loader calls the two halves separately:
-    recipe.crop(image, generator), then recipe.sample_color_params(generator), whose factors augment_device.color
-    applies to a whole batch.
+    factors: of brightness, contrast and saturation, and the turn of the hue as a fraction of the full circle. order: in
+    which they are applied, as positions in factors; () for no jitter. gray: whether the image becomes gray. blur: its
+    standard deviation in pixels; 0 for none.
     """
 
-    def __init__(self, name, size, on="worker"):
-        settings = RECIPES[name]
-        self.name = name
-        self.size = size
-        self.on = on
-        self.scale = settings.get("scale")
-        self.flip = settings.get("flip", 0)
-        self.margin = settings.get("margin")
-        self.jitter = settings.get("jitter")
-        self.jitter_p = settings.get("jitter_p", 0)
-        self.gray = settings.get("gray", 0)
-        self.gray_first = settings.get("gray_first", False)
-        self.blur = settings.get("blur", 0)
-        self.has_color = bool(self.jitter or self.gray or self.blur)
+    factors: tuple
+    order: tuple
+    gray: bool
+    blur: float
 
-    def __call__(self, image, generator):
+
+@dataclass(frozen=True)
+class Recipe:
+    """The augmentation of one of RECIPES; recipe(image, size, generator) augments an image.
+
+    scale: range of the area of a random crop, as a fraction of the image's; None for the center of the image. margin:
+    for that center, see resize_center_crop. flip: probability of a mirror image. jitter: strengths for brightness,
+    contrast, saturation and hue, as torchvision's ColorJitter takes them, and jitter_p its probability. gray:
+    probability of a gray image, gray_first whether it comes before the jitter. blur: probability of a blur.
+    """
+
+    scale: tuple | None = None
+    margin: float | None = None
+    flip: float = 0
+    jitter: tuple = (0, 0, 0, 0)
+    jitter_p: float = 0
+    gray: float = 0
+    gray_first: bool = False
+    blur: float = 0
+
+    def __call__(self, image, size, generator):
         """Augment image (height, width, 3): uint8 (size, size, 3)."""
-        image = self.crop(image, generator)
-        return color(image, self.sample_color_params(generator), self.gray_first) if self.has_color else image
+        image = self.crop(image, size, generator)
+        if not (self.jitter_p or self.gray or self.blur):
+            return image
+        return color(image, self.sample_color_params(generator), self.gray_first)
 
-    def crop(self, image, generator):
+    def crop(self, image, size, generator):
         """Crop, resize and flip image (height, width, 3) as the recipe says: uint8 (size, size, 3)."""
         if self.scale is None:
-            image = resize_center_crop(image, self.size, self.margin)
+            image = resize_center_crop(image, size, self.margin)
         else:
             left, top, width, height = random_crop(image.shape[1], image.shape[0], self.scale, generator)
-            image = resize(image[top : top + height, left : left + width], self.size, self.size)
+            image = resize(image[top : top + height, left : left + width], size, size)
         if self.flip and generator.random() < self.flip:
             image = cv2.flip(image, 1)
         return np.ascontiguousarray(image)
 
     def sample_color_params(self, generator):
-        """Color factors for one image: float32 (FACTORS,), neutral for operations that are not applied."""
-        factors = np.array([1, 1, 1, 0, 0, 1, 2, 3, 0, 0], np.float32)
-        u = generator.random(12).tolist()
-        if self.jitter and u[0] < self.jitter_p:
-            for column, strength in zip((BRIGHTNESS, CONTRAST, SATURATION), self.jitter, strict=False):
-                factors[column] = max(0, 1 - strength) + u[column + 1] * (1 + strength - max(0, 1 - strength))
-            factors[HUE] = (2 * u[4] - 1) * self.jitter[3]
-            factors[ORDER : ORDER + 4] = np.argsort(u[5:9])
-        factors[GRAY] = u[9] < self.gray
-        if u[10] < self.blur:
-            factors[BLUR] = SIGMA[0] + u[11] * (SIGMA[1] - SIGMA[0])
-        return factors
+        """Draw the ColorParams of one image."""
+        u = generator.random(12)
+        factors, order = NEUTRAL, ()
+        if u[0] < self.jitter_p:
+            strengths = np.array(self.jitter[:3])
+            low = np.maximum(0, 1 - strengths)
+            turn = (2 * u[4] - 1) * self.jitter[3]
+            factors = tuple(np.float32([*(low + u[1:4] * (1 + strengths - low)), turn]).tolist())
+            order = tuple(np.argsort(u[5:9]).tolist())
+        sigma = np.float32(SIGMA[0] + u[11] * (SIGMA[1] - SIGMA[0])).item() if u[10] < self.blur else 0
+        return ColorParams(factors, order, bool(u[9] < self.gray), sigma)
+
+
+RECIPES = {
+    # the released temporal classification models (ResNeXt)
+    "released": Recipe(scale=(0.2, 1), flip=0.5, jitter=(0.9, 0.9, 0.9, 0.5), jitter_p=0.9, gray=0.2, blur=0.5),
+    # the temporal classification models in the paper's text (MobileNetV2): color only, no crop
+    "paper": Recipe(jitter=(0.8, 0.8, 0.8, 0.2), jitter_p=0.8, gray=0.2),
+    # MoCo without and with --aug-plus
+    "moco_v1": Recipe(scale=(0.2, 1), flip=0.5, jitter=(0.4, 0.4, 0.4, 0.4), jitter_p=1, gray=0.2, gray_first=True),
+    "moco_v2": Recipe(scale=(0.2, 1), flip=0.5, jitter=(0.4, 0.4, 0.4, 0.1), jitter_p=0.8, gray=0.2, blur=0.5),
+    # the standard crops of ImageNet training and evaluation
+    "imagenet": Recipe(scale=(0.08, 1), flip=0.5),
+    "center": Recipe(margin=256 / 224),
+    # no augmentation: the published evaluations, and training with --no-augmentation
+    "none": Recipe(),
+}
 
 
 def random_crop(width, height, scale, generator):
@@ -166,17 +180,16 @@ def resize(image, width, height):
     return np.asarray(Image.fromarray(image).resize((width, height), Image.Resampling.BILINEAR))
 
 
-def color(image, factors, gray_first=False):
-    """Apply factors (FACTORS,) to image uint8 (height, width, 3): jitter in the order they give, gray, blur."""
-    factors = factors.tolist()
-    if factors[GRAY] and gray_first:
+def color(image, params, gray_first=False):
+    """Apply ColorParams to image uint8 (height, width, 3): jitter in the order they give, gray, blur."""
+    if params.gray and gray_first:
         image = gray(image)
-    for operation in factors[ORDER : ORDER + 4]:
-        if factors[int(operation)] != (1, 1, 1, 0)[int(operation)]:
-            image = (brightness, contrast, saturation, hue)[int(operation)](image, factors[int(operation)])
-    if factors[GRAY] and not gray_first:
+    for i in params.order:
+        if params.factors[i] != NEUTRAL[i]:
+            image = (brightness, contrast, saturation, hue)[i](image, params.factors[i])
+    if params.gray and not gray_first:
         image = gray(image)
-    return blur(image, factors[BLUR]) if factors[BLUR] else image
+    return blur(image, params.blur) if params.blur else image
 
 
 _FLOOR = -0.499  # PIL truncates and OpenCV rounds

@@ -7,7 +7,7 @@ import torch
 from tqdm import tqdm
 
 from moco.cli import UserError
-from moco.data import augment, augment_device, index
+from moco.data import augment, index
 from moco.data.workers import WorkerBatches, share
 from moco.distributed import ProcessContext
 
@@ -23,22 +23,22 @@ class FrameLoader:
     A batch depends only on (seed, epoch, positions in the epoch): not on the number of workers, nor on the batch at
     which an epoch starts.
 
-    sampler: an EpochSampler of images in frames. workers: processes that read them; 0 reads in this process.
-    views: with n > 1, each image comes in n independent augmentations.
+    recipe: an augment.Recipe, for square images with a side of size pixels. sampler: an EpochSampler of images in
+    frames. workers: processes that read them; 0 reads in this process. views: with n > 1, each image comes in n
+    independent augmentations.
     In training, the next good image of its class replaces a corrupt image, and more than 1 % of corrupt images raise a
     UserError; in evaluation corrupt images are left out.
     bad: {index: reason} of the corrupt images so far.
     """
 
-    def __init__(self, frames, recipe, sampler, device, workers=0, views=1):
+    def __init__(self, frames, recipe, size, sampler, device, workers=0, views=1):
         self.frames = frames
-        self.recipe = recipe
         self.sampler = sampler
         self.views = views
         self.device = torch.device(device)
         self.bad = {}
         self._images_read = 0
-        dataset = BatchDataset(frames, recipe, sampler.seed, sampler.train, views)
+        dataset = BatchDataset(frames, recipe, size, sampler.seed, sampler.train, views)
         self._batches = WorkerBatches(dataset, sampler, workers, pin_memory=self.device.type == "cuda")
         self._copy_stream = torch.cuda.Stream(self.device) if self.device.type == "cuda" else None
         scale = torch.tensor([MEAN, STD], device=self.device)[:, :, None, None] * 255
@@ -57,21 +57,18 @@ class FrameLoader:
         """
         self.sampler.epoch = epoch
         self.sampler.start = start
-        for pixels, colors, targets, indices, bad in self._batches:
+        for pixels, targets, indices, bad in self._batches:
             self._count_bad(bad, len(indices))
             if len(indices) == 0:
                 continue
-            images = tuple(self._normalize(pixels[v], colors[v] if colors else None) for v in range(self.views))
+            images = tuple(map(self._normalize, pixels))
             yield images if self.views > 1 else images[0], self._to_device(targets), indices
 
-    def _normalize(self, pixels, colors):
+    def _normalize(self, pixels):
         """uint8 (N, size, size, 3) as normalized float32 (N, 3, size, size) on the device, channels last in memory."""
         is_mps = self.device.type == "mps"  # where channels last is slow
         layout = torch.contiguous_format if is_mps else torch.preserve_format
         images = self._to_device(pixels).permute(0, 3, 1, 2).float(memory_format=layout)
-        if colors:
-            colors = colors._replace(values=self._to_device(colors.values), images=self._to_device(colors.images))
-            images = augment_device.color(images, colors, self.recipe.gray_first)
         return images.sub_(self._mean).div_(self._std)
 
     def _to_device(self, tensor):
@@ -107,21 +104,22 @@ class FrameLoader:
         return index.printable(str(self.frames.path(i)))
 
 
-def in_order(frames, recipe, device, workers, images=None, batch_size=64):
-    """A FrameLoader for evaluation: images of frames, once and in order, as epoch 0.
+def in_order(frames, size, device, workers, images=None, batch_size=64):
+    """A FrameLoader for evaluation: images of frames without augmentation, once and in order, as epoch 0.
 
     images: their indices, (N,); None is all.
     """
     sampler = EpochSampler(len(frames) if images is None else images, batch_size, train=False)
-    return FrameLoader(frames, recipe, sampler, device, workers)
+    return FrameLoader(frames, augment.RECIPES["none"], size, sampler, device, workers)
 
 
 class BatchDataset(torch.utils.data.Dataset):
     """The work of a worker process: read and augment the images of a batch, and put them into one array."""
 
-    def __init__(self, frames, recipe, seed, train, views):
+    def __init__(self, frames, recipe, size, seed, train, views):
         self.frames = frames
         self.recipe = recipe
+        self.size = size
         self.seed = seed
         self.train = train
         self.views = views
@@ -130,15 +128,11 @@ class BatchDataset(torch.utils.data.Dataset):
     def __getitem__(self, job):
         """The batch of a job of EpochSampler: (epoch, positions, indices).
 
-        Returns pixels uint8 (views, N, size, size, 3), a list of augment_device.ColorParams for each view (empty unless
-        the device augments colors), targets and indices int64 (N,), and the corrupt images [(index, reason)]; or a
-        UserError if the memory shared with the main process is full.
+        Returns pixels uint8 (views, N, size, size, 3), targets and indices int64 (N,), and the corrupt images [(index,
+        reason)]; or a UserError if the memory shared with the main process is full.
         """
         epoch, positions, indices = job
-        recipe, size = self.recipe, self.recipe.size
-        on_device = recipe.has_color and recipe.on == "device"
-        pixels = np.empty((self.views, len(indices), size, size, 3), np.uint8)
-        factors = np.empty((self.views if on_device else 0, len(indices), augment.FACTORS), np.float32)
+        pixels = np.empty((self.views, len(indices), self.size, self.size, 3), np.uint8)
         read, bad = [], {}
         columns = indices[:, None] if indices.ndim == 1 else indices
         for position, sources in zip(positions, columns.tolist(), strict=True):
@@ -148,19 +142,12 @@ class BatchDataset(torch.utils.data.Dataset):
             random, n = generator(self.seed, AUGMENT, epoch, position), len(read)
             for view in range(self.views):
                 _, image = images[view % len(images)]
-                if on_device:
-                    pixels[view, n] = recipe.crop(image, random)
-                    factors[view, n] = recipe.sample_color_params(random)
-                else:
-                    pixels[view, n] = recipe(image, random)
+                pixels[view, n] = self.recipe(image, self.size, random)
             read.append(images[0][0])
-        n = len(read)
-        pixels = torch.from_numpy(pixels[:, :n])
-        colors = [augment_device.color_params(view[:n]) for view in factors]
+        pixels = torch.from_numpy(pixels[:, : len(read)])
         targets = torch.tensor([self.frames.label(index) for index in read], dtype=torch.int64)
         indices = torch.tensor(read, dtype=torch.int64)
-        tensors = [pixels, targets, indices, *(tensor for view in colors for tensor in (view.values, view.images))]
-        return share(tensors) or (pixels, colors, targets, indices, list(bad.items()))
+        return share([pixels, targets, indices]) or (pixels, targets, indices, list(bad.items()))
 
     def _read(self, index, bad):
         """(index, image) of an image, or in training of the next good one of its class; None if there is none.

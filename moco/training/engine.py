@@ -93,7 +93,7 @@ def train_one_epoch(run, model, batches, optimizer, objective):
         record = {"epoch": run.epoch, **run.averages(), **throughput.summary()}
         bar.set_postfix_str(format_metrics(record), refresh=False)
     if throughput.images and record["waiting"] > 1 / 3:
-        run.print("over a third of the time was spent waiting for data; try more --workers, or --augment-on device")
+        run.print("over a third of the time was spent waiting for data; try more --workers")
     return record
 
 

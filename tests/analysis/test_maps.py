@@ -27,6 +27,6 @@ def test_an_attention_mask_is_between_0_and_1_and_one_half_where_the_map_is_0():
 
 def test_denormalize_undoes_the_normalization(frames):
     images = FrameFolder(frames)
-    normalized, _, _ = next(iter(loader.in_order(images, augment.Recipe("none", 40), torch.device("cpu"), 0).epoch(0)))
+    normalized, _, _ = next(iter(loader.in_order(images, 40, torch.device("cpu"), 0).epoch(0)))
     expected = augment.decode(images.path(0).read_bytes()) / 255
     np.testing.assert_allclose(maps.denormalize(normalized)[0], expected, atol=1e-5)

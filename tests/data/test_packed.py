@@ -317,7 +317,7 @@ def test_corrupt_images_are_replaced_and_counted(tmp_path, capsys):
         file.seek(list(archive.scan(tars / "b-0000.tar"))[7][1])
         file.write(b"x")
     batches = [
-        loader.FrameLoader(each, augment.Recipe("none", 32), loader.EpochSampler(240, 20), "cpu", workers)
+        loader.FrameLoader(each, augment.RECIPES["none"], 32, loader.EpochSampler(240, 20), "cpu", workers)
         for each, workers in zip(frames, (0, 0, 2), strict=True)
     ]
     for each in zip(*(each.epoch(0) for each in batches), strict=True):

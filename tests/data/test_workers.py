@@ -30,7 +30,7 @@ photos = sys.argv[1]
 def make(batch_size=4, workers=2):
     frames = FrameFolder(photos)
     sampler = loader.EpochSampler(len(frames), batch_size)
-    return loader.FrameLoader(frames, augment.Recipe("released", 32), sampler, "cpu", workers)
+    return loader.FrameLoader(frames, augment.RECIPES["released"], 32, sampler, "cpu", workers)
 """
 
 

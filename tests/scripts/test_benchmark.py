@@ -49,7 +49,7 @@ def test_training_is_measured_on_made_up_frames(trainer, tmp_path, monkeypatch):
 
 def test_the_same_batch_comes_in_all_epochs():
     frames = FrameFolder(IMAGES)
-    batches = loader.FrameLoader(frames, augment.Recipe("none", 32), loader.EpochSampler(48, 20), "cpu")
+    batches = loader.FrameLoader(frames, augment.RECIPES["none"], 32, loader.EpochSampler(48, 20), "cpu")
     both = [*benchmark.same_batch(batches, 0), *benchmark.same_batch(batches, 1)]
     assert len(both) == 6 and all(batch is both[0] for batch in both)
 

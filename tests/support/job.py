@@ -49,7 +49,7 @@ def train(args, context):
     """A few steps of a training."""
     frames = FrameFolder(support.GOLDEN / "images")
     sampler = loader.EpochSampler(len(frames), 4, context=context)
-    batches = loader.FrameLoader(frames, augment.Recipe("none", 32), sampler, context.device, args.workers)
+    batches = loader.FrameLoader(frames, augment.RECIPES["none"], 32, sampler, context.device, args.workers)
     for step, _ in enumerate(batches.epoch(0)):
         if step == 0:  # before it waits for the other process: the workers would read on, and end
             workers = [process.pid for process in multiprocessing.active_children()]

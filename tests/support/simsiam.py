@@ -31,7 +31,8 @@ def objective(model, images, _):
 def train(args, context):
     frames = FrameFolder(args.data)
     sampler = loader.EpochSampler(len(frames), args.batch_size, args.seed, context, drop_last=True)
-    batches = loader.FrameLoader(frames, augment.Recipe("moco_v2", args.image_size), sampler, context.device, views=2)
+    recipe = augment.RECIPES["moco_v2"]
+    batches = loader.FrameLoader(frames, recipe, args.image_size, sampler, context.device, views=2)
     torch.manual_seed(args.seed)
     model = engine.prepare(SimSiam("shufflenet_v2_x0_5"), context, torch.float32)
     optimizer = torch.optim.SGD(model.parameters(), 0.05, momentum=0.9)

@@ -22,6 +22,10 @@ from moco import cli
 from moco.cli import UserError
 
 OPEN_FILES = 10_000  # enough for hundreds of worker processes; the largest that macOS takes is 10 240
+# Errors of a disk, not of a file; not every system has all of them.
+_TRANSIENT = ("EIO", "ESTALE", "EREMOTEIO", "ETIMEDOUT", "EAGAIN", "ENOTCONN", "ECONNRESET", "EHOSTDOWN")
+_TRANSIENT = {getattr(errno, name, None) for name in _TRANSIENT} - {None}
+WAITS = (0.1, 0.5, 1, 2, 4, 8)  # seconds before a read is repeated
 
 
 def temporary_path(path):
@@ -115,6 +119,24 @@ def sha256(path):
     """The SHA-256 digest of the file at path, in hexadecimal."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def retry_transient(path, read):
+    """read(), repeated for 16 seconds while it raises an OSError that is the disk's and not the file's.
+
+    path: names the file in the message. read: a function that opens the file itself, as one that is open may stay
+    stale. Any other error, such as that there is no such file, is raised at once. UserError for a disk that does not
+    recover: a run must end there and mark nothing as done, where a damaged file is left out.
+    """
+    for wait in (*WAITS, 0):
+        try:
+            return read()
+        except OSError as error:
+            if error.errno not in _TRANSIENT:
+                raise
+            reason = os.strerror(error.errno)
+        time.sleep(wait)
+    raise UserError(f"cannot read {path}: {reason}; check the disk, and re-run to resume")
 
 
 def read_text(path):

@@ -1,5 +1,6 @@
 """Files are complete or not there; only temporary ones are removed; folders, lists and records are checked."""
 
+import errno
 import json
 import os
 import subprocess
@@ -80,6 +81,29 @@ with files.atomic_write("a.tar") as part:
     with files.lock(tmp_path):
         files.remove_temporary_files(tmp_path)
     assert names(tmp_path) == [".run.lock"]
+
+
+@pytest.mark.parametrize("number", [errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.ECONNRESET])
+def test_a_disk_that_recovers_is_read_again(tmp_path, monkeypatch, number):
+    """An error of the file is raised at once, and one of the disk that stays is one line."""
+    waited, left = [], [number] * 3
+    monkeypatch.setattr(files.time, "sleep", waited.append)
+
+    def read():
+        if left:
+            raise OSError(left.pop(), "away")
+        return (tmp_path / "a").read_bytes()
+
+    with pytest.raises(FileNotFoundError):
+        files.retry_transient("a", read)
+    assert waited == [0.1, 0.5, 1]
+    (tmp_path / "a").write_bytes(b"content")
+    left += [number] * len(files.WAITS)
+    assert files.retry_transient("a", read) == b"content"
+    left += [number] * (len(files.WAITS) + 1)
+    with pytest.raises(UserError, match=f"cannot read a: {os.strerror(number)}; check the disk, and re-run to resume"):
+        files.retry_transient("a", read)
+    assert waited[3:] == [*files.WAITS, *files.WAITS, 0] and not left
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ the published code animated videos of intuitive physics.
 from moco import cli, distributed, files
 from moco.analysis import clip
 from moco.cli import UserError
-from moco.networks import architectures, opening, vit
+from moco.networks import architectures, layers, opening, vit
 
 
 def parse_args(argv=None):
@@ -55,7 +55,7 @@ def main(argv=None):
         n = architectures.head(network).in_features
         if not 0 <= args.feature_idx < n:
             raise UserError(f"--feature-idx {args.feature_idx}: the model has {n} features, 0 to {n - 1}")
-        function = feature_map(architectures.spatial_trunk(network), args.feature_idx)
+        function = feature_map(layers.spatial_trunk(network), args.feature_idx)
         shown, stride = f"feature {args.feature_idx}", clip.STRIDE
     name = args.name or f"intphys_feature_animation_{'attention' if args.attention else args.feature_idx}.mp4"
     path = clip.film_path(args.save_dir, name, args.data, args.overwrite)

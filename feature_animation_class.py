@@ -8,7 +8,7 @@ Output: computers_feature_animation_IDX.mp4 in --save-dir; the published code an
 
 from moco import cli, distributed, files, plots
 from moco.analysis import clip, maps
-from moco.networks import architectures, opening
+from moco.networks import architectures, layers, opening
 
 
 def parse_args(argv=None):
@@ -29,7 +29,7 @@ def main(argv=None):
     opened = opening.open_model(args.model_path, args.model, args.n_out, args.seed, True, args.checkpoint_key)
     print(f"model: {opened.description}")
     device = distributed.select_device(args.device)
-    trunk = architectures.freeze(architectures.spatial_trunk(opened.network)).to(device)
+    trunk = architectures.freeze(layers.spatial_trunk(opened.network)).to(device)
     architectures.check_image_size(trunk, args.image_size)
     weights, classes = architectures.head(opened.network).weight.detach().to(device), opened.classes
     number = opening.class_number(args.class_idx, classes, len(weights))

@@ -8,14 +8,13 @@ same as .json, with file names.
 """
 
 import numpy as np
-import torch
 
 from moco import cli, distributed, files, pictures, plots
 from moco.analysis import features, units
 from moco.cli import UserError
 from moco.data import augment
 from moco.data.frame_folder import FrameFolder
-from moco.networks import architectures, opening
+from moco.networks import architectures, layers, opening
 
 
 def parse_args(argv=None):
@@ -28,10 +27,10 @@ def parse_args(argv=None):
     which.add_argument("--most-selective", type=cli.number(int, 1), metavar="N", help="the N most selective units")
     add(
         "--layer",
-        type=architectures.layer,
+        type=layers.layer,
         default=1,
         metavar="L",
-        help="layer of the units, by number from the end or by the name of a node, such as layer3.2.relu",
+        help="layer of the units, by number from the end or by the name of a module, such as layer3.2.relu",
     )
     add("--top", type=cli.number(int, 1), default=10, metavar="N", help="images per unit")
     add("--all", action="store_true", help="use all images, not a random sample of --batch-size")
@@ -53,8 +52,7 @@ def sample(total, size, seed):
 
 def check_units(model, layer, image_size, neurons, most_selective):
     """UserError if a layer of model does not have the units of --neuron_idx, or enough for --most-selective."""
-    with torch.no_grad():
-        n = architectures.LayerMeans(model.eval(), [layer])(torch.zeros(1, 3, image_size, image_size))[0].shape[1]
+    (n,) = layers.widths(model.eval(), [layers.layer_name(model, layer)], image_size)
     if most_selective and most_selective > n:
         raise UserError(f"--most-selective {most_selective}: the layer has {n} units")
     if not most_selective and (faulty := [unit for unit in neurons if not 0 <= unit < n]):

@@ -17,7 +17,7 @@ from moco.analysis import features, film, maps
 from moco.cli import UserError
 from moco.data import loader
 from moco.data.frame_folder import FrameFolder
-from moco.networks import architectures, opening, vit
+from moco.networks import architectures, layers, opening, vit
 
 
 def parse_args(argv=None):
@@ -58,7 +58,7 @@ def forward_maps(model, data, indices):
     Returns, on the CPU, the images (N, 3, H, W), their last maps (N, C, h, w), the predicted classes (N,), and the
     indices (N,) of the images that could be read.
     """
-    trunk, head = architectures.spatial_trunk(model), architectures.head(model)
+    trunk, head = layers.spatial_trunk(model), architectures.head(model)
     parts = []
     with distributed.no_tf32():
         for images, _, part in data.batches(indices):

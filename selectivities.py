@@ -14,7 +14,7 @@ from moco import cli, distributed, files, plots
 from moco.analysis import features, units
 from moco.cli import UserError
 from moco.data.frame_folder import FrameFolder
-from moco.networks import architectures, opening
+from moco.networks import architectures, layers, opening
 
 
 def parse_args(argv=None):
@@ -24,12 +24,12 @@ def parse_args(argv=None):
     opening.add_flags(parser)
     add(
         "--layer",
-        type=architectures.layer,
+        type=layers.layer,
         nargs="+",
         default=[1],
         metavar="L",
         help="layers, by number from the end, 1 being the last (published: 1, 2, 6, 10, 14, 18), or by the name of a "
-        "node, such as layer3.2.relu",
+        "module, such as layer3.2.relu",
     )
     add(
         "--pca",
@@ -124,11 +124,11 @@ def save_selectivity(folder, layer, class_means, classes):
 
 def main(argv=None):
     args = parse_args(argv)
-    layers, batch_size = list(dict.fromkeys(args.layer)), args.batch_size
+    chosen, batch_size = list(dict.fromkeys(args.layer)), args.batch_size
     folders = [args.data, *(args.pca or ())]
     save_dir = files.make_output_dir(args.save_dir, folders)
-    figures = [f"{name}_{'_'.join(map(str, layers))}" for name in ("selectivity_by_layer", "variance_explained")]
-    arrays = [f"selectivity_{layer}.{ending}" for layer in layers for ending in ("npy", "npz")]
+    figures = [f"{name}_{'_'.join(map(str, chosen))}" for name in ("selectivity_by_layer", "variance_explained")]
+    arrays = [f"selectivity_{layer}.{ending}" for layer in chosen for ending in ("npy", "npz")]
     for name in arrays + [f"{figure}.{ending}" for figure in figures for ending in ("pdf", "png")]:
         files.refuse_overwrite(save_dir / name, args.overwrite)
     device = distributed.select_device(args.device)
@@ -144,13 +144,13 @@ def main(argv=None):
     architectures.check_image_size(model, args.image_size)
     cached = args.features_dir and files.make_output_dir(args.features_dir, folders), opened.description
 
-    class_means, covariances = measure(model, layers, data, batch_size, args.pca is not None, *cached)
+    class_means, covariances = measure(model, chosen, data, batch_size, args.pca is not None, *cached)
     if np.count_nonzero(class_means[0].counts) < 2:
         raise UserError(f"only one class of {args.data} has images that can be read; selectivity compares several")
     files.write_args(save_dir, cli.flags(args), opened.checkpoints)
     by_layer = {
         layer: save_selectivity(save_dir, layer, means, classes)
-        for layer, means in zip(layers, class_means, strict=True)
+        for layer, means in zip(chosen, class_means, strict=True)
     }
     plots.selectivity_by_layer(by_layer, save_dir / figures[0])
     if args.pca is None:
@@ -158,10 +158,10 @@ def main(argv=None):
     curves = {}
     for each in (data, *further):
         if each is not data:
-            covariances = measure(model, layers, each, batch_size, True, *cached)[1]
+            covariances = measure(model, chosen, each, batch_size, True, *cached)[1]
         folder = str(each.frames.folder)
         curves[folder] = {}
-        for layer, covariance in zip(layers, covariances, strict=True):
+        for layer, covariance in zip(chosen, covariances, strict=True):
             curve = variance_explained(covariance.matrix())
             print(f"{folder}, layer {layer}: {np.argmax(curve >= 0.9) + 1} components explain 90 % of the variance")
             curves[folder][layer] = curve

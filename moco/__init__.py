@@ -15,7 +15,8 @@ directly in this folder may be imported from anywhere, those of a sub-package by
     pictures                figures of images
 
     networks/               for training, analysis and builder
-        architectures       architectures by name; inner layers
+        architectures       architectures by name
+        layers              inner layers, as means over space
         vit                 vision transformers of any size
         checkpoint          reading and writing networks
         opening             the network in any file, by fit

@@ -15,6 +15,7 @@ import json
 import shutil
 import sys
 from dataclasses import dataclass
+from functools import partial
 from itertools import chain
 from pathlib import Path
 
@@ -27,7 +28,7 @@ from moco.analysis import embeddings, features, similarity  # noqa: E402
 from moco.cli import UserError  # noqa: E402
 from moco.data import augment, loader, manifest  # noqa: E402
 from moco.data.frame_folder import FrameFolder  # noqa: E402
-from moco.networks import architectures, opening, released  # noqa: E402
+from moco.networks import architectures, layers, opening, released  # noqa: E402
 
 ROWS, COLUMNS = 12, 10  # of images in the figure of nearest neighbors
 ADAPT = 1024  # images that the batch-norm statistics of random weights are adapted to
@@ -49,12 +50,12 @@ def parse_args(argv=None):
     )
     add(
         "--layer",
-        type=architectures.layer,
+        type=layers.layer,
         nargs="+",
-        default=[architectures.PENULTIMATE],
+        default=[layers.PENULTIMATE],
         metavar="L",
         help="layers: 'penultimate', the input of the head; numbers from the end, as in selectivities.py; or names of "
-        "nodes, such as layer3.2.relu",
+        "modules, such as layer3.2.relu",
     )
     add("--dtype", choices=["float32", "float16"], default="float32", help="data type of the files")
     add("--every", type=cli.number(int, 1), default=1, metavar="N", help="use every N-th image in time")
@@ -96,7 +97,7 @@ def model_names(sources):
 
 def open_exports(args, save_dir):
     """An Export for each model; prints what each of them is."""
-    layers, exports = list(dict.fromkeys(args.layer)), []
+    chosen, exports = list(dict.fromkeys(args.layer)), []
     for name, source in zip(model_names(args.model_path), args.model_path, strict=True):
         opened = opening.open_model(source, args.model, None, args.seed, key=args.checkpoint_key)
         print(f"{name}: {opened.description}")
@@ -104,9 +105,9 @@ def open_exports(args, save_dir):
         record = {"source": source, "arch": opened.arch, "sha256": opened.sha256}
         record["seed"] = args.seed if source == "random" else None
         record["batch_norm"] = f"adapted to {ADAPT} images or fewer" if source == "random" else "as stored"
-        widths = architectures.LayerMeans(opened.network, layers).widths(args.image_size)
-        record["layers"] = {str(layer): architectures.layer_name(opened.network, layer) for layer in layers}
-        paths = {layer: save_dir / f"{name}_layer_{layer}.npy" for layer in layers}
+        record["layers"] = {str(layer): layers.layer_name(opened.network, layer) for layer in chosen}
+        widths = layers.widths(opened.network.eval(), record["layers"].values(), args.image_size)
+        paths = {layer: save_dir / f"{name}_layer_{layer}.npy" for layer in chosen}
         exports.append(Export(name, opened.network, record, widths, paths))
     return exports
 
@@ -159,8 +160,9 @@ def compute(exports, data, images, folder, shard):
         if export.record["source"] == "random":
             spread = np.unique(np.linspace(0, len(images) - 1, ADAPT).astype(int))
             features.adapt_batch_norm(model, data, images[spread], export.record["seed"], folder)
-        network = architectures.LayerMeans(model, export.paths).to(memory_format=torch.channels_last)
-        embeddings.write_parts(network, data, images, export.parts, shard)
+        model = model.eval().to(memory_format=torch.channels_last)
+        network = partial(layers.layer_means, model, list(export.record["layers"].values()))
+        embeddings.write_parts(network, export.widths, data, images, export.parts, shard)
         export.model.cpu()
         missing += len(embeddings.missing_parts(export.parts, len(images)))
     if missing:

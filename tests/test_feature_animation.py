@@ -15,7 +15,7 @@ from moco import files
 from moco.analysis import clip, film
 from moco.cli import UserError
 from moco.data.frame_folder import FrameFolder
-from moco.networks import architectures, opening
+from moco.networks import layers, opening
 from tests.support import golden
 from tests.support.videos import write_video
 
@@ -51,7 +51,7 @@ def blocks(images):
 
 def test_maps_and_colors_are_the_published_ones():
     expected = np.load(golden.DATA / "inside.npz")
-    trunk, images = architectures.spatial_trunk(golden.model()), open_clip(golden.IMAGES, 224)
+    trunk, images = layers.spatial_trunk(golden.model()), open_clip(golden.IMAGES, 224)
     clip_maps = clip.ClipMaps(images, script.feature_map(trunk, int(expected["feature_idx"])), 900, CPU)
     assert clip_maps.maps.shape == (48, 7, 7)
     large = np.stack([clip.upsample(small, 224, 224) for small in clip_maps.maps[::6]])
@@ -79,7 +79,7 @@ def test_the_name_gives_the_format_and_frames_the_length(frames, tmp_path, netwo
 
 
 def test_the_batch_size_does_not_matter(frames, network):
-    trunk = architectures.spatial_trunk(opening.open_model(network).network.eval())
+    trunk = layers.spatial_trunk(opening.open_model(network).network.eval())
     several = [clip.ClipMaps(open_clip(frames), script.feature_map(trunk, 5), size, CPU) for size in (7, 900)]
     np.testing.assert_allclose(several[0].maps, several[1].maps, atol=1e-5)
     np.testing.assert_allclose([several[0].low, several[0].high], [several[1].low, several[1].high], atol=1e-5)

@@ -11,7 +11,7 @@ import feature_animation_class as script
 from moco import files, plots
 from moco.analysis import clip, film
 from moco.cli import UserError
-from moco.networks import architectures, checkpoint
+from moco.networks import architectures, checkpoint, layers
 from tests.support import golden
 from tests.test_feature_animation import blocks, open_clip, overlays
 
@@ -27,7 +27,7 @@ def test_maps_and_colors_are_the_published_ones():
     expected, model = np.load(golden.DATA / "inside.npz"), golden.model()
     weights = architectures.head(model).weight[int(expected["class_idx"])]
     images = open_clip(golden.IMAGES, 224)
-    clip_maps = clip.ClipMaps(images, script.class_maps(architectures.spatial_trunk(model), weights), 900, CPU)
+    clip_maps = clip.ClipMaps(images, script.class_maps(layers.spatial_trunk(model), weights), 900, CPU)
     large = np.stack([clip.upsample(small, 224, 224) for small in clip_maps.maps[::6]])
     np.testing.assert_allclose(
         blocks(large)[..., 0], expected["class_map"], atol=2e-3 * (clip_maps.high - clip_maps.low)

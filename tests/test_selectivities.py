@@ -89,36 +89,6 @@ def test_one_class_has_no_selectivity():
         script.selectivity(np.ones((4, 2), np.float32), np.full(4, 3))
 
 
-@pytest.mark.parametrize(("arch", "last"), [("mobilenet_v2", 19), ("resnet18", 10), ("resnext50_32x4d", 18)])
-def test_layers_of_every_kind_of_network(arch, last):
-    """Each equals what a hook on its convolution block sees; the last equals the input of the head."""
-    torch.manual_seed(0)
-    model, images = architectures.build(arch, 3).eval(), torch.randn(2, 3, 64, 64)
-    seen = []
-    second = {"mobilenet_v2": "features.17.conv.0.1", "resnet18": "layer4.1.bn1", "resnext50_32x4d": "layer4.2.bn1"}
-    for name in ("features.0.1" if arch == "mobilenet_v2" else "bn1", second[arch]):
-        model.get_submodule(name).register_forward_hook(lambda *call: seen.append(call[-1].clone()))
-    with torch.no_grad():
-        end, inner, start = architectures.LayerMeans(model, [1, 2, last])(images)
-        seen.clear()
-        logits = model(images)
-    rectify = torch.nn.ReLU6() if arch == "mobilenet_v2" else torch.nn.ReLU()
-    torch.testing.assert_close(start, rectify(seen[0]).mean((2, 3)))
-    torch.testing.assert_close(inner, rectify(seen[1]).mean((2, 3)))
-    torch.testing.assert_close(architectures.head(model)(end), logits)
-    for layer in (0, last + 1):
-        with pytest.raises(UserError, match=f"there is no layer {layer}: .* has layers 1 to {last}"):
-            architectures.LayerMeans(model, [1, layer])
-
-
-def test_nothing_after_the_last_layer_is_computed():
-    model = architectures.build("resnet18", 3).eval()
-    for block in (model.layer1[0], model.layer1[1], model.layer4[1]):
-        block.forward = None
-    (means,) = architectures.LayerMeans(model, [9])(torch.randn(1, 3, 64, 64))
-    assert means.shape == (1, 64)
-
-
 def test_the_script_writes_every_layer_and_the_figure(frames, tmp_path, network):
     names = measure(frames, tmp_path / "out", network, "--layer", 1, 2, 10)
     arrays = [f"selectivity_{layer}.{ending}" for layer in (1, 2, 10) for ending in ("npy", "npz")]

@@ -94,17 +94,17 @@ def missing_parts(folder, n, shard=(0, 1)):
     return [part for part in range(shard[0], -(-n // PART), shard[1]) if not _part_path(folder, part).exists()]
 
 
-def write_parts(network, data, images, folder, shard=(0, 1)):
+def write_parts(network, widths, data, images, folder, shard=(0, 1)):
     """Write the embeddings of some images to folder, in parts of PART images; existing parts are kept.
 
-    network: architectures.LayerMeans on the device of data, a features.EvalData. images: (N,) increasing indices. A
-    part has a row for each image, of all layers side by side, float32; of NaN for images that cannot be read. UserError
-    if an embedding is not finite.
+    network: images to layers of these widths, on the device of data, a features.EvalData. images: (N,) increasing
+    indices. A part has a row for each image, of all layers side by side, float32; of NaN for images that cannot be
+    read. UserError if an embedding is not finite.
     """
     missing = missing_parts(folder, len(images), shard)
     if not missing:
         return
-    width = sum(network.widths(data.size))
+    width = sum(widths)
     todo = np.concatenate([images[PART * part : PART * (part + 1)] for part in missing])
 
     def part_of(batch):

@@ -1,27 +1,32 @@
 """Activations of single units: their means over space layer by layer, over classes, and their top images."""
 
+from functools import partial
+
 import numpy as np
 import torch
 
 from moco.analysis import features
 from moco.cli import UserError
-from moco.networks import architectures
+from moco.networks import layers as inner
 
 
 def layer_means(model, layers, data, batch_size, images=None, cache=None, what="a network"):
     """Yield (means, labels, indices) batch by batch: spatial means [(n, C), ...] of layers, float32; (n,); (n,).
 
-    layers: see architectures.LayerMeans. data: features.EvalData. batch_size: images per batch; the means do not
+    layers: see inner.layer_name. data: features.EvalData. batch_size: images per batch; the means do not
     depend on it. images: indices of the images to use; None: all. cache: folder in which the means are kept; None:
     nowhere. what: model in words, for the index of the cache. UserError if no image can be read, or a mean is not
     finite.
     """
     total = len(data.frames) if images is None else len(images)
-    network = architectures.LayerMeans(model.eval(), layers).to(data.device, memory_format=torch.channels_last)
+    model = model.eval().to(data.device, memory_format=torch.channels_last)
+    names = [inner.layer_name(model, layer) for layer in layers]
     if cache is None:
-        batches = features.forward(network, data, images, batch_size)
+        batches = features.forward(partial(inner.layer_means, model, names), data, images, batch_size)
     else:
-        batches = _cached_means(network, data, np.arange(total) if images is None else images, batch_size, cache, what)
+        what = f"means of the layers {', '.join(map(str, layers))} of {what}"
+        images = np.arange(total) if images is None else images
+        batches = _cached_means(_Joined(model, names), data, images, batch_size, cache, what)
     seen = 0
     for means, labels, indices in batches:
         seen += len(indices)
@@ -31,24 +36,24 @@ def layer_means(model, layers, data, batch_size, images=None, cache=None, what="
 
 
 class _Joined(torch.nn.Module):
-    """The layers of a architectures.LayerMeans side by side: images (N, 3, H, W) to (N, sum of C)."""
+    """Layers of a network side by side: images (N, 3, H, W) to (N, sum of C)."""
 
-    def __init__(self, network):
+    def __init__(self, network, names):
         super().__init__()
         self.network = network
+        self.names = names
 
     def extra_repr(self):
-        return f"layers: {self.network.layers}"
+        return f"layers: {self.names}"
 
     def forward(self, images):
-        return torch.cat(self.network(images), 1)
+        return torch.cat(inner.layer_means(self.network, self.names, images), 1)
 
 
 def _cached_means(network, data, images, batch_size, cache, what):
-    """features.forward() of a architectures.LayerMeans, by way of a file in cache."""
-    layers = ", ".join(map(str, network.layers))
-    rows = features.extract_features(_Joined(network), data, images, cache, f"means of the layers {layers} of {what}")
-    ends = np.cumsum(network.widths(data.size))[:-1]
+    """features.forward() of a _Joined network, by way of a file in cache."""
+    rows = features.extract_features(network, data, images, cache, what)
+    ends = np.cumsum(inner.widths(network.network, network.names, data.size))[:-1]
     for start in range(0, len(images), batch_size):
         block, indices = rows[start : start + batch_size], images[start : start + batch_size]
         known = ~np.isnan(block[:, 0])

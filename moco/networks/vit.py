@@ -4,7 +4,6 @@ import re
 from math import isqrt
 
 import torch
-from torch import fx
 from torch.nn import functional
 from torchvision.models import vision_transformer
 
@@ -44,7 +43,6 @@ class VisionTransformer(vision_transformer.VisionTransformer):
         return self.encoder.dropout(tokens + positions)
 
 
-@fx.wrap  # a single node for torchvision's feature extraction, which cannot trace the conditions in it
 def _positions(embedding, height, width, patch):
     """Position embeddings (1, 1 + h * w, width) of an image of height x width pixels."""
     if height % patch or width % patch:

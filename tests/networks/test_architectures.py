@@ -1,4 +1,4 @@
-"""Architectures by name, heads, frozen and adapted trunks, inner layers."""
+"""Architectures by name, heads, frozen and adapted trunks."""
 
 import re
 import urllib.error
@@ -35,25 +35,6 @@ def test_no_architecture_has_dropout(arch):
         model = architectures.build(arch, 3)
     dropout = [module.p for module in model.modules() if isinstance(module, nn.Dropout)]
     assert dropout and not any(dropout)
-
-
-@pytest.mark.parametrize("arch", ["resnet18", "mobilenet_v2", "efficientnet_b0", "regnet_x_400mf", "densenet121"])
-def test_head_sees_the_mean_of_the_spatial_maps(arch):
-    torch.manual_seed(0)
-    model = architectures.build(arch, 3).eval()
-    images = torch.randn(2, 3, 64, 64)
-    with torch.no_grad():
-        maps = architectures.spatial_trunk(model)(images)
-        logits = model(images)
-        assert maps.shape[2:] == (2, 2)
-        assert torch.allclose(architectures.head(model)(maps.mean((2, 3))), logits, atol=1e-5)
-        assert torch.allclose(architectures.remove_head(model)(images), maps.mean((2, 3)), atol=1e-5)
-
-
-def test_maps_without_a_linear_head_over_them_are_refused():
-    for arch, message in (("vgg11", "VGG has no last spatial maps"), ("vit_b_32", "sees one token; .*--attention")):
-        with torch.device("meta"), pytest.raises(UserError, match=message):
-            architectures.spatial_trunk(architectures.build(arch, 2))
 
 
 def test_unknown_architecture_and_one_without_linear_head():
@@ -209,81 +190,3 @@ def test_adaptation_uses_neither_dropout_nor_single_images():
     images = torch.randn(9, 3, 1, 1) + 5
     architectures.adapt_batch_norm(model, [images[:8], images[8:]])
     torch.testing.assert_close(model[1].running_mean, images[:8].mean((0, 2, 3)))
-
-
-# --- inner layers
-
-
-def hooked(model, name, x):
-    """The output of the last call of a module."""
-    outputs = []
-    handle = model.get_submodule(name).register_forward_hook(lambda *call: outputs.append(call[-1].clone()))
-    model(x)
-    handle.remove()
-    return outputs[-1]
-
-
-@pytest.mark.parametrize(
-    ("arch", "layers"),
-    [
-        ("resnet18", {"layer3.1.bn1": (2, 3), "layer3.1.bn2": (2, 3), "layer4": (2, 3), "avgpool": (2, 3)}),
-        ("mobilenet_v2", {"features.3.conv.1": (2, 3)}),
-        ("convnext_tiny", {"features.1": (2, 3), "features.1.2.block.2": (1, 2)}),
-        ("swin_t", {"features.3.1": (1, 2), "norm": (1, 2), "permute": None}),
-        ("efficientnet_b0", {"features.6": (2, 3)}),
-        ("densenet121", {"features.denseblock2": (2, 3)}),
-        ("regnet_x_400mf", {"trunk_output.block3": (2, 3)}),
-    ],
-)
-@torch.no_grad()
-def test_layers_by_name_are_means_over_space(arch, layers):
-    """Also if an in-place rectifier or sum follows."""
-    torch.manual_seed(0)
-    model, x = architectures.build(arch, 3).eval(), torch.randn(2, 3, 64, 64)
-    for name, means in zip(layers, architectures.LayerMeans(model, layers)(x), strict=True):
-        if layers[name]:
-            torch.testing.assert_close(means, hooked(model, name, x).mean(layers[name]))
-        assert means.ndim == 2
-
-
-@torch.no_grad()
-def test_blocks_of_a_transformer_are_means_over_patch_tokens():
-    model, x = architectures.build("vit_128x3x2_16", 3).eval(), torch.randn(2, 3, 64, 64)
-    expected = [hooked(model, f"encoder.layers.encoder_layer_{i}", x)[:, 1:].mean(1) for i in range(3)]
-    layers = [3, 1, "encoder.layers.encoder_layer_1", "conv_proj"]
-    third, first, second, patches = architectures.LayerMeans(model, layers)(x)
-    torch.testing.assert_close(torch.stack([third, second, first]), torch.stack(expected))
-    torch.testing.assert_close(patches, model.conv_proj(x).mean((2, 3)))
-    with pytest.raises(UserError, match="no layer 4: VisionTransformer has layers 1 to 3"):
-        architectures.LayerMeans(model, [4])
-
-
-@pytest.mark.parametrize("arch", ["swin_t", "convnext_tiny", "vgg11"])
-@torch.no_grad()
-def test_layer_1_of_any_network_is_what_its_head_sees(arch):
-    torch.manual_seed(0)
-    model, x = architectures.build(arch, 3).eval(), torch.randn(2, 3, 64, 64)
-    (means,) = architectures.LayerMeans(model, [1])(x)
-    torch.testing.assert_close(architectures.head(model)(means), model(x))
-    with pytest.raises(UserError, match="there is no layer 2: .* has only layer 1 by number; others go by their names"):
-        architectures.LayerMeans(model, [1, 2])
-
-
-@torch.no_grad()
-def test_numbers_and_names_mix_and_keep_their_order():
-    model, x = architectures.build("resnet18", 3).eval(), torch.randn(2, 3, 64, 64)
-    last, rectified, second = architectures.LayerMeans(model, [1, "layer4.1.relu", 2])(x)
-    assert torch.equal(rectified, second)  # the first rectifier of the last block
-    torch.testing.assert_close(model.fc(last), model(x))
-
-
-@pytest.mark.parametrize(
-    ("arch", "layer", "message"),
-    [
-        ("resnet18", "layer5.0.relu", r"ResNet has no layer layer5.0.relu; did you mean layer\d.0.relu, .*\?"),
-        ("vit_128x2x2_16", "getitem_1", "layer getitem_1 gives no features of an image"),
-    ],
-)
-def test_layers_that_do_not_exist_or_are_no_features(arch, layer, message):
-    with pytest.raises(UserError, match=message):
-        architectures.LayerMeans(architectures.build(arch, 3), [layer])(torch.randn(2, 3, 64, 64))

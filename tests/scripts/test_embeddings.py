@@ -21,7 +21,7 @@ from moco.analysis import embeddings, features, similarity
 from moco.cli import UserError
 from moco.data import loader, manifest
 from moco.data.frame_folder import FrameFolder
-from moco.networks import architectures, checkpoint
+from moco.networks import architectures, layers, opening
 from scripts import embeddings as script
 from tests.support import ROOT, golden
 from tests.support.inputs import make_frames, save_network
@@ -101,35 +101,23 @@ def test_random_weights_have_statistics_of_the_images(frames, tmp_path):
 
 
 def test_layers_of_several_models_are_those_of_layer_means(frames, network, tmp_path):
-    layers = (1, 6, "layer3.1.relu")
-    words = ["--model-path", network, "random", "--model", "resnet18", "--layer", *layers]
+    chosen = (1, 6, "layer3.1.relu")
+    words = ["--model-path", network, "random", "--model", "resnet18", "--layer", *chosen]
     summary = export(frames, tmp_path / "out", *words)
     entry = summary["settings"]["models"]["net"]
     assert entry["layers"] == {"1": "penultimate", "6": "layer2.1.relu", "layer3.1.relu": "layer3.1.relu"}
     assert (entry["sha256"], entry["arch"]) == (files.sha256(network), "resnet18")
     assert {path.name for path in (tmp_path / "out").glob("random*.npy")} == {
-        f"random_layer_{layer}.npy" for layer in layers
+        f"random_layer_{layer}.npy" for layer in chosen
     }
     data = features.EvalData(FrameFolder(frames), 32, torch.device("cpu"))
     with torch.no_grad():
         pictures = torch.cat([pictures for pictures, *_ in data.batches()])
-        for layer in layers:
-            (expected,) = architectures.LayerMeans(checkpoint.load(network)[0], [layer])(pictures)
+        for layer in chosen:
+            model = opening.open_model(network).network.eval()
+            (expected,) = layers.layer_means(model, [layers.layer_name(model, layer)], pictures)
             found = np.load(tmp_path / "out" / f"net_layer_{layer}.npy")
             np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
-
-
-def test_the_module_of_a_layer_by_number():
-    for arch, layer, name in [
-        ("mobilenet_v2", 1, "features.18"),
-        ("mobilenet_v2", 2, "features.17.conv.0"),
-        ("mobilenet_v2", 19, "features.0"),
-        ("resnet18", 10, "relu"),
-        ("vit_b_32", 1, "encoder.layers.encoder_layer_11"),
-        (ARCH, 1, "penultimate"),
-        (ARCH, "stage2.0", "stage2.0"),
-    ]:
-        assert architectures.layer_name(architectures.build(arch), layer) == name
 
 
 KILLED = """

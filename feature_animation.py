@@ -1,14 +1,15 @@
-"""Show where in each frame of a clip one feature is active: its last map as colors over the frames, as a film.
+"""Show where in each frame of a film one feature is active: its last map as colors over the frames.
 
     python feature_animation.py frames_S --model-path TC-S.tar --feature-idx 276 --save-dir films
 
-Input: a folder of frames in order, or a video, and a model. Output: intphys_feature_animation_IDX.mp4 in --save-dir;
-the published code animated videos of intuitive physics.
+Input: a folder of frames in order, and a model. Output: intphys_feature_animation_IDX.mp4 in --save-dir; the published
+code animated videos of intuitive physics.
 """
 
 from moco import cli, distributed, files
-from moco.analysis import clip
+from moco.analysis import film
 from moco.cli import UserError
+from moco.data.frame_folder import FrameFolder
 from moco.networks import architectures, layers, opening, vit
 
 
@@ -18,7 +19,7 @@ def parse_args(argv=None):
     parser.add_argument(
         "--attention", action="store_true", help="show the attention of a vision transformer's class token instead"
     )
-    clip.add_flags(parser, frames=900, batch_size=900)
+    film.add_flags(parser, frames=900, batch_size=900)
     return parser.parse_args(argv)
 
 
@@ -28,21 +29,14 @@ def feature_map(trunk, feature):
 
 
 def attention_map(network):
-    """A function from images (N, 3, H, W) to the attention (N, h, w) of the class token, the mean over heads.
-
-    What does not fill a patch at the right and at the bottom of an image is left out.
-    """
-
-    def function(images):
-        height, width = (side // network.patch_size * network.patch_size for side in images.shape[2:])
-        return vit.attention_maps(network, images[:, :, :height, :width]).mean(1)
-
-    return function
+    """A function from images (N, 3, H, W) to the attention (N, h, w) of the class token, the mean over heads."""
+    return lambda images: vit.attention_maps(network, images).mean(1)
 
 
 def main(argv=None):
     args = parse_args(argv)
-    limits = clip.color_range(args.range)
+    film.check_range(args.range)
+    frames = FrameFolder(args.data)
     opened = opening.open_model(args.model_path, args.model, args.n_out, args.seed, key=args.checkpoint_key)
     print(f"model: {opened.description}")
     device = distributed.select_device(args.device)
@@ -56,15 +50,17 @@ def main(argv=None):
         if not 0 <= args.feature_idx < n:
             raise UserError(f"--feature-idx {args.feature_idx}: the model has {n} features, 0 to {n - 1}")
         function = feature_map(layers.spatial_trunk(network), args.feature_idx)
-        shown, stride = f"feature {args.feature_idx}", clip.STRIDE
+        shown, stride = f"feature {args.feature_idx}", film.STRIDE
     name = args.name or f"intphys_feature_animation_{'attention' if args.attention else args.feature_idx}.mp4"
-    path = clip.film_path(args.save_dir, name, args.data, args.overwrite)
+    path = files.refuse_overwrite(files.make_output_dir(args.save_dir, [args.data]) / name, args.overwrite)
 
-    crop = clip.Crop(args.image_size, args.shift, not args.no_rotate)
-    images = clip.Clip(args.data, crop, args.frames, args.fps, args.workers)
-    maps = clip.ClipMaps(images, function, args.batch_size, device, stride)
+    indices = range(min(args.frames, len(frames)))
+    images, maps, indices = film.images_and_maps(
+        function, frames, indices, args.image_size, device, args.batch_size, args.workers
+    )
     files.write_args(path.parent, cli.flags(args), opened.checkpoints)
-    clip.write_film(path, images, maps, shown, args.fps, limits, args.side_by_side)
+    heatmaps, titles = film.upsample(maps, images.shape[1:3], stride), film.titles(frames, indices, shown)
+    film.write(path, images, heatmaps, titles, args.fps, args.range, args.side_by_side)
 
 
 if __name__ == "__main__":

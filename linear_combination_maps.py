@@ -9,11 +9,12 @@ flags), a random sample of images with true and predicted class. With --attentio
 training: linear_combination_maps_attention.pdf and .png, what the class token attends to in the last block.
 """
 
+from functools import partial
+
 import numpy as np
-import torch
 
 from moco import cli, distributed, files, pictures, plots
-from moco.analysis import features, film, maps
+from moco.analysis import film
 from moco.cli import UserError
 from moco.data import loader
 from moco.data.frame_folder import FrameFolder
@@ -51,116 +52,71 @@ def choose(frames, name, which, n, seed):
     return np.sort(np.random.default_rng(seed).permutation(candidates)[:n])
 
 
-@torch.inference_mode()
-def forward_maps(model, data, indices):
-    """Run model on some images of data (features.EvalData), in float32.
+def masked(images, heatmaps):
+    """Images (N, H, W, 3) uint8 where heatmaps (N, H, W) are high, and of the mean color elsewhere: floats, 0 to 1.
 
-    Returns, on the CPU, the images (N, 3, H, W), their last maps (N, C, h, w), the predicted classes (N,), and the
-    indices (N,) of the images that could be read.
+    Orhan, Gupta & Lake (2020), Figure 6: the mask multiplies the normalized image.
     """
-    trunk, head = layers.spatial_trunk(model), architectures.head(model)
-    parts = []
-    with distributed.no_tf32():
-        for images, _, part in data.batches(indices):
-            last_maps = trunk(images)
-            pooled = last_maps.mean((2, 3))
-            features.check_finite(pooled.cpu().numpy(), data.frames, part)
-            parts.append((images, last_maps, head(pooled).argmax(1), part))
-    if not parts:
-        raise UserError(f"none of the chosen images in {data.frames.folder} can be read")
-    return [torch.cat(column).cpu() for column in zip(*parts, strict=True)]
+    return film.attention_mask(heatmaps)[..., None] * (images / np.float32(255) - loader.MEAN) + loader.MEAN
 
 
-def overlay_heatmaps(heatmaps, images):
-    """Heatmaps (N, H, W) in colors over normalized images (N, 3, H, W): N images (H, W, 3) uint8.
+def draw_attention(images, maps, stride, names, heads, path):
+    """A row per image: what the class token attends to, the mean over the heads, or with heads a column for each.
 
-    All share one color scale, as in the published films.
+    images: (N, H, W, 3) uint8. maps: (N, heads, h, w). names: of the N images.
     """
-    pixels = (255 * maps.denormalize(images)).round().byte().numpy()
-    low, high = heatmaps.min(), heatmaps.max()
-    brightness = film.brightness(pixels.min((0, 1, 2)), pixels.max((0, 1, 2)), loader.MEAN, loader.STD)
-    return [
-        film.overlay(image, film.color_indices(heatmap, low, high), brightness)
-        for image, heatmap in zip(pixels, heatmaps, strict=True)
-    ]
-
-
-@torch.inference_mode()
-def forward_attention(model, data, indices):
-    """The images (N, 3, H, W) and the attention (N, heads, H, W) of the class token on them, and indices (N,)."""
-    parts = []
-    with distributed.no_tf32():
-        for images, _, part in data.batches(indices):
-            attention = vit.attention_maps(model, images).cpu()
-            heads = [maps.upsample(head, images.shape[-1]) for head in attention.unbind(1)]
-            parts.append((images.cpu(), torch.stack(heads, 1), part))
-    if not parts:
-        raise UserError(f"none of the chosen images in {data.frames.folder} can be read")
-    return [torch.cat(column).cpu() for column in zip(*parts, strict=True)]
-
-
-def show_attention(args, opened, frames):
-    """Draw what the class token attends to in random images: a row per image, with the mean of the heads or each."""
-    path = files.make_output_dir(args.save_dir, [args.data]) / "linear_combination_maps_attention"
-    path = path.with_name(path.name + "_heads" * args.heads)
-    for ending in (".pdf", ".png"):
-        files.refuse_overwrite(path.with_suffix(ending), args.overwrite)
-    data = features.EvalData(frames, args.image_size, distributed.select_device(args.device), args.workers)
-    chosen = choose(frames, None, "all", args.batch_size, args.seed)
-    images, attention, indices = forward_attention(architectures.freeze(opened.network).to(data.device), data, chosen)
-    heads = attention.unbind(1) if args.heads else [attention.mean(1)]
-    columns = [(255 * maps.denormalize(images)).round().byte().numpy()]
-    columns += [overlay_heatmaps(head.numpy(), images) for head in heads]
-    names = plots.drawable([frames.classes[frames.label(i)] for i in indices], plots.CAPTION_LENGTH)
-    files.write_args(path.parent, cli.flags(args), opened.checkpoints)
-    pictures.image_rows([([name], row) for name, row in zip(names, zip(*columns, strict=True), strict=True)], path)
-    print(f"{len(images)} images, {attention.shape[1]} heads: {path.with_suffix('.pdf')} and .png")
+    maps = maps.unbind(1) if heads else [maps.mean(1)]
+    columns = [images, *(film.overlay(images, film.upsample(head, images.shape[1:3], stride)) for head in maps)]
+    pictures.image_rows([([name], row) for name, *row in zip(names, *columns, strict=True)], path)
 
 
 def main(argv=None):
     args = parse_args(argv)
     frames = FrameFolder(args.data)
-    if args.attention:
-        opened = opening.open_model(args.model_path, args.model, args.n_out, args.seed, key=args.checkpoint_key)
-        print(f"model: {opened.description}")
-        architectures.check_image_size(opened.network, args.image_size)
-        return show_attention(args, opened, frames)
-    opened = opening.open_model(args.model_path, args.model, args.n_out, args.seed, True, args.checkpoint_key)
+    opened = opening.open_model(
+        args.model_path, args.model, args.n_out, args.seed, not args.attention, args.checkpoint_key
+    )
     print(f"model: {opened.description}")
-    model = opened.network
-    architectures.check_image_size(model, args.image_size)
-    weights = architectures.head(model).weight.detach().cpu()
-    classes = opened.classes or (frames.classes if len(frames.classes) == len(weights) else None)
-    number = opening.class_number(args.class_idx, classes, len(weights))
-    if classes is None and (args.class_only or args.others):
-        raise UserError(
-            f"the {len(weights)} outputs of the model are not the {len(frames.classes)} class folders of {args.data}; "
-            "omit --class-only and --others"
-        )
-    which = "class" if args.class_only else "others" if args.others else "all"
-    parts = ["linear_combination_maps_class", str(number)] + ([] if which == "all" else [which])
-    path = files.make_output_dir(args.save_dir, [args.data]) / "_".join(parts + ["overlay"] * args.overlay)
+    device = distributed.select_device(args.device)
+    network = architectures.freeze(opened.network).to(device)
+    architectures.check_image_size(network, args.image_size)
+    classes, which = None, "all"
+    if args.attention:
+        vit.check(network)
+        name = "attention_heads" if args.heads else "attention"
+        function = partial(vit.attention_maps, network)
+    else:
+        function, head = layers.spatial_trunk(network), architectures.head(network).cpu()
+        n_out = head.out_features
+        classes = opened.classes or (frames.classes if len(frames.classes) == n_out else None)
+        number = opening.class_number(args.class_idx, classes, n_out)
+        if classes is None and (args.class_only or args.others):
+            raise UserError(
+                f"the {n_out} outputs of the model are not the {len(frames.classes)} class folders of {args.data}; "
+                "omit --class-only and --others"
+            )
+        which = "class" if args.class_only else "others" if args.others else "all"
+        name = "_".join(["class", str(number)] + [which] * (which != "all") + ["overlay"] * args.overlay)
+    path = files.make_output_dir(args.save_dir, [args.data]) / f"linear_combination_maps_{name}"
     for ending in (".pdf", ".png"):
         files.refuse_overwrite(path.with_suffix(ending), args.overwrite)
 
-    data = features.EvalData(frames, args.image_size, distributed.select_device(args.device), args.workers)
     chosen = choose(frames, classes[number] if classes else None, which, args.batch_size, args.seed)
-    images, last_maps, predicted, indices = forward_maps(architectures.freeze(model).to(data.device), data, chosen)
-    heatmaps = maps.upsample(maps.class_activation_map(last_maps, weights[number]), images.shape[-1])
-    if args.overlay:
-        shown = overlay_heatmaps(heatmaps.numpy(), images)
-    else:
-        shown = maps.denormalize(maps.attention_mask(heatmaps)[:, None] * images).numpy()
-    names = classes or [f"class {k}" for k in range(len(weights))]
-    every_name = list(dict.fromkeys([*names, *frames.classes]))
-    labels = dict(zip(every_name, plots.drawable(every_name, plots.CAPTION_LENGTH), strict=True))
-    captions = [
-        (labels[frames.classes[frames.label(i)]], labels[names[k]])
-        for i, k in zip(indices.tolist(), predicted.tolist(), strict=True)
-    ]
+    images, maps, indices = film.images_and_maps(
+        function, frames, chosen, args.image_size, device, workers=args.workers, square=True
+    )
     files.write_args(path.parent, cli.flags(args), opened.checkpoints)
-    pictures.image_grid(shown, captions, path, f"class activation maps: {labels[names[number]]}")
-    print(f"{len(shown)} images: {path.with_suffix('.pdf')} and .png")
+    true = plots.drawable([frames.classes[frames.label(i)] for i in indices], plots.CAPTION_LENGTH)
+    if args.attention:
+        draw_attention(images, maps, network.patch_size, true, args.heads, path)
+    else:
+        names = plots.drawable(classes or [f"class {k}" for k in range(n_out)], plots.CAPTION_LENGTH)
+        predicted = [names[k] for k in head(maps.mean((2, 3))).argmax(1)]
+        heatmaps = film.upsample(film.class_activation_map(maps, head.weight[number]), images.shape[1:3])
+        shown = film.overlay(images, heatmaps) if args.overlay else masked(images, heatmaps)
+        captions = list(zip(true, predicted, strict=True))
+        pictures.image_grid(shown, captions, path, f"class activation maps: {names[number]}")
+    print(f"{len(images)} images: {path.with_suffix('.pdf')} and .png")
 
 
 if __name__ == "__main__":

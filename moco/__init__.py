@@ -33,7 +33,7 @@ directly in this folder may be imported from anywhere, those of a sub-package by
         workers             processes that read batches
         augment             augmentation
 
-    videos/                 for analysis
+    videos/
         video               one file: decoding some of its frames
         probe               one file: how many frames it has, in which order, when
         images              one file -> its images: sampling, crop, JPEG
@@ -50,13 +50,11 @@ directly in this folder may be imported from anywhere, those of a sub-package by
         features            features of images, and their cache
         embeddings          export of the embeddings of many images
         similarity          dissimilarity, t-SNE, nearest neighbors
-        maps                class activation maps
         units               statistics of single units
         splits              training and test images
         accuracy            accuracies, published values, differences between models
         report              readouts, and what an evaluation writes
-        clip                a series of frames and their maps
-        film                video files of maps
+        film                maps of a network over images, and films of them
 
 The way of a video: read_saycam.main -> extract.make_plan, which probes every file (images.plan_video, probe.probe) and
 numbers the slots of all images (manifest.make) -> extract.read_videos -> images.extract_images, in a worker process,

@@ -111,6 +111,13 @@ def drawable(names, length=LABEL_LENGTH):
     return labels
 
 
+def jet():
+    """The colors of the color map jet, float32 (256, 3), from 0 to 1."""
+    import matplotlib
+
+    return matplotlib.colormaps["jet"](np.arange(256))[:, :3].astype(np.float32)
+
+
 NOT_METRICS = ("epoch", "step", "images", "images_per_second", "waiting", "lr")
 METRIC_LABELS = {"loss": "loss", "acc1": "top-1 accuracy (%)", "acc5": "top-5 accuracy (%)"}
 

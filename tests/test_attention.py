@@ -3,6 +3,7 @@
 import json
 
 import av
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -11,7 +12,9 @@ import feature_animation
 import linear_combination_maps
 import selectivities
 from moco import pictures
+from moco.analysis import film
 from moco.cli import UserError
+from moco.data import loader
 from moco.networks import architectures, opening, vit
 from tests.support.inputs import make_frames
 
@@ -36,27 +39,27 @@ def test_attention_is_that_of_the_teachers_class_token(tmp_path, dino, monkeypat
     drawn = []
     monkeypatch.setattr(pictures, "image_rows", lambda rows, path: drawn.extend(rows))
     shown = []
-    original = linear_combination_maps.overlay_heatmaps
-    monkeypatch.setattr(
-        linear_combination_maps,
-        "overlay_heatmaps",
-        lambda heatmaps, images: shown.append((heatmaps, images)) or original(heatmaps, images),
-    )
+    original = film.overlay
+    monkeypatch.setattr(film, "overlay", lambda *pair: shown.append(pair) or original(*pair))
     out = ["--save-dir", str(tmp_path / "out"), "--batch-size", "5"]
     linear_combination_maps.main([str(frames), "--model-path", str(dino), "--attention", *SMALL, *out, *flags])
     assert len(drawn) == 5 and all(len(images) == 1 + columns for _, images in drawn)
     teacher = opening.open_model(dino, key="teacher").network.eval()
     with torch.no_grad():
-        attention = vit.attention_maps(teacher, shown[0][1])
+        normalized = torch.from_numpy((shown[0][0] / 255 - loader.MEAN) / loader.STD).float()
+        attention = vit.attention_maps(teacher, normalized.permute(0, 3, 1, 2))
     expected = [attention.mean(1)] if columns == 1 else attention.unbind(1)
-    for (heatmaps, _), values in zip(shown, expected, strict=True):
+    for (_, heatmaps), values in zip(shown, expected, strict=True):
         coarse = heatmaps.reshape(5, 4, 16, 4, 16).mean((2, 4))
         assert np.corrcoef(coarse.ravel(), values.ravel())[0, 1] > 0.95
     assert json.loads((tmp_path / "out" / "args.json").read_text())["checkpoints"]
 
 
-def test_a_film_shows_attention(tmp_path, dino):
+@pytest.mark.parametrize("size", [64, 75])
+def test_a_film_shows_attention(tmp_path, dino, size):
     frames = make_frames(tmp_path / "frames", size=64)
+    for path in frames.rglob("*.jpeg"):
+        cv2.imwrite(str(path), cv2.imread(str(path))[:, : 64 * 64 // size])  # not a multiple of the patches
     out = ["--save-dir", str(tmp_path), "--frames", "7"]
     feature_animation.main([str(frames), "--model-path", str(dino), "--attention", *SMALL, *out])
     with av.open(str(tmp_path / "intphys_feature_animation_attention.mp4")) as film:

@@ -15,7 +15,7 @@ MAY_IMPORT = {
     "moco.data": {"moco"},
     "moco.videos": {"moco", "moco.data"},
     "moco.training": {"moco", "moco.networks", "moco.data"},
-    "moco.analysis": {"moco", "moco.networks", "moco.data", "moco.videos"},
+    "moco.analysis": {"moco", "moco.networks", "moco.data"},
 }
 MODULES = {path: ".".join(path.relative_to(ROOT).with_suffix("").parts) for path in sorted(ROOT.rglob("moco/**/*.py"))}
 MODULES = {name.removesuffix(".__init__"): path for path, name in MODULES.items() if ".venv" not in path.parts}

@@ -9,13 +9,13 @@ import torch
 from torch.nn import functional
 
 import linear_combination_maps as script
-from moco import files, pictures, plots
-from moco.analysis import features, maps
+from moco import files, pictures
+from moco.analysis import film
 from moco.cli import UserError
+from moco.data import loader
 from moco.data.frame_folder import FrameFolder
-from moco.networks import architectures, checkpoint, opening
+from moco.networks import architectures, checkpoint, layers, opening
 from tests.support import golden
-from tests.support.inputs import save_network
 
 CPU = torch.device("cpu")
 
@@ -28,21 +28,30 @@ def draw(data, save_dir, *words):
 
 
 def test_maps_and_masks_are_the_published_ones():
-    frames, expected = FrameFolder(golden.IMAGES), np.load(golden.DATA / "maps.npz")
-    model = golden.model()
-    images, last_maps, predicted, indices = script.forward_maps(
-        model, features.EvalData(frames, 224, CPU), np.arange(48)
+    expected, model = np.load(golden.DATA / "maps.npz"), golden.model()
+    images, last_maps, _ = film.images_and_maps(
+        layers.spatial_trunk(model), FrameFolder(golden.IMAGES), range(48), 224, CPU, square=True
     )
-    assert indices.tolist() == list(range(48))
     weights = architectures.head(model).weight[int(expected["class_idx"])]
-    heatmaps = maps.upsample(maps.class_activation_map(last_maps, weights), 224)
-    masked = maps.attention_mask(heatmaps)[:, None] * images
-    for found, key in ((heatmaps, "class_map"), (masked, "masked")):
-        blocks = functional.avg_pool2d(found, 8)[::3].detach().numpy()
+    heatmaps = film.upsample(film.class_activation_map(last_maps, weights), (224, 224))
+    masked = (script.masked(images, heatmaps) - loader.MEAN) / loader.STD
+    for found, key in ((heatmaps, "class_map"), (masked.transpose(0, 3, 1, 2), "masked")):
+        blocks = functional.avg_pool2d(torch.from_numpy(found), 8)[::3].numpy()
         golden_blocks = expected[key].astype(np.float32)
         assert np.abs(blocks - golden_blocks).max() < 2e-3 * np.ptp(golden_blocks)
+
+
+def test_captions_are_the_true_and_the_predicted_class(frames, network, tmp_path, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(pictures, "image_grid", lambda images, captions, *_: drawn.extend(captions))
+    (frames / "class_0000").rename(frames / "zebra")  # a class that the model does not have
+    draw(frames, tmp_path / "out", "--model-path", network, "--class-idx", 1, "--batch-size", 24)
+    assert [true for true, _ in drawn] == ["class_0001"] * 8 + ["class_0002"] * 8 + ["zebra"] * 8
+    images, _, _ = film.images_and_maps(lambda images: images, FrameFolder(frames), range(24), 64, CPU)
+    normalized = (images / 255 - loader.MEAN) / loader.STD
     with torch.no_grad():
-        assert predicted[:4].tolist() == model(images[:4]).argmax(1).tolist()
+        logits = opening.open_model(network).network.eval()(torch.from_numpy(normalized).float().permute(0, 3, 1, 2))
+    assert [predicted for _, predicted in drawn] == [f"class_{k:04d}" for k in logits.argmax(1)]
 
 
 def test_a_class_is_given_by_number_or_name():
@@ -91,7 +100,7 @@ def test_unreadable_images_are_left_out(frames, network, tmp_path):
     draw(frames, tmp_path / "a", "--model-path", network, "--class-idx", 0, "--batch-size", 24)
     for path in frames.glob("class_0000/*"):
         path.write_bytes(b"")
-    with pytest.raises(UserError, match="none of the chosen images"):
+    with pytest.raises(UserError, match="none of the 8 images"):
         draw(frames, tmp_path / "b", "--model-path", network, "--class-idx", 0, "--class-only")
 
 
@@ -124,29 +133,3 @@ def test_the_save_folder_is_not_inside_the_data(frames, network):
     with pytest.raises(UserError, match="is inside the data folder"):
         draw(frames, frames / "class_0000" / "maps", "--model-path", network, "--class-idx", 1)
     assert not (frames / "class_0000" / "maps").exists()
-
-
-def test_maps_are_computed_in_float32(frames):
-    seen, model = [], architectures.freeze(architectures.build("resnet18", 3))
-    model.conv1.register_forward_hook(lambda *_: seen.append(torch.backends.cudnn.allow_tf32))
-    script.forward_maps(model, features.EvalData(FrameFolder(frames), 64, CPU), np.arange(3))
-    assert torch.backends.cudnn.allow_tf32 and seen and not any(seen)
-
-
-def test_maps_that_are_not_finite_are_an_error(frames, tmp_path):
-    model = architectures.build("resnet18", 3)
-    model.layer4[1].conv2.weight.data[:] = torch.inf
-    save_network(tmp_path / "net.tar", model, arch="resnet18", n_out=3)
-    with pytest.raises(UserError, match="not finite|NaN|infinit"):
-        draw(frames, tmp_path / "out", "--model-path", tmp_path / "net.tar", "--class-idx", 1)
-
-
-def test_captions_number_the_classes_of_the_model(frames, network, tmp_path, monkeypatch):
-    """A class that no font can draw has one number, whether it is the true or the predicted one."""
-    drawn = []
-    monkeypatch.setattr(pictures, "image_grid", lambda images, captions, *_: drawn.extend(captions))
-    monkeypatch.setattr(plots, "find_font", lambda text: None)
-    (frames / "class_0000").rename(frames / "zebra")  # a class that the model does not have
-    draw(frames, tmp_path / "out", "--model-path", network, "--class-idx", 1, "--batch-size", 24)
-    assert [true for true, _ in drawn] == ["1"] * 8 + ["2"] * 8 + ["3"] * 8
-    assert {predicted for _, predicted in drawn} <= {"0", "1", "2"}

@@ -1,191 +1,243 @@
-"""Films of maps over images: jet colors, a layout with title and color bar, and video files."""
+"""Maps of a network over images: class activation maps, attention, their colors over the images, and films of these."""
 
+from concurrent.futures import ThreadPoolExecutor
 from fractions import Fraction
+from itertools import chain
 from pathlib import Path
 
 import av
 import cv2
 import numpy as np
+import torch
 from av.video.reformatter import ColorPrimaries, ColorRange, Colorspace, ColorTrc, VideoReformatter
 from PIL import Image, ImageDraw, ImageFont
+from scipy.special import expit
 
-from moco import files, plots
+from moco import cli, distributed, files, plots
+from moco.analysis import features
 from moco.cli import UserError
+from moco.data import augment, loader
+from moco.networks import opening
 
-CODECS = {
-    ".mp4": ("libx264", {"crf": "20", "preset": "ultrafast"}),
-    ".webm": ("libvpx-vp9", {"crf": "24", "b": "0", "deadline": "realtime", "cpu-used": "6", "row-mt": "1"}),
-    ".gif": ("gif", {}),
-}
-MAX_SIDE = 16384  # pixels: the maximum of both H.264 and VP9
+STRIDE = 32  # pixels of the image per location of the last maps of a spatial trunk
 
-# The color map jet, (256, 3), from the positions (0 to 1) and values of the breakpoints of red, green and blue.
-JET = np.stack(
-    [
-        np.interp(np.linspace(0, 1, 256), positions, values)
-        for positions, values in (
-            ((0, 0.35, 0.66, 0.89, 1), (0, 0, 1, 1, 0.5)),
-            ((0, 0.125, 0.375, 0.64, 0.91, 1), (0, 0, 1, 1, 0, 0)),
-            ((0, 0.11, 0.34, 0.65, 1), (0.5, 1, 1, 0, 0)),
+
+def add_flags(parser, frames, batch_size):
+    """Add the flags that both kinds of film share, with a script's default length and batch size, to parser."""
+    add = parser.add_argument
+    add("data", type=_folder, help="folder of images, which are shown in order")
+    opening.add_flags(parser)
+    add("--frames", type=cli.number(int, 1), default=frames, metavar="N", help="maximum length of the film")
+    add("--fps", type=cli.number(float, 0.01, 1000), default=5.0, help="frames per second")
+    add(
+        "--range",
+        nargs=2,
+        type=float,
+        metavar=("LOW", "HIGH"),
+        help="activations at the two ends of the color scale; default: the range over the film",
+    )
+    add("--side-by-side", action="store_true", help="also show the images without colors, on the left")
+    add("--name", type=_file_name, metavar="FILE.mp4", help="name of the film in --save-dir")
+    help_text = f"images per forward pass; more than {features.BATCH} are computed in parts"
+    cli.shared_flags(parser, "--batch-size", default=batch_size, help=help_text)
+    cli.shared_flags(parser, "--image-size", "--workers")
+    cli.shared_flags(parser, "--save-dir", "--seed", "--device", "--overwrite")
+
+
+def _folder(text):
+    if Path(text).is_file():
+        raise UserError(
+            f"{text} is not a folder of images; if it is a video, extract its frames first, as the networks saw them: "
+            "read_saycam.py FOLDER_OF_VIDEOS --save-dir FRAMES"
         )
-    ],
-    axis=1,
-).astype(np.float32)
+    return text
 
 
-def color_indices(values, low, high):
-    """Indices into JET, (H, W) uint8, of values (H, W): low and below is 0, high and above 255; 0 if low equals high.
+def _file_name(text):
+    if Path(text).name != text or Path(text).suffix.lower() != ".mp4":
+        raise UserError(f"--name {text}: give a plain file name that ends in .mp4; the folder is --save-dir")
+    return text
 
-    Values between two colors take the lower one, as in the published films.
+
+def check_range(limits):
+    """limits, the (low, high) of --range or None; UserError if they do not increase."""
+    if limits and not limits[0] < limits[1]:
+        raise UserError(f"--range {limits[0]} {limits[1]}: give two numbers, the first below the second")
+    return limits
+
+
+def images_and_maps(network, frames, indices, size, device, batch_size=features.BATCH, workers=0, square=False):
+    """Some images of a FrameFolder, the maps that a network makes of them, and the indices of those that can be read.
+
+    network: normalized images (n, 3, H, W) to maps (n, ..., h, w). indices: (N,) of the images. size: of their minor
+    edge, to which they are resized. square: use center squares; otherwise images keep their aspect ratio, and those
+    with another shape than the first are resized to cover it. workers: threads that read images. Images that cannot be
+    read are named and left out.
+    Returns images (n, H, W, 3) uint8 RGB, maps (n, ..., h, w) float32 on the CPU, and indices (n,). UserError if no
+    image can be read, or a map is not finite.
     """
+    images, kept, maps = None, [], []
+    with ThreadPoolExecutor(max(workers, 1)) as threads:
+        for i, image in zip(indices, threads.map(lambda i: _read(frames, i, size, square), indices), strict=True):
+            if image is not None:
+                images = np.empty((len(indices), *image.shape), np.uint8) if images is None else images
+                images[len(kept)] = _cover(image, images.shape[1:])
+                kept.append(i)
+    if not kept:
+        raise UserError(f"none of the {len(indices)} images of {frames.folder} can be read")
+    images = images[: len(kept)]
+    mean, std = (255 * torch.tensor([loader.MEAN, loader.STD], device=device)[:, :, None, None]).unbind()
+    step = min(batch_size, features.BATCH)
+    with cli.Progress(len(kept), "maps", "images") as progress, torch.inference_mode(), distributed.no_tf32():
+        for start in range(0, len(kept), step):
+            batch = torch.from_numpy(images[start : start + step]).to(device).permute(0, 3, 1, 2)
+            maps.append(network(batch.float().sub_(mean).div_(std)).float().cpu())
+            features.check_finite(maps[-1].flatten(1).numpy(), frames, kept[start : start + step])
+            progress.update(len(batch))
+    return images, torch.cat(maps), np.array(kept)
+
+
+def _read(frames, i, size, square):
+    """Image i of frames with a minor edge of size pixels; None, and a line of output, if it cannot be read."""
+    try:
+        image = augment.decode(frames.read(i))
+    except (augment.BadImage, OSError) as error:
+        print(f"{frames.path(i)}: {error}; left out")
+        return None
+    height, width = image.shape[:2]
+    short = min(height, width)
+    if square:
+        return augment.resize_center_crop(image, size)
+    return image if short == size else augment.resize(image, size * width // short, size * height // short)
+
+
+def _cover(image, shape):
+    """image, if it has another shape than (H, W, 3), resized to cover that and center-cropped."""
+    if image.shape == shape:
+        return image
+    scale = max(shape[0] / image.shape[0], shape[1] / image.shape[1])
+    height, width = max(round(image.shape[0] * scale), shape[0]), max(round(image.shape[1] * scale), shape[1])
+    top, left = (height - shape[0]) // 2, (width - shape[1]) // 2
+    return augment.resize(image, width, height)[top : top + shape[0], left : left + shape[1]]
+
+
+def class_activation_map(maps, weights):
+    """The evidence for a class at each location, (N, h, w): the last maps (N, C, h, w) weighted by weights (C,).
+
+    weights are the class's row of the linear head. The mean of the map over space is the class's logit without its
+    bias (Zhou et al. 2016, Learning Deep Features for Discriminative Localization).
+    """
+    return torch.einsum("nchw,c->nhw", maps, weights)
+
+
+def upsample(maps, shape, stride=STRIDE):
+    """Maps (N, h, w) at the resolution of their images, as an array (N, *shape): bicubic, stride pixels per location.
+
+    Where a map ends before its image, its edge is repeated.
+    """
+    large = np.empty((len(maps), *shape), np.float32)
+    for i, small in enumerate(np.asarray(maps)):
+        wide = cv2.resize(small, None, fx=stride, fy=stride, interpolation=cv2.INTER_CUBIC)[: shape[0], : shape[1]]
+        missing = [(0, side - present) for side, present in zip(shape, wide.shape, strict=True)]
+        large[i] = np.pad(wide, missing, mode="edge")
+    return large
+
+
+def attention_mask(heatmaps):
+    """Masks (N, H, W) from 0 to 1 of upsampled maps (N, H, W): sigmoid(10 m / std(m)), with the std over all of them.
+
+    Orhan, Gupta & Lake (2020), Figure 6.
+    """
+    return expit(10 * heatmaps / max(heatmaps.std(), 1e-12))
+
+
+def overlay(images, heatmaps, low=None, high=None):
+    """Heatmaps (N, H, W) in jet colors over images (N, H, W, 3) uint8: (N, H, W, 3) uint8.
+
+    low, high: values at the ends of the color scale; None: the range of the heatmaps. As in the published films, the
+    pixels are normalized, rescaled to 0..1 over all images and colors, and added to the colors of the maps. The
+    published code rescales the sum over the film; the mean, taken here, is the same if the sum ranges from black to
+    white.
+    """
+    low, high = (heatmaps.min(), heatmaps.max()) if low is None else (low, high)
     scale = 255 / (high - low) if high > low else 0
-    return np.clip((values - low) * scale, 0, 255).astype(np.uint8)
+    rows = images.reshape(-1, images.shape[2] * 3)  # reducing long rows first is ten times faster
+    darkest, brightest = rows.min(0).reshape(-1, 3).min(0), rows.max(0).reshape(-1, 3).max(0)
+    normalized = (np.arange(256)[:, None] / 255 - loader.MEAN) / np.array(loader.STD)  # by pixel value and color
+    black, white = normalized[darkest, range(3)].min(), normalized[brightest, range(3)].max()
+    brightness = np.clip((normalized - black) / max(white - black, 1e-12), 0, 1).astype(np.float32)[None]
+    jet, shown = plots.jet()[None], np.empty_like(images)
+    for frame, image, heatmap in zip(shown, images, heatmaps, strict=True):
+        colors = cv2.merge([np.clip((heatmap - low) * scale, 0, 255).astype(np.uint8)] * 3)
+        frame[:] = cv2.LUT(colors, jet * np.float32(127.5)) + cv2.LUT(image, brightness * np.float32(127.5))
+    return shown
 
 
-def brightness(low, high, mean, std):
-    """A table (256, 3) of the brightness, 0 to 1, of each pixel value in a clip of pixels from low to high.
+def titles(frames, indices, title):
+    """A title for each of some images of a FrameFolder: with where it is from, if a manifest records it."""
+    if frames.source(0) is None:
+        return [title] * len(indices)
+    return [f"{title}: {frames.source(i)}" for i in indices]
 
-    low, high: (3,), the minimum and maximum of each color, 0 to 255. As in the published films, pixels are normalized
-    by mean and std (3,), and then rescaled over the clip, all three colors together.
+
+def film_frames(columns, titles, low, high):
+    """Yield the frames of a film, (height, width, 3) uint8 with even sides: images side by side, a title, a color bar.
+
+    columns: the images from left to right, (N, H, W, 3) uint8 each. titles: of the N frames; characters that are not
+    Latin are written as codes. low, high: values at the ends of the color bar.
     """
-    table = (np.arange(256)[:, None] / 255 - mean) / std
-    minimum = table[low, range(3)].min()
-    maximum = table[high, range(3)].max()
-    return np.clip((table - minimum) / max(maximum - minimum, 1e-12), 0, 1).astype(np.float32)
+    height, width = columns[0].shape[1:3]
+    text_height, edge, bar_width = max(12, height // 18), max(4, height // 40), max(8, height // 28)
+    font = ImageFont.load_default(text_height)
+    ticks = [f"{value:.2g}" for value in (high, (low + high) / 2, low)]
+    top, bar_left = text_height + 2 * edge, edge + len(columns) * (width + edge)
+    tick_left = bar_left + bar_width + edge
+    size = tick_left + max(int(font.getlength(tick)) for tick in ticks) + edge, top + height + edge
+    canvas = Image.new("RGB", tuple(side + side % 2 for side in size), "white")
+    draw = ImageDraw.Draw(canvas)
+    for tick, y, anchor in zip(ticks, (0, height / 2, height), ("lt", "lm", "lb"), strict=True):
+        draw.text((tick_left, top + y), tick, "black", font, anchor=anchor)
+    bar = (255 * plots.jet()[np.linspace(255, 0, height).round().astype(int)]).astype(np.uint8)
+    canvas.paste(Image.fromarray(np.repeat(bar[:, None], bar_width, 1)), (bar_left, top))
+    for title, *images in zip(titles, *columns, strict=True):
+        title = title.encode("latin-1", "backslashreplace").decode("latin-1")
+        while font.getlength(title) > canvas.width - 2 * edge:
+            title = f"{title.removesuffix('...')[:-1]}..."
+        draw.rectangle((0, 0, canvas.width, top - 1), "white")
+        draw.text((edge, edge + text_height), title, "black", font, anchor="ls")
+        frame = np.array(canvas)
+        for column, image in enumerate(images):
+            left = edge + column * (width + edge)
+            frame[top : top + height, left : left + width] = image
+        yield frame
 
 
-def overlay(image, indices, brightness):
-    """The colors of indices (H, W) uint8 over image (H, W, 3) uint8 RGB: (H, W, 3) uint8.
+def write(path, images, heatmaps, titles, fps, limits=None, side_by_side=False):
+    """Write the film of heatmaps (N, H, W) over images (N, H, W, 3) uint8 to path, with fps frames per second.
 
-    The mean of the jet colors and the image's brightness, a table (256, 3) of brightness(). The published code rescales
-    their sum over the clip, which is the same if the sum ranges from black to white within the clip.
+    titles: of the N frames. limits: (low, high) of the colors; None: the range of the heatmaps. side_by_side: also show
+    the images alone. H.264 in MP4 that plays in browsers: the index comes first, and the color space is stated.
+    UserError if the disk is full.
     """
-    colors = cv2.LUT(cv2.merge([indices] * 3), JET[None] * np.float32(127.5))
-    return (colors + cv2.LUT(image, brightness[None] * np.float32(127.5))).astype(np.uint8)
-
-
-class Layout:
-    """The layout of each frame of a film: images side by side, a title above, a color bar from low to high.
-
-    height, width: of an image. columns: number of images.
-    """
-
-    def __init__(self, height, width, title, low, high, columns=1):
-        text_height = max(12, height // 18)
-        edge = max(4, height // 40)
-        bar_width = max(8, height // 28)
-        font = _load_font(title, text_height)
-        self._edge, self._text_height = edge, text_height
-        ticks = [f"{value:.2g}" for value in (high, (low + high) / 2, low)]
-        tick_width = max(int(font.getlength(tick)) for tick in ticks)
-        top = edge + text_height + edge
-        self.corners = [(edge + column * (width + edge), top) for column in range(columns)]
-        bar_left = self.corners[-1][0] + width + edge
-        size = bar_left + bar_width + edge + tick_width + edge, top + height + edge
-        canvas = Image.new("RGB", tuple(side + side % 2 for side in size), "white")
-        draw = ImageDraw.Draw(canvas)
-        for tick, y, anchor in zip(ticks, (0, height / 2, height), ("lt", "lm", "lb"), strict=True):
-            draw.text((bar_left + bar_width + edge, top + y), tick, "black", font, anchor=anchor)
-        self.canvas = np.array(canvas)
-        bar = np.linspace(255, 0, height).round().astype(int)
-        self.canvas[top : top + height, bar_left : bar_left + bar_width] = (255 * JET[bar, None]).astype(np.uint8)
-        self.set_title(title, font)
-
-    def set_title(self, title, font=None):
-        """Write another title above the next frames."""
-        font, width = font or _load_font(title, self._text_height), self.canvas.shape[1]
-        strip = Image.new("RGB", (width, self._edge + self._text_height + self._edge), "white")
-        position = self._edge, self._edge + self._text_height
-        text = _truncate(title, font, width - 2 * self._edge)
-        ImageDraw.Draw(strip).text(position, text, "black", font, anchor="ls")
-        self.canvas[: strip.height] = np.array(strip)
-
-    def __call__(self, *images):
-        """A frame (H', W', 3) uint8 with images (height, width, 3); both sides are even."""
-        frame = self.canvas.copy()
-        for image, (left, top) in zip(images, self.corners, strict=True):
-            frame[top : top + image.shape[0], left : left + image.shape[1]] = image
-        return frame
-
-
-def _load_font(text, size):
-    """A font for text: Pillow's own, or for other than Latin letters an installed one, if there is one."""
-    font = None if text.isascii() else plots.find_font(text)
-    return ImageFont.truetype(font[1], size) if font else ImageFont.load_default(size)
-
-
-def _truncate(text, font, width):
-    """text, truncated with dots to at most width pixels."""
-    if font.getlength(text) <= width:
-        return text
-    while text and font.getlength(text + "...") > width:
-        text = text[:-1]
-    return text + "..."
-
-
-def file_name(text):
-    """text as a Path, if its extension is that of a film (an argparse type); UserError if not."""
-    if Path(text).suffix.lower() not in CODECS:
-        raise UserError(f"{text} does not end in {', '.join(CODECS)}; choose one of these formats")
-    return Path(text)
-
-
-def write(path, frames, fps):
-    """Write frames, an iterable of (H, W, 3) uint8 RGB of one size, as a film of fps frames per second to path.
-
-    The format follows from the extension: H.264 (.mp4, with its index first), VP9 (.webm) or .gif; all play in a
-    browser. Odd sides are made even by repeating the last row or column. One frame at a time is in memory. UserError
-    for a frame too large, an unknown extension or a full disk; ValueError for no frames.
-    """
-    codec, options = CODECS[file_name(path).suffix.lower()]
-    rate = Fraction(fps).limit_denominator(1001)
-    stream, reformatter = None, VideoReformatter()
-    movflags = {"movflags": "faststart"} if codec == "libx264" else {}
-    with files.atomic_write(path) as part, av.open(part, "w", options=movflags) as container:
-        for number, image in enumerate(frames):
-            height, width = image.shape[:2]
-            image = cv2.copyMakeBorder(image, 0, height % 2, 0, width % 2, cv2.BORDER_REPLICATE)
-            if stream is None:
-                if max(image.shape) > MAX_SIDE:
-                    raise UserError(f"{width} x {height} pixels are too many for a film; give a smaller --image-size")
-                stream = _add_stream(container, codec, rate, options, image.shape)
-            frame = _to_palette(image) if codec == "gif" else _to_yuv(image, reformatter)
-            frame.pts, frame.time_base = number, 1 / rate
-            container.mux(stream.encode(frame))
-        if stream is None:
-            raise ValueError("a film without frames")
-        container.mux(stream.encode(None))
-
-
-def _add_stream(container, codec, rate, options, shape):
-    stream = container.add_stream(codec, rate=rate, options=options)
-    stream.height, stream.width = shape[:2]
-    stream.pix_fmt = "pal8" if codec == "gif" else "yuv420p"
-    if codec != "gif":  # browsers guess the color space of a film that does not state it
+    low, high = limits or (heatmaps.min(), heatmaps.max())
+    columns = [images] * side_by_side + [overlay(images, heatmaps, low, high)]
+    frames = film_frames(columns, titles, low, high)
+    first = next(frames)
+    bt709 = dict(dst_colorspace=Colorspace.ITU709, dst_color_range=ColorRange.MPEG)
+    bt709 |= dict(dst_color_primaries=ColorPrimaries.BT709, dst_color_trc=ColorTrc.BT709)
+    rate, reformatter = Fraction(fps).limit_denominator(1001), VideoReformatter()
+    with files.atomic_write(path) as part, av.open(part, "w", options={"movflags": "faststart"}) as container:
+        stream = container.add_stream("libx264", rate=rate, options={"crf": "20", "preset": "ultrafast"})
+        stream.height, stream.width, stream.pix_fmt = *first.shape[:2], "yuv420p"
         context = stream.codec_context
         context.colorspace, context.color_range = Colorspace.ITU709, ColorRange.MPEG
         context.color_primaries, context.color_trc = ColorPrimaries.BT709, ColorTrc.BT709
-    return stream
-
-
-def _to_yuv(image, reformatter):
-    frame = av.VideoFrame.from_ndarray(image, "rgb24")
-    return reformatter.reformat(
-        frame,
-        format="yuv420p",
-        dst_colorspace=Colorspace.ITU709,
-        dst_color_range=ColorRange.MPEG,
-        dst_color_primaries=ColorPrimaries.BT709,
-        dst_color_trc=ColorTrc.BT709,
-        threads=1,
-    )
-
-
-def _to_palette(image):
-    """image in a palette of 256 colors, dithered to hide the steps between them."""
-    image = Image.fromarray(image)
-    image = image.quantize(palette=image.quantize(256, Image.Quantize.FASTOCTREE), dither=Image.Dither.FLOYDSTEINBERG)
-    palette = np.full((256, 4), 255, np.uint8)
-    colors = np.array(image.getpalette("RGB"), np.uint8).reshape(-1, 3)
-    palette[: len(colors), 1:] = colors
-    return av.VideoFrame.from_ndarray((np.array(image), palette), "pal8")
+        for number, image in enumerate(chain([first], frames)):
+            frame = reformatter.reformat(av.VideoFrame.from_ndarray(image), format="yuv420p", threads=1, **bt709)
+            frame.pts, frame.time_base = number, 1 / rate
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+    low, high = heatmaps.min(), heatmaps.max()
+    print(f"{len(images)} frames, maps from {low:.4g} to {high:.4g}: {path}")
+    if low == high:
+        print("the maps are constant, so the film has a single color")

@@ -104,16 +104,17 @@ def check(model):
 def attention_maps(model, images):
     """How the class token attends to the patches in the last block: (N, heads, h, w), of images (N, 3, H, W).
 
-    The values of a head and the class token's attention to itself sum to 1. UserError for another kind of network.
+    The values of a head and the class token's attention to itself sum to 1. What does not fill a patch at the right and
+    at the bottom of an image is left out. UserError for another kind of network.
     """
     check(model)
+    h, w = (side // model.patch_size for side in images.shape[2:])
     *blocks, last = model.encoder.layers
-    tokens = model.tokens(images)
+    tokens = model.tokens(images[:, :, : h * model.patch_size, : w * model.patch_size])
     for block in blocks:
         tokens = block(tokens)
     tokens = last.ln_1(tokens)
     _, weights = last.self_attention(tokens, tokens, tokens, need_weights=True, average_attn_weights=False)
-    h, w = (side // model.patch_size for side in images.shape[2:])
     return weights[:, :, 0, 1:].unflatten(2, (h, w))
 
 

@@ -1,23 +1,27 @@
-"""Films: published colors, every format read back, odd sizes, no partial files, one frame in memory."""
+"""Maps over images of any shape, their published colors, and films of them: read back, complete or not there."""
 
 import os
-import tracemalloc
 
 import av
+import cv2
 import matplotlib
 import numpy as np
 import pytest
-from PIL import ImageFont
+import torch
+from torch import nn
 
 from moco import plots
 from moco.analysis import film
 from moco.cli import UserError
+from moco.data.frame_folder import FrameFolder
 
+CPU = torch.device("cpu")
 SHADES = [(200, 40, 40), (40, 200, 40), (40, 40, 200), (128, 128, 128), (250, 250, 20)]
 
 
-def flat(shade, height=64, width=96):
-    return np.full((height, width, 3), shade, np.uint8)
+def means(images):
+    """A network's maps: the mean of each 32x32 block and channel of images (N, 3, H, W)."""
+    return nn.functional.avg_pool2d(images, 32)
 
 
 def read(path):
@@ -28,50 +32,135 @@ def read(path):
         return images, float(stream.average_rate)
 
 
-def test_jet_equals_matplotlibs():
-    np.testing.assert_allclose(film.JET, matplotlib.colormaps["jet"](np.arange(256))[:, :3], atol=1e-6)
+def write(path, images, heatmaps=None, fps=5):
+    heatmaps = np.zeros(images.shape[:3], np.float32) if heatmaps is None else heatmaps
+    film.write(path, images, heatmaps, [f"frame {i}" for i in range(len(images))], fps, side_by_side=True)
 
 
-def test_color_indices_are_clipped_to_the_range():
-    values = np.array([[-9, 0, 0.9999, 1, 1.5, 3, 9]], np.float32)
-    assert film.color_indices(values, 1, 3).tolist() == [[0, 0, 0, 0, 63, 255, 255]]
-    assert film.color_indices(values, 1, 1).tolist() == [[0] * 7]
+def save_images(folder, *shapes):
+    """Images in a folder whose upper half is black and whose lower half is white."""
+    for i, shape in enumerate(shapes):
+        image = np.zeros((*shape, 3), np.uint8)
+        image[shape[0] // 2 :] = 255
+        cv2.imwrite(str(folder / f"{i}.png"), image)
+    return FrameFolder(folder)
 
 
-def test_brightness_is_that_of_normalized_pixels_rescaled_over_the_clip():
-    clip = np.random.default_rng(0).integers(20, 230, (5, 8, 8, 3)).astype(np.uint8)
-    mean, std = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])
-    normalized = (clip / 255 - mean) / std
-    expected = (normalized - normalized.min()) / np.ptp(normalized)
-    table = film.brightness(clip.min((0, 1, 2)), clip.max((0, 1, 2)), mean, std)
-    np.testing.assert_allclose(table[clip, np.arange(3)], expected, atol=1e-6)
+# --- images and maps
 
 
-def test_the_brightness_of_a_clip_of_one_shade_is_finite():
-    table = film.brightness(np.full(3, 7, np.uint8), np.full(3, 7, np.uint8), np.zeros(3), np.ones(3))
-    assert np.isfinite(table).all() and 0 <= table.min() <= table.max() <= 1
+@pytest.mark.parametrize(("height", "width"), [(100, 64), (64, 101), (201, 150)])
+def test_images_keep_their_aspect_ratio_or_are_center_squares(tmp_path, height, width):
+    frames, scale = save_images(tmp_path, (height, width)), 64 / min(height, width)
+    images, maps, indices = film.images_and_maps(means, frames, [0], 64, CPU)
+    assert images.shape == (1, int(height * scale + 1e-9), int(width * scale + 1e-9), 3)
+    assert maps.shape == (1, 3, *(side // 32 for side in images.shape[1:3])) and indices.tolist() == [0]
+    square, _, _ = film.images_and_maps(means, frames, [0], 64, CPU, square=True)
+    assert square.shape == (1, 64, 64, 3) and (square[:, :28] < 20).all() and (square[:, 36:] > 235).all()
 
 
-def test_overlay_is_the_mean_of_image_and_colors():
-    image, table = flat((0, 128, 255)), np.repeat(np.arange(256, dtype=np.float32)[:, None] / 255, 3, 1)
-    under = film.overlay(image, np.full(image.shape[:2], 255, np.uint8), table)
-    assert np.abs(under[0, 0] - (np.array([127.5, 0, 0]) + np.array([0, 128, 255])) / 2).max() <= 1
+def test_images_of_other_shapes_are_resized_to_cover_that_of_the_first(tmp_path):
+    frames = save_images(tmp_path, (64, 80), (90, 64), (200, 300))
+    images, _, _ = film.images_and_maps(means, frames, range(3), 64, CPU, workers=2)
+    assert images.shape == (3, 64, 80, 3)
+    assert (images[:, :28] < 20).all() and (images[:, 36:] > 235).all()
 
 
-@pytest.mark.parametrize("ending", [".mp4", ".webm", ".gif", ".MP4"])
-@pytest.mark.parametrize(("height", "width"), [(64, 96), (63, 97), (33, 32)])
-def test_every_format_is_read_back(tmp_path, ending, height, width):
-    path = tmp_path / f"film{ending}"
-    film.write(path, (flat(shade, height, width) for shade in SHADES), 5)
-    images, rate = read(path)
-    assert images.shape == (len(SHADES), height + height % 2, width + width % 2, 3)
-    assert rate == 5
-    np.testing.assert_allclose(images.mean((1, 2)), SHADES, atol=4)
-    assert os.listdir(tmp_path) == [path.name]
+def test_maps_are_those_of_normalized_images_in_order_whatever_the_batch_size(frames):
+    folder, seen = FrameFolder(frames), []
+
+    def network(images):
+        seen.append((len(images), torch.backends.cudnn.allow_tf32))
+        return means(images)
+
+    images, maps, indices = film.images_and_maps(network, folder, [20, 3, 11], 40, CPU, batch_size=2, workers=2)
+    assert seen == [(2, False), (1, False)] and torch.backends.cudnn.allow_tf32
+    assert indices.tolist() == [20, 3, 11]
+    for image, small, i in zip(images, maps, indices, strict=True):
+        np.testing.assert_array_equal(image, cv2.imread(str(folder.path(i)))[..., ::-1])
+        expected = (image[:32, :32].mean((0, 1)) / 255 - [0.485, 0.456, 0.406]) / [0.229, 0.224, 0.225]
+        np.testing.assert_allclose(small[:, 0, 0], expected, atol=1e-4)
 
 
-def test_mp4_plays_in_browsers_and_starts_with_its_index(tmp_path):
-    film.write(tmp_path / "film.mp4", (flat(shade) for shade in SHADES), 29.97)
+def test_unreadable_images_are_named_once_and_left_out(frames, capsys):
+    folder = FrameFolder(frames)
+    for i in (0, 5):
+        folder.path(i).write_bytes(b"no image")
+    images, maps, indices = film.images_and_maps(means, folder, range(8), 40, CPU)
+    assert len(images) == len(maps) == 6 and indices.tolist() == [1, 2, 3, 4, 6, 7]
+    assert all(capsys.readouterr().out.count(f"{folder.path(i)}: not an image; left out") <= 1 for i in (0, 5))
+    with pytest.raises(UserError, match="none of the 2 images of .*frames can be read"):
+        film.images_and_maps(means, folder, [0, 5], 40, CPU)
+
+
+def test_maps_that_are_not_finite_are_an_error_that_names_the_image(frames):
+    folder = FrameFolder(frames)
+    with pytest.raises(UserError, match=f"{folder.path(4)} are not finite"):
+        film.images_and_maps(lambda images: means(images) / 0, folder, [4, 5], 40, CPU)
+
+
+@torch.no_grad()
+def test_the_mean_of_a_class_activation_map_is_the_logit():
+    random = torch.Generator().manual_seed(0)
+    last_maps, head = torch.rand(5, 6, 7, 7, generator=random), nn.Linear(6, 3)
+    logits = head(last_maps.mean((2, 3)))
+    found = film.class_activation_map(last_maps, head.weight[2]).mean((1, 2)) + head.bias[2]
+    np.testing.assert_allclose(found, logits[:, 2], atol=1e-6)
+
+
+@pytest.mark.parametrize("shape", [(96, 128), (70, 100), (110, 128), (96, 140)])  # of the map, smaller, larger
+def test_an_upsampled_map_has_the_resolution_of_its_image(shape):
+    small = torch.arange(12.0).reshape(1, 3, 4)
+    (large,) = film.upsample(small, shape, 32)
+    assert large.shape == shape
+    np.testing.assert_allclose(large[15:70:32, 15:100:32], small[0, :2, :3], atol=0.3)
+    assert (large[96:] == large[95:96]).all() and (large[:, 128:] == large[:, 127:128]).all()
+
+
+def test_an_attention_mask_is_between_0_and_1_and_one_half_where_the_map_is_0():
+    values = np.linspace(-1, 1, 2 * 9 * 9, dtype=np.float32).reshape(2, 9, 9)
+    mask = film.attention_mask(values)
+    assert mask.min() < 0.01 and mask.max() > 0.99 and ((mask > 0.5) == (values > 0)).all()
+    np.testing.assert_allclose(film.attention_mask(3 * values), mask, atol=1e-6)
+    assert (film.attention_mask(np.zeros((2, 9, 9), np.float32)) == 0.5).all()
+
+
+# --- colors
+
+
+def test_an_overlay_is_the_mean_of_jet_colors_and_rescaled_images():
+    random = np.random.default_rng(0)
+    images = random.integers(20, 230, (5, 8, 9, 3)).astype(np.uint8)
+    heatmaps = random.normal(size=(5, 8, 9)).astype(np.float32)
+    normalized = (images / 255 - [0.485, 0.456, 0.406]) / [0.229, 0.224, 0.225]
+    rescaled = (normalized - normalized.min()) / np.ptp(normalized)
+    for limits in ((None, None), (-0.5, 0.7)):
+        low, high = (heatmaps.min(), heatmaps.max()) if limits[0] is None else limits
+        jet = matplotlib.colormaps["jet"]((255 * np.clip((heatmaps - low) / (high - low), 0, 1)).astype(int))[..., :3]
+        found = film.overlay(images, heatmaps, *limits)
+        assert found.dtype == np.uint8 and np.abs(found - (jet + rescaled) * 127.5).max() <= 1.01
+
+
+def test_an_overlay_of_constant_maps_and_images_is_finite():
+    found = film.overlay(np.full((2, 4, 4, 3), 7, np.uint8), np.full((2, 4, 4), 3, np.float32))
+    assert (found == found[0, 0, 0]).all() and found[0, 0, 0, 2] >= 63  # the blue end
+
+
+# --- films
+
+
+@pytest.mark.parametrize(("ending", "height", "width"), [(".mp4", 64, 96), (".MP4", 63, 97), (".mp4", 33, 32)])
+def test_a_film_is_read_back(tmp_path, ending, height, width):
+    images = np.broadcast_to(np.uint8(SHADES)[:, None, None], (5, height, width, 3))
+    write(tmp_path / f"film{ending}", images)
+    found, rate = read(tmp_path / f"film{ending}")
+    assert len(found) == 5 and rate == 5 and found.shape[1] % 2 == found.shape[2] % 2 == 0
+    np.testing.assert_allclose(found[:, 22 : 18 + height, 6 : 2 + width].mean((1, 2)), SHADES, atol=4)
+    assert os.listdir(tmp_path) == [f"film{ending}"]
+
+
+def test_a_film_plays_in_browsers_and_starts_with_its_index(tmp_path):
+    write(tmp_path / "film.mp4", np.zeros((2, 64, 64, 3), np.uint8), fps=29.97)
     data = (tmp_path / "film.mp4").read_bytes()
     assert data.index(b"moov") < data.index(b"mdat")
     with av.open(str(tmp_path / "film.mp4")) as container:
@@ -81,54 +170,29 @@ def test_mp4_plays_in_browsers_and_starts_with_its_index(tmp_path):
         assert float(stream.average_rate) == pytest.approx(29.97, abs=1e-3)
 
 
-def test_a_gif_keeps_many_colors(tmp_path):
-    ramp = np.stack(np.broadcast_arrays(*np.ogrid[0:256:4, 0:256:4], 90), -1).astype(np.uint8)
-    film.write(tmp_path / "film.gif", [ramp, ramp[::-1]], 5)
-    images, _ = read(tmp_path / "film.gif")
-    assert np.abs(images[1].astype(int) - ramp[::-1]).mean() < 8
+@pytest.mark.parametrize("fps", [0.01, 1000])
+def test_the_slowest_and_the_fastest_film_can_be_written(tmp_path, fps):
+    write(tmp_path / "film.mp4", np.zeros((3, 32, 32, 3), np.uint8), fps=fps)
+    assert len(read(tmp_path / "film.mp4")[0]) == 3
 
 
-@pytest.mark.parametrize("ending", list(film.CODECS))
-def test_a_failure_leaves_no_partial_film(tmp_path, ending):
-    def images():
-        yield flat(SHADES[0])
-        yield flat(SHADES[1])
-        raise UserError("the third image cannot be read")
-
-    with pytest.raises(UserError, match="the third image"):
-        film.write(tmp_path / f"film{ending}", images(), 5)
+def test_a_failure_leaves_no_partial_film(tmp_path):
+    with pytest.raises(ValueError, match="zip"):
+        film.write(tmp_path / "film.mp4", np.zeros((9, 32, 32, 3), np.uint8), np.zeros((9, 32, 32)), ["one title"], 5)
     assert not os.listdir(tmp_path)
 
 
-@pytest.mark.parametrize("ending", list(film.CODECS))
-def test_a_film_without_frames_is_an_error(tmp_path, ending):
-    with pytest.raises(ValueError, match="without frames"):
-        film.write(tmp_path / f"film{ending}", [], 5)
-    assert not os.listdir(tmp_path)
+def test_a_full_disk_is_a_clear_error_that_leaves_nothing(small_disk):
+    disk = small_disk("100k")
+    noise = np.random.default_rng(0).integers(0, 256, (20, 128, 128, 3)).astype(np.uint8)
+    with pytest.raises(UserError, match=r"cannot write .*film\.mp4: No space left on device"):
+        write(disk / "film.mp4", noise)
+    assert not os.listdir(disk)
 
 
-def test_unknown_extensions_and_frames_too_large_are_errors(tmp_path):
-    for name in ("film.avi", "film", "film.mp4.txt"):
-        with pytest.raises(UserError, match=f"{name} does not end in .mp4, .webm, .gif"):
-            film.write(tmp_path / name, [flat(SHADES[0])], 5)
-    with pytest.raises(UserError, match="20000 x 2 pixels"):
-        film.write(tmp_path / "film.mp4", [flat(SHADES[0], 2, 20000)], 5)
-    assert not os.listdir(tmp_path)
-
-
-def test_only_a_few_frames_are_in_memory(tmp_path):
-    image_bytes = flat(SHADES[0], 128, 128).nbytes
-    film.write(tmp_path / "first.mp4", [flat(SHADES[0])], 5)
-    tracemalloc.start()
-    film.write(tmp_path / "film.mp4", (flat(SHADES[i % 5], 128, 128) for i in range(200)), 5)
-    _, peak = tracemalloc.get_traced_memory()
-    tracemalloc.stop()
-    assert peak < 20 * image_bytes
-
-
-def test_the_layout_shows_images_side_by_side_with_title_and_bar():
-    left, right = flat(SHADES[0], 90, 120), flat(SHADES[1], 90, 120)
-    frame = film.Layout(90, 120, "feature 3", -1, 2, columns=2)(left, right)
+def test_a_frame_shows_images_side_by_side_with_title_and_color_bar():
+    columns = [np.broadcast_to(np.uint8(shade), (1, 90, 120, 3)) for shade in SHADES[:2]]
+    (frame,) = film.film_frames(columns, ["feature 3"], -1, 2)
     assert frame.shape[0] % 2 == frame.shape[1] % 2 == 0
     for shade in SHADES[:2]:
         assert (frame == shade).all(-1).sum() == 90 * 120
@@ -136,30 +200,13 @@ def test_the_layout_shows_images_side_by_side_with_title_and_bar():
     bar = frame[:, 2 * 120 + 3 * 4 + 4]
     colors = bar[~(bar == 255).all(-1)]
     assert len(colors) == 90
-    assert np.abs(colors[0] - 255 * film.JET[-1]).max() <= 1 and np.abs(colors[-1] - 255 * film.JET[0]).max() <= 1
+    assert np.abs(colors[0] - 255 * plots.jet()[-1]).max() <= 1 and np.abs(colors[-1] - 255 * plots.jet()[0]).max() <= 1
 
 
-def test_a_long_title_is_truncated_and_does_not_widen_the_frame():
-    short, long = (film.Layout(64, 64, title, 0, 1).canvas for title in ("a", "a" * 200))
-    assert short.shape == long.shape
-    assert (long[:, -4:] == 255).all()
-
-
-def test_a_full_disk_is_a_clear_error_that_leaves_nothing(small_disk):
-    disk = small_disk("100k")
-    noise = np.random.default_rng(0).integers(0, 256, (20, 128, 128, 3)).astype(np.uint8)
-    for ending in film.CODECS:
-        with pytest.raises(UserError, match=rf"cannot write .*film\{ending}: No space left on device"):
-            film.write(disk / f"film{ending}", noise, 5)
-    assert not os.listdir(disk)
-
-
-@pytest.mark.parametrize(("title", "font"), [("Ohm ⎵ ⇀", "found"), ("\U000e0001", None), ("duck", None)])
-def test_a_title_that_is_not_latin_gets_a_font_that_has_its_characters(title, font, monkeypatch):
-    loaded, truetype = [], ImageFont.truetype
-    monkeypatch.setattr(
-        ImageFont, "truetype", lambda file, *args, **kw: loaded.append(file) or truetype(file, *args, **kw)
+def test_each_frame_has_its_title_in_latin_letters_or_codes_that_fits():
+    image = np.zeros((5, 64, 64, 3), np.uint8)
+    long, code, written, same, short = film.film_frames(
+        [image], ["a" * 200, "\udcff犬", r"\udcff\u72ac", "é", "e"], 0, 1
     )
-    film.Layout(64, 64, title, 0, 1)
-    files = [file for file in loaded if isinstance(file, str)]  # Pillow's own font is bytes
-    assert files == ([plots.find_font(title)[1]] if font else [])
+    assert (long[:, -4:] == 255).all() and long.shape == short.shape
+    assert (code == written).all() and not (same == short).all()

@@ -3,10 +3,10 @@
     python read_saycam.py videos --save-dir frames --fps 5 --seg-len 288
     python read_saycam.py --save-dir frames --locate class_0003/img_0412.jpeg S_20130417_0600_01.mp4@82.4
 
-Input: folders of videos, read one after another in the order of their names. Output: class_0000/img_0000.jpeg and so on
-in --save-dir, which torchvision's ImageFolder reads; manifest.json, which records where every image comes from; and
-videos.csv, a row per video; with --pack, images are in a tar per video. Frames are scaled, cropped around the center
-and rotated by 180 degrees, as the head camera hangs upside down. Re-run the command to resume.
+Input: folders of videos, read one after another, each in natural order of their names. Output: class_0000/img_0000.jpeg
+and so on in --save-dir, which torchvision's ImageFolder reads; manifest.json, which records where every image comes
+from; and videos.csv, a row per video; with --pack, images are in a tar per video. Frames are scaled, cropped around the
+center and rotated by 180 degrees, as the head camera hangs upside down. Re-run the command to resume.
 """
 
 import os

@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import re
 import stat
 import time
 from contextlib import suppress
@@ -17,6 +18,10 @@ from moco.data import manifest, packed, recordings
 from moco.videos import images, pool
 
 OWN = (manifest.NAME, manifest.TIMES, recordings.FRAMES_TABLE, recordings.VIDEOS_TABLE)  # files in a frame folder
+# Names of pictures, sound, tables, texts and annotations, which are no videos and are not tried.
+NOT_VIDEOS = "thm jpg jpeg png bmp tif tiff heic wav mp3 m4a aac flac srt vtt ass txt md log csv tsv json jsonl xml xmp"
+NOT_VIDEOS = f"{NOT_VIDEOS} html pdf doc docx xls xlsx rtf gpx ini zip tar gz eaf textgrid cha opf its".split()
+COPIES = ("lrv", "lrf")  # of low resolution, which cameras write beside their recordings
 MOMENTS = "moments"  # the class of moments without one
 LAYOUT = ("settings", "per_class", "class_digits", "image_digits")  # what the images of a video depend on in a plan
 
@@ -25,9 +30,9 @@ def list_videos(folders, recursive, save_dir):
     """The files in folders that can be read as videos, and those that are left out.
 
     Returns [(folder number, name, size in bytes)] and [(folder number, name, reason)]. Names are relative to their
-    folder, with forward slashes, sorted within each folder, one folder after another. recursive: also those in
-    sub-folders. Hidden files, and those that this program writes to save_dir, are ignored. Only regular files are read,
-    also through links: no pipe, no device.
+    folder, with forward slashes, one folder after another, each in the order of recordings.sort_key. recursive: also
+    those in sub-folders. Hidden files, what this program writes to save_dir, and files that only accompany videos are
+    ignored. Only regular files are read, also through links: no pipe, no device.
     """
     readable, left_out = [], []
     save_dir = os.path.realpath(save_dir)
@@ -35,7 +40,8 @@ def list_videos(folders, recursive, save_dir):
         root = os.path.realpath(folder)
         if recursive and root == save_dir:
             raise cli.UserError(f"--recursive would read the images in {folder} as videos; give another --save-dir")
-        for name in sorted(_names(root, "", recursive, save_dir, {root})):
+        names = _without_companions(_names(root, "", recursive, save_dir, {root}))
+        for name in sorted(names, key=recordings.sort_key):
             reason, size = _check(root, name)
             if reason:
                 left_out.append((number, name, reason))
@@ -58,6 +64,17 @@ def _names(root, below, recursive, save_dir, parents):
                 yield f"{below}{entry.name}"
             elif recursive and (folder := os.path.realpath(entry.path)) not in {save_dir, *parents}:
                 yield from _names(root, f"{below}{entry.name}/", recursive, save_dir, {*parents, folder})
+
+
+def _without_companions(names):
+    """The names of files that may be videos, without copies of videos that are there, too."""
+    split = {name: name.lower().rpartition(".") for name in names}
+    videos = {name for name, (_, _, kind) in split.items() if kind not in NOT_VIDEOS}
+    copies = {name for name in videos if split[name][2] in COPIES}
+    # GoPro's GL010001.LRV is the copy of GX010001.MP4, or of GH010001.MP4.
+    stems = {name: re.sub(r"(?<![a-z0-9])g[hlx](?=\d{6}(?!\d))", "g", split[name][0]) for name in videos}
+    there = {stems[name] for name in videos - copies}
+    return [name for name in videos if name not in copies or stems[name] not in there]
 
 
 def _check(root, name):
@@ -160,7 +177,12 @@ def make_plan(settings, roots, listed, workers, table, selection, moments):
     if selection:
         _cut(videos, selection)
     plan = manifest.make(settings, roots, videos, left_out)
-    plan["times"] = _take_times(plan["videos"])
+    times = [np.empty((0, 2))]
+    for video in plan["videos"]:
+        if "times" in video:
+            video["times_from"] = sum(map(len, times))
+            times.append(video.pop("times"))
+    plan["times"] = np.concatenate(times)
     if not plan["slots"] and plan["videos"]:
         raise cli.UserError("--drop-last leaves nothing: the videos are shorter than one episode of --seg-len seconds")
     if not plan["slots"]:
@@ -185,17 +207,6 @@ def _cut(videos, selection):
     print(f"selected: {recordings.describe(known, seconds)}")
 
 
-def _take_times(videos):
-    """Move the times of videos out of their entries into one array (n, 2), and leave their offsets in it."""
-    arrays, offset = [np.empty((0, 2))], 0
-    for video in videos:
-        if "times" in video:
-            arrays.append(video.pop("times"))
-            video["times_from"] = offset
-            offset += len(arrays[-1])
-    return np.concatenate(arrays)
-
-
 def matching_plan(folder, settings, listed):
     """The plan of a frame folder, or None; UserError if it is for other videos or settings.
 
@@ -216,7 +227,9 @@ def matching_plan(folder, settings, listed):
     if not plan["complete"]:
         done = completed_videos(folder)
         needed = {(each["folder"], each["name"]) for n, each in enumerate(plan["videos"]) if n not in done}
-        differences += [f"{printable(name)} was there" for _, name in sorted(needed - present)[:5]]
+        listed_now = _without_companions({name for _, name in planned})  # an earlier version planned copies, too
+        gone = [name for _, name in sorted(needed - present) if name in listed_now]
+        differences += [f"{printable(name)} was there" for name in gone[:5]]
     if differences:
         path = Path(folder) / manifest.NAME
         raise cli.UserError(f"{path} is of another run: {'; '.join(differences)}. Give another --save-dir")

@@ -14,7 +14,7 @@ import pytest
 
 import read_saycam
 from moco import cli, files
-from moco.data import manifest
+from moco.data import manifest, recordings
 from moco.videos import extract, images
 from tests.support.videos import number, overwrite, write_video, write_videos
 
@@ -109,6 +109,41 @@ def test_strict_exits_with_status_1_if_anything_is_left_out(mixed, tmp_path):
     (tmp_path / "good").mkdir()
     write_video(tmp_path / "good" / "v.mp4", 6)
     assert read(tmp_path / "good", tmp_path / "fine", "--strict") is None
+
+
+def test_what_accompanies_videos_is_neither_read_nor_missed(tmp_path):
+    folder, out = tmp_path / "videos", tmp_path / "out"
+    folder.mkdir()
+    for name in ("GX010001.MP4", "clip_3.mov"):
+        write_video(folder / name, 30)
+    for name in ("GL010001.LRV", "GL010002.LRV", "clip_3.LRF"):
+        shutil.copy(folder / "GX010001.MP4", folder / name)
+    for name in ("GX010001.THM", "Notes.txt", "clip_3.srt"):
+        (folder / name).write_text("no video")
+    assert read(folder, out, "--strict") is None
+    assert [each["name"] for each in manifest.read(out)["videos"]] == ["GL010002.LRV", "GX010001.MP4", "clip_3.mov"]
+    (folder / "GX010001.MP4").unlink()
+    (folder / "clip_3.mov").rename(folder / "GH010002.MP4")
+    listed = [name for _, name, _ in extract.list_videos([folder], False, out)[0]]
+    assert listed == ["GH010002.MP4", "GL010001.LRV", "clip_3.LRF"]
+
+
+def test_a_plan_is_continued_in_its_own_order_and_with_its_own_videos(tmp_path, monkeypatch):
+    """Earlier versions sorted names as text, and read the copies that cameras write."""
+    names = ("part_10", "part_2", "GX010001", "GX010002", "GX020001", "GL010001")
+    folder, out = write_videos(tmp_path / "videos", dict.fromkeys(names, 30)), tmp_path / "out"
+    (folder / "GL010001.mp4").rename(folder / "GL010001.LRV")
+    with monkeypatch.context() as patch:
+        patch.setattr(recordings, "sort_key", str)
+        patch.setattr(extract, "COPIES", ())
+        read(folder, out, "--plan")
+    read(folder, out, "--strict")
+    order = ["GL010001.LRV", *(f"{name}.mp4" for name in sorted(names) if name != "GL010001")]
+    assert [each["name"] for each in manifest.read(out)["videos"]] == order
+    assert len(manifest.load(out)) == 30
+    read(folder, tmp_path / "new")
+    order = ["GX010001.mp4", "GX020001.mp4", "GX010002.mp4", "part_2.mp4", "part_10.mp4"]
+    assert [each["name"] for each in manifest.read(tmp_path / "new")["videos"]] == order
 
 
 def test_no_readable_video_is_one_line_that_names_each_and_writes_nothing(tmp_path):
@@ -279,7 +314,7 @@ def test_temporary_files_of_killed_processes_are_removed(tmp_path):
     assert sorted(path.name for path in out.iterdir()) == ["class_0000", manifest.NAME, "videos.csv"]
 
 
-def test_names_are_sorted_within_each_folder_without_hidden_files(tmp_path):
+def test_names_are_in_order_within_each_folder_without_hidden_files(tmp_path):
     for name in ("S/b.mp4", "S/a.mp4", "S/.hidden.mp4", "S/sub/c.mp4", "A/z.mp4"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_bytes(b"12345")

@@ -19,7 +19,9 @@ directly in this folder may be imported from anywhere, those of a sub-package by
         layers              inner layers, as means over space
         vit                 vision transformers of any size
         checkpoint          reading and writing networks
-        opening             the network in any file, by fit
+        opening             the network in any file or folder
+        fitting             how the tensors in a file fit architectures
+        naming              the names of other libraries' tensors, in torchvision's
         released            published networks by name
 
     data/                   for videos, training and analysis
@@ -72,6 +74,6 @@ To add
                             tests/support/simsiam.py does in 40 lines; temporal_classification.py has all flags
     an evaluation           take features.extract_features; a readout of linear_decoding.py and hog_baseline.py is a
                             function and an entry of report.FITS
-    a checkpoint format     most need nothing (opening finds networks by fit); else give other names of the same tensors
-                            in opening._namings, or another file format in checkpoint.read
+    a checkpoint format     most need nothing (networks are found by fit); else add the names of a library to the tables
+                            in naming, a layout to fitting._layouts, or another file format to checkpoint.read
 """

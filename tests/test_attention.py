@@ -17,6 +17,7 @@ from moco.cli import UserError
 from moco.data import loader
 from moco.networks import architectures, opening, vit
 from tests.support.inputs import make_frames
+from tests.support.networks import timm_name
 
 ARCH = "vit_128x3x2_16"
 SMALL = ["--image-size", "64", "--workers", "0", "--device", "cpu"]
@@ -27,8 +28,7 @@ def dino(tmp_path):
     """The file of a small vision transformer under DINO's names, teacher and student."""
     torch.manual_seed(0)
     state = architectures.build(ARCH, 3).state_dict()
-    names = vit.other_names(state)[0]
-    state = {f"module.backbone.{names[name]}": value for name, value in state.items() if "head" not in name}
+    state = {f"module.backbone.{timm_name(name)}": value for name, value in state.items() if "head" not in name}
     torch.save({"teacher": state, "student": {name: 2 * value for name, value in state.items()}}, tmp_path / "dino.pth")
     return tmp_path / "dino.pth"
 

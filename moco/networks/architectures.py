@@ -13,7 +13,7 @@ torchvision = cli.lazy_import("torchvision")
 vit = cli.lazy_import("moco.networks.vit")  # extends a class of torchvision
 
 PUBLISHED = ("resnet50", "resnext101_32x8d", "resnext50_32x4d", "mobilenet_v2")
-FAMILY = (*PUBLISHED, "resnet18", "resnet34", "resnet101", "resnet152", "wide_resnet50_2", "wide_resnet101_2")
+RESNETS = (*PUBLISHED[:3], "resnet18", "resnet34", "resnet101", "resnet152", "wide_resnet50_2", "wide_resnet101_2")
 NO_LINEAR_HEAD = ("squeezenet1_0", "squeezenet1_1")
 
 

@@ -1,5 +1,6 @@
 """Checkpoints: read without running anything in them, and written atomically."""
 
+import hashlib
 import os
 import pickle
 import re
@@ -22,11 +23,38 @@ class CheckpointError(UserError):
 def read(path):
     """The content of the checkpoint at path, its tensors on the CPU; no code in it is ever run.
 
-    A file that ends in .safetensors gives a flat dict of tensors. Objects that are neither torch's nor NumPy's are not
-    created, and a line names what they would have been. CheckpointError for a file that is missing, damaged (zip files
-    are checked byte for byte) or refused.
+    path: a file, or a folder as Hugging Face's libraries write it. Safetensors give a flat dict of tensors. Objects
+    that are neither torch's nor NumPy's are not created, and a line names what they would have been. CheckpointError
+    for a file that is missing, damaged (zip files are checked byte for byte) or refused.
     """
-    path = Path(path)
+    content = {}
+    for part in (parts := _parts(Path(path))):
+        content = _read_file(part) if len(parts) == 1 else content | _read_file(part)
+    return content
+
+
+def sha256(path):
+    """The SHA-256 of a checkpoint; of those of its files one after the other, if it is a folder with several."""
+    digests = [files.sha256(part) for part in _parts(Path(path))]
+    return digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()
+
+
+def _parts(path):
+    """The files of the checkpoint at path: path itself, or those with the weights in a folder."""
+    if not path.is_dir():
+        return [path]
+    for name in ("model.safetensors", "pytorch_model.bin"):
+        if (index := path / f"{name}.index.json").is_file():
+            return [path / part for part in sorted(set(files.read_json(index)["weight_map"].values()))]
+        if (path / name).is_file():
+            return [path / name]
+    found = sorted(
+        each.name for each in path.iterdir() if each.suffix in (".tar", ".pth", ".pt", ".ckpt", ".safetensors")
+    )
+    raise CheckpointError(f"{path} is a folder; give a checkpoint in it: {', '.join(found[:5]) or 'it has none'}")
+
+
+def _read_file(path):
     if not path.is_file():
         raise CheckpointError(f"there is no checkpoint {path}; check the path (README.md links released ones)")
     try:

@@ -2,7 +2,6 @@
 
 from contextlib import ExitStack, suppress
 from difflib import get_close_matches
-from math import isqrt
 
 import torch
 from torch import nn
@@ -80,7 +79,7 @@ def layer_means(network, names, images):
         if name not in means:
             if not isinstance(output, torch.Tensor) or output.ndim < 2 or len(output) != len(images):
                 raise UserError(f"layer {name} gives no features of an image; choose another")
-            means[name] = _mean(output, isinstance(network, torchvision.models.VisionTransformer))
+            means[name] = _mean(output, getattr(network, "prefix_tokens", 0))
             if len(means) == len(set(names)):
                 raise _AllComputed
 
@@ -104,15 +103,13 @@ def widths(network, names, size):
         return [means.shape[1] for means in layer_means(network, names, blank)]
 
 
-def _mean(output, has_class_token):
-    """The mean (N, C) of square maps (N, C, H, W) or (N, H, W, C), or of tokens (N, T, C) without the class token."""
+def _mean(output, prefix_tokens):
+    """The mean (N, C) of square maps (N, C, H, W) or (N, H, W, C), or of tokens (N, T, C) without the first ones."""
     if output.ndim == 4:
         is_channels_last = output.shape[1] == output.shape[2] != output.shape[3]  # in parts of Swin and ConvNeXt
         return output.mean((1, 2) if is_channels_last else (2, 3))
     if output.ndim == 3:
-        n_tokens = output.shape[1]
-        skipped = int(has_class_token and isqrt(n_tokens) ** 2 != n_tokens)
-        return output[:, skipped:].mean(1)
+        return output[:, prefix_tokens:].mean(1)
     return output
 
 

@@ -20,6 +20,7 @@ _DRIVE = {  # file stem -> id on Google Drive: Orhan, Gupta & Lake (2020)
     "TC-Y-mobilenet": "1TTndiiiqSiCMdZjwYZPKQySZot4ipCrG",
     "TC-SAY-mobilenet": "1zeidpBaXqqWCeeYj-fMI7V7x9EiAGH6Q",
 }
+_SIZES = ("small", "base", "large", "giant")
 _SHORT = {f"TC-{child}": f"TC-{child}-resnext" for child in ("S", "A", "Y", "SAY")}  # names in the published script
 _SILICON_MENAGERIE = [  # METHOD_DATA_ARCHITECTURE, on Hugging Face
     *(f"dino_{data}_{arch}" for arch in ("resnext50", "vitb14") for data in ("say", "s", "a", "y")),
@@ -28,7 +29,15 @@ _SILICON_MENAGERIE = [  # METHOD_DATA_ARCHITECTURE, on Hugging Face
     *(f"{method}_{data}_{arch}" for method in ("dino", "mugs", "mae") for arch in ("vits16", "vitb16", "vitl16")
       for data in ("say", "s", "a", "y")),
 ]  # fmt: skip
-NAMES = ("random", "imagenet", *_SHORT, *_DRIVE, *_SILICON_MENAGERIE)
+_FOLDERS = {  # networks of others -> their folders on Hugging Face
+    **{f"dinov2_vit{size[0]}14": f"facebook/dinov2-{size}" for size in _SIZES},
+    **{f"dinov2_vit{size[0]}14_reg": f"facebook/dinov2-with-registers-{size}" for size in _SIZES},
+    **{f"dinov3_{arch}": f"facebook/dinov3-{arch}-pretrain-lvd1689m"
+       for arch in ("vits16", "vits16plus", "vitb16", "vitl16", "vith16plus")},
+    **{f"clip_vit{arch}": f"openai/clip-vit-{size}" for arch, size in
+       (("b32", "base-patch32"), ("b16", "base-patch16"), ("l14", "large-patch14"))},
+}  # fmt: skip
+NAMES = ("random", "imagenet", *_SHORT, *_DRIVE, *_SILICON_MENAGERIE, *_FOLDERS)
 
 
 def name(text):
@@ -41,19 +50,22 @@ def name(text):
 
 
 def locate(name, folder="."):
-    """The source of a published name, for opening.open_model: 'random', 'imagenet', or the path of its file in folder.
+    """The source of a published name, for opening.open_model: 'random', 'imagenet', or a path in folder.
 
-    The file is NAME.tar, .pth, .pth.tar or .safetensors. UserError that says where to get a missing one.
+    The path is that of the file NAME.tar, .pth, .pth.tar or .safetensors, or of the folder NAME. UserError that says
+    where to get a missing one.
     """
     if name in ("random", "imagenet"):
         return name
     folders = [Path(folder)] + ([Path("../self_supervised_models")] if _is_moco(name) else [])  # as published
     stems = dict.fromkeys([name, _SHORT.get(name, name)])
-    paths = [parent / f"{stem}{ending}" for parent in folders for stem in stems for ending in ENDINGS]
+    endings = ("",) if name in _FOLDERS else ENDINGS
+    paths = [parent / f"{stem}{ending}" for parent in folders for stem in stems for ending in endings]
     for path in paths:
-        if path.is_file():
+        if path.exists():
             return path
-    raise UserError(f"{name}: there is no {paths[0]} (or {', '.join(ENDINGS[1:])}); {_instructions(name, folder)}")
+    others = f" (or {', '.join(endings[1:])})" if endings[1:] else ""
+    raise UserError(f"{name}: there is no {paths[0]}{others}; {_instructions(name, folder)}")
 
 
 def _is_moco(name):
@@ -67,6 +79,8 @@ def _instructions(name, folder):
         return f"it was not released: train it with {name.rpartition('_')[0]}.py"
     if name in _SILICON_MENAGERIE:
         return f"download it with: hf download eminorhan/{name} {name}.pth --local-dir {folder}"
+    if name in _FOLDERS:
+        return f"download it with: hf download {_FOLDERS[name]} --local-dir {Path(folder) / name}"
     stem = _SHORT.get(name, name)
     return f"download {stem} from https://drive.google.com/file/d/{_DRIVE[stem]}/view?usp=sharing"
 

@@ -119,7 +119,7 @@ def test_damaged_files_are_one_error_that_names_the_file(tmp_path):
         path.write_bytes(data)
         with pytest.raises(CheckpointError, match="damaged.tar"):
             checkpoint.read(path)
-    for path in (tmp_path, tmp_path / "missing.tar", tmp_path / "missing.safetensors"):
+    for path in (tmp_path / "missing.tar", tmp_path / "missing.safetensors"):
         with pytest.raises(CheckpointError, match="there is no checkpoint"):
             checkpoint.read(path)
 

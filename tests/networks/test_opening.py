@@ -11,8 +11,9 @@ import torch
 import torchvision
 from torch import nn
 
-from moco.networks import architectures, checkpoint, opening, vit
+from moco.networks import architectures, checkpoint, fitting, opening, vit
 from moco.networks.checkpoint import CheckpointError
+from tests.support.networks import timm_name
 
 VIT = "vit_128x3x2_8"
 
@@ -57,10 +58,6 @@ def cut(name):
     first, _, rest = name.partition(".")
     order = ["conv1", "bn1", "relu", "maxpool", "layer1", "layer2", "layer3", "layer4"]
     return f"{order.index(first)}.{rest}"
-
-
-def timm_names(name):
-    return vit.other_names([name])[0][name]
 
 
 def old_names(name):
@@ -163,25 +160,25 @@ RESNETS = {
 TRANSFORMERS = {
     "torchvision": lambda net, other: (trunk(net), ""),
     "torchvision 0.12": lambda net, other: (trunk(net, "", old_names), ""),
-    "timm": lambda net, other: (trunk(net, "", timm_names), ""),
+    "timm": lambda net, other: (trunk(net, "", timm_name), ""),
     "DINO": lambda net, other: (
         {
-            "student": trunk(other, "module.backbone.", timm_names) | mlp("module.head.mlp", 128),
-            "teacher": trunk(net, "backbone.", timm_names) | mlp("head.mlp", 128),
+            "student": trunk(other, "module.backbone.", timm_name) | mlp("module.head.mlp", 128),
+            "teacher": trunk(net, "backbone.", timm_name) | mlp("head.mlp", 128),
         },
         "teacher.backbone",
     ),
     "Mugs": lambda net, other: (
         {
-            "teacher": trunk(net, "module.backbone.encoder.", timm_names)
+            "teacher": trunk(net, "module.backbone.encoder.", timm_name)
             | {"module.backbone.relation_block.norm.weight": torch.ones(128)},
-            "student": trunk(other, "module.backbone.encoder.", timm_names),
+            "student": trunk(other, "module.backbone.encoder.", timm_name),
         },
         "teacher.module.backbone.encoder",
     ),
     "MAE": lambda net, other: (
         {
-            "model": trunk(net, "", timm_names)
+            "model": trunk(net, "", timm_name)
             | {"mask_token": torch.zeros(1, 1, 64), "decoder_pos_embed": torch.zeros(1, 785, 64)}
             | {"decoder_blocks.0.norm1.weight": torch.ones(64)}
         },
@@ -204,7 +201,7 @@ def test_a_format_opens_with_the_features_of_the_bare_network(tmp_path, name, ne
     assert not torch.equal(features(net), features(other))
 
 
-@pytest.mark.parametrize("names", [lambda name: name, timm_names], ids=["torchvision", "timm"])
+@pytest.mark.parametrize("names", [lambda name: name, timm_name], ids=["torchvision", "timm"])
 @pytest.mark.parametrize("network", [resnet, transformer])
 def test_safetensors_open_with_their_head(tmp_path, network, names):
     net = network()
@@ -234,7 +231,7 @@ def test_other_architectures_open_by_their_names(tmp_path, arch):
 def test_a_deeper_network_is_not_taken_for_the_shallower_one_that_it_contains(tmp_path, shallow, deep):
     path = tmp_path / "net.pth"
     for arch in (shallow, deep):
-        torch.save({name: torch.ones(()).expand(shape) for name, shape in opening.spec(arch).shapes.items()}, path)
+        torch.save({name: torch.ones(()).expand(shape) for name, shape in fitting.spec(arch).shapes.items()}, path)
         assert opening.find(path).arch == arch
 
 
@@ -300,11 +297,11 @@ def test_moco_v3_small_has_twelve_heads_and_others_six(tmp_path):
     with torch.device("meta"):
         state = vit.build("vit_s_16").state_dict()
     state = {name: torch.ones(value.shape) for name, value in state.items() if not name.startswith("heads.")}
-    renamed = {f"module.base_encoder.{timm_names(name)}": value for name, value in state.items()}
+    renamed = {f"module.base_encoder.{timm_name(name)}": value for name, value in state.items()}
     for content, arch in (
         ({"state_dict": renamed}, "vit_384x12x12_16"),
         (
-            {"arch": "vit_small", "state_dict": {f"module.{timm_names(k)}": v for k, v in state.items()}},
+            {"arch": "vit_small", "state_dict": {f"module.{timm_name(k)}": v for k, v in state.items()}},
             "vit_384x12x12_16",
         ),
         ({"args": Namespace(arch="vit_small"), "teacher": state}, "vit_s_16"),
@@ -316,19 +313,23 @@ def test_moco_v3_small_has_twelve_heads_and_others_six(tmp_path):
 @pytest.mark.parametrize(
     ("extra", "reason"),
     [
-        ({"reg_token": torch.zeros(1, 4, 128)}, "it has register tokens"),
-        ({"register_tokens": torch.zeros(1, 4, 128)}, "it has register tokens"),
-        ({"norm_pre.weight": torch.zeros(128)}, "it has norms before the blocks"),
-        ({"fc_norm.weight": torch.zeros(128)}, "it has averaged patch features, which are not supported"),
+        ({"norm_pre.weight": torch.zeros(128)}, "encoder.ln_pre.bias is missing"),
+        (
+            {"fc_norm.weight": torch.zeros(128)},
+            "it has features that are the mean of the patches",
+        ),
+        ({"dist_token": torch.zeros(1, 1, 128)}, "it has a distillation token"),
+        ({"attn_pool.q.weight": torch.zeros(128)}, "pooled by attention, as in SigLIP"),
         ({"blocks.1.attn.q_norm.weight": torch.zeros(64)}, "blocks.1.attn.q_norm.weight is not part of"),
+        ({"blocks.1.attn.q_bias": torch.zeros(128)}, "blocks.1.attn.q_bias is not part of"),
         ({"pos_embed": torch.zeros(1, 784, 128)}, r"pos_embed is \(1, 784, 128\), not \(1, 785, 128\)"),
     ],
-    ids=["timm's registers", "DINOv2's registers", "norm_pre", "fc_norm", "query norm", "no class position"],
+    ids=["half a norm", "fc_norm", "distilled", "SigLIP", "query norm", "EVA", "no class position"],
 )
 def test_other_transformers_are_refused_with_the_reason(tmp_path, extra, reason):
     path = tmp_path / "net.pth"
-    torch.save(trunk(transformer(), "", timm_names) | extra, path)
-    with pytest.raises(CheckpointError, match=f"nearest: {VIT}: .*{reason}"):
+    torch.save(trunk(transformer(), "", timm_name) | extra, path)
+    with pytest.raises(CheckpointError, match=f"nearest: {VIT}.*: .*{reason}"):
         opening.open_model(path)
 
 
@@ -336,13 +337,13 @@ def test_layer_scale_multiplies_what_a_block_adds(tmp_path):
     """Against blocks that compute it as the equation has it: x + gamma * f(x)."""
     net = transformer()
     gammas = [[torch.rand(128) + 0.1 for _ in range(2)] for _ in range(3)]
-    state = trunk(net, "", timm_names)
+    state = trunk(net, "", timm_name)
     state |= {f"blocks.{i}.ls{k + 1}.gamma": gammas[i][k] for i in range(3) for k in range(2)}
     torch.save(state, tmp_path / "net.pth")
     loaded = opening.open_model(tmp_path / "net.pth").network
     assert not opening.find(tmp_path / "net.pth").unused
     with torch.no_grad():
-        tokens = net.tokens(IMAGES)
+        tokens, _ = net.tokens(IMAGES)
         for block, (first, second) in zip(net.encoder.layers, gammas, strict=True):
             inner = block.ln_1(tokens)
             tokens = tokens + first * block.self_attention(inner, inner, inner)[0]
@@ -352,7 +353,7 @@ def test_layer_scale_multiplies_what_a_block_adds(tmp_path):
 
 @pytest.mark.parametrize("side", [8, 37])
 def test_positions_of_another_image_size_are_kept_as_they_are(tmp_path, side):
-    state = trunk(transformer(), "", timm_names) | {"pos_embed": torch.randn(1, 1 + side * side, 128)}
+    state = trunk(transformer(), "", timm_name) | {"pos_embed": torch.randn(1, 1 + side * side, 128)}
     torch.save(state, tmp_path / "net.pth")
     loaded = opening.open_model(tmp_path / "net.pth").network
     assert torch.equal(loaded.encoder.pos_embedding, state["pos_embed"])

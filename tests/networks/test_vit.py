@@ -9,6 +9,7 @@ from torch import nn
 from moco.cli import UserError
 from moco.networks import architectures, opening, vit
 from tests.support.golden import DATA
+from tests.support.networks import images, weights
 
 thorough = pytest.mark.thorough  # larger networks with the same code
 NETWORKS = [  # timm's name, ours, image sizes; the last one has LayerScale
@@ -17,12 +18,15 @@ NETWORKS = [  # timm's name, ours, image sizes; the last one has LayerScale
     pytest.param("vit_large_patch16_224", "vit_l_16", (224, 160), marks=thorough),
     pytest.param("vit_base_patch14_dinov2", "vit_b_14", (224, 280)),
 ]
-BLOCK = np.random.RandomState(0).standard_normal(1_000_003).astype(np.float32)  # a prime, so that no two rows repeat
+
+
+CLIP = {"antialias": False, "pre_norm": True, "quick_gelu": True}
 
 
 def timm_state(arch, layer_scale):
     """Weights of a vision transformer by timm's names, the same on every machine."""
-    width, depth, _, patch = vit.parse(arch)
+    size = vit.parse(arch)
+    width, depth, patch = size.width, size.depth, size.patch
     shapes = {"cls_token": (1, 1, width), "pos_embed": (1, 1 + (224 // patch) ** 2, width)}
     shapes |= {"patch_embed.proj.weight": (width, 3, patch, patch), "patch_embed.proj.bias": (width,)}
     for i in range(depth):
@@ -33,19 +37,7 @@ def timm_state(arch, layer_scale):
         if layer_scale:
             shapes |= {f"blocks.{i}.ls{k}.gamma": (width,) for k in (1, 2)}
     shapes |= {"norm.weight": (width,), "norm.bias": (width,)}
-    state = {}
-    for seed, (name, shape) in enumerate(shapes.items()):
-        values = np.resize(np.roll(BLOCK, 7919 * seed), shape)
-        if len(shape) == 1 and not name.endswith("bias"):
-            values = 1 + 0.2 * values
-        else:
-            values = values * (0.2 if len(shape) in (1, 3) else np.prod(shape[1:]) ** -0.5)
-        state[name] = torch.from_numpy(values.astype(np.float32))
-    return state
-
-
-def images(size):
-    return torch.from_numpy(np.resize(BLOCK, (2, 3, size, size)))
+    return weights(shapes)
 
 
 @pytest.mark.parametrize(("timm_name", "arch", "sizes"), NETWORKS)
@@ -112,7 +104,7 @@ def test_interpolated_positions_keep_their_order():
     grid = torch.arange(16.0).repeat(16, 1)
     embedding = torch.cat([torch.full((1, 1, 2), 7.0), torch.stack([grid, grid.T], -1).reshape(1, 256, 2)], 1)
     for side in (5, 16, 31):
-        positions = vit._positions(embedding, 8 * side, 8 * side, 8)
+        positions = vit._interpolate(embedding, side, side, True)
         assert positions[0, 0].tolist() == [7, 7]
         columns, rows = positions[0, 1:].unflatten(0, (side, side)).unbind(-1)
         assert (columns.diff(dim=1) > 0).all() and columns.diff(dim=0).abs().max() < 1e-4
@@ -139,10 +131,18 @@ def test_attention_of_the_class_token_in_the_last_block():
 
 @pytest.mark.parametrize(
     ("arch", "size"),
-    [("vit_s_16", (384, 12, 6, 16)), ("vit_l_14", (1024, 24, 16, 14)), ("vit_384x12x12_16", (384, 12, 12, 16))],
+    [
+        ("vit_s_16", vit.Size(384, 12, 6, 16, 1536)),
+        ("vit_384x12x12_16", vit.Size(384, 12, 12, 16, 1536)),
+        ("vit_s_16_glu_reg4_rope_eps1e-05", vit.Size(384, 12, 6, 16, 1536, True, 4, True, eps=1e-5)),
+        (
+            "vit_b_14_mlp1024_cubic_pre_quick",
+            vit.Size(768, 12, 12, 14, 1024, **CLIP),
+        ),
+    ],
 )
 def test_a_name_spells_the_size(arch, size):
-    assert vit.parse(arch) == size and vit.name(*size) == arch
+    assert vit.parse(arch) == size and size.name == arch
 
 
 @pytest.mark.parametrize("arch", ["vit_x_16", "vit_s_0", "vit_100x2x3_8", "vit_b_16x", ""])

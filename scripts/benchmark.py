@@ -68,7 +68,7 @@ def parse_args(argv=None):
 
 
 def reader(args):
-    """read_saycam.py, start included, and its work in one process."""
+    """read_saycam.py with the start of Python, and the same work in one process without."""
     implementations = {"OpenCV, one process": partial(plain_reader, args.data, opencv_frames)}
     if importlib.util.find_spec("torchcodec"):  # no requirement of this project
         implementations["torchcodec, one process"] = partial(plain_reader, args.data, torchcodec_frames)

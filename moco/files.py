@@ -121,8 +121,13 @@ def sha256(path):
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def is_transient(error):
+    """Whether an error is the disk's and not the file's."""
+    return isinstance(error, OSError) and error.errno in _TRANSIENT
+
+
 def retry_transient(path, read):
-    """read(), repeated for 16 seconds while it raises an OSError that is the disk's and not the file's.
+    """read(), repeated for 16 seconds while it raises an error that is_transient.
 
     path: names the file in the message. read: a function that opens the file itself, as one that is open may stay
     stale. Any other error, such as that there is no such file, is raised at once. UserError for a disk that does not
@@ -132,7 +137,7 @@ def retry_transient(path, read):
         try:
             return read()
         except OSError as error:
-            if error.errno not in _TRANSIENT:
+            if not is_transient(error):
                 raise
             reason = os.strerror(error.errno)
         time.sleep(wait)

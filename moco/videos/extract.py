@@ -82,7 +82,7 @@ def _check(root, name):
     path = os.path.join(root, name)
     try:
         os.fsencode(name).decode("utf-8")
-        state = os.stat(path)
+        state = files.retry_transient(path, partial(os.stat, path))
     except UnicodeDecodeError:
         return "its name is not UTF-8", 0
     except OSError as error:
@@ -164,7 +164,7 @@ def make_plan(settings, roots, listed, workers, table, selection, moments):
     tasks = [(os.path.join(roots[number], name), moments and moments[name]) for number, name, _ in readable]
     results, videos, selections = {}, [], {}
     with cli.Progress(len(tasks), "plan", "videos") as progress:
-        for index, result in workers.as_completed(partial(images.plan_video, settings), tasks):
+        for index, result in workers.as_completed(partial(_repeated, images.plan_video, settings), tasks):
             results[index] = ([], [result]) if isinstance(result, pool.WorkerCrash) else result
             progress.update()
     for index, (number, name, size) in enumerate(readable):
@@ -289,14 +289,20 @@ def _extract(folder, plan, numbers, tasks, workers):
             progress.set_postfix_str(postfix, refresh=False)
             progress.update(amount)
 
-        layout = {key: plan[key] for key in LAYOUT}
-        for task, result in workers.as_completed(partial(images.extract_images, folder, layout), tasks, advance):
+        extract = partial(_repeated, images.extract_images, folder, {key: plan[key] for key in LAYOUT})
+        for task, result in workers.as_completed(extract, tasks, advance):
             _, video, _ = tasks[task]
             if isinstance(result, pool.WorkerCrash):
                 result = [[video["first_slot"], video["first_slot"] + video["slots"]]], str(result)
                 images.remove_images(folder, plan, video, result[0])
             mark_done(folder, numbers[task], *result)
             advance(task, video["frames"])
+
+
+def _repeated(function, *arguments):
+    """The result of a function of images.py for a video, repeated while its disk fails."""
+    path = arguments[-2][0]  # the task comes before the report
+    return files.retry_transient(path, partial(function, *arguments))
 
 
 def mark_done(folder, number, missing, reason):

@@ -11,7 +11,7 @@ from moco import files
 from moco.cli import UserError
 from moco.data import archive, manifest
 from moco.videos.probe import probe
-from moco.videos.video import UnreadableVideo, frames
+from moco.videos.video import UnreadableVideo, check_disk, frames
 
 
 def frame_step(native, fps, published=False):
@@ -78,7 +78,7 @@ def plan_video(settings, task, report=None):
     """What to extract from a video: [(an entry in the plan, the FrameSelection of its frames)], and what is left out.
 
     task: (path, None), or with moments, {class: seconds}, each class of which has an entry. What is left out is a list
-    of reasons.
+    of reasons. Raises OSError if the disk fails.
     """
     path, moments = task
     try:
@@ -90,7 +90,7 @@ def plan_video(settings, task, report=None):
         step = frame_step(info.rate, settings["fps"], settings["published-step"]) if constant else None
         return [(_entry(info, selection, step), selection)], []
     except Exception as error:
-        return [], [reason(error)]
+        return [], [reason(path, error)]
 
 
 def _plan_moments(info, moments):
@@ -121,7 +121,7 @@ def extract_images(folder, plan, task, report):
     plan: the settings of a plan and what manifest.slot_path needs. task: (path, entry of the video in the plan, its
     FrameSelection or None if the plan is an earlier one); the entry has the name of a tar, if one is to be written.
     report(n): called when n frames of the video are done.
-    Returns (runs of slots without an image, the reason for them or None).
+    Returns (runs of slots without an image, the reason for them or None). Raises OSError if the disk fails.
     """
     cv2.setNumThreads(0)  # videos are read in parallel: threads within one would compete with them
     path, entry, selection = task
@@ -143,6 +143,7 @@ def extract_images(folder, plan, task, report):
         for name, _, jpeg in members():
             write_image(folder, name, jpeg)
     if not written.all() and not problems:
+        check_disk(path)
         problems.append(f"{np.count_nonzero(~written)} of {len(written)} frames are damaged")
     missing = np.flatnonzero(np.diff(written, prepend=True, append=True)) + entry["first_slot"]
     missing = missing.reshape(-1, 2).tolist()
@@ -161,7 +162,7 @@ def _encode_frames(path, entry, selection, settings, problems):
             if position < entry["slots"]:
                 yield position, int(selection.indices[position]), encode(picture, settings, entry)
     except Exception as error:
-        problems.append(reason(error))
+        problems.append(reason(path, error))
 
 
 def _checked_selection(path, entry, selection, settings):
@@ -179,10 +180,14 @@ def _checked_selection(path, entry, selection, settings):
     return selection
 
 
-def reason(error):
-    """The reason why a video is left out after an exception, whatever a library raises; not for a lack of memory."""
-    if isinstance(error, MemoryError):
+def reason(path, error):
+    """The reason why a video is left out after an exception, whatever a library raises.
+
+    Raises instead what is no fault of the file: MemoryError, and OSError for a failing disk.
+    """
+    if isinstance(error, MemoryError) or files.is_transient(error):
         raise error
+    check_disk(path, error.__cause__)
     return str(error) if isinstance(error, UnreadableVideo) else f"reading it fails with {error!r}"
 
 

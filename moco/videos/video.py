@@ -4,6 +4,7 @@ A packet is the coded form of one picture. Packets are numbered in the order in 
 the order in which they are displayed; while a file is decoded, a frame is identified by the number of its packet.
 """
 
+import errno
 from array import array
 from bisect import bisect_left
 from collections import deque
@@ -14,6 +15,8 @@ from typing import NamedTuple
 import av
 import numpy as np
 from av.video.reformatter import ColorPrimaries, ColorTrc, VideoReformatter
+
+from moco import files
 
 # Containers that store frames themselves. Playlists (HLS, DASH, concat, SDP) are not here: they name files to read.
 CONTAINERS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpegts,mpeg,flv,live_flv,asf,ogg,mxf,dv,ivf,rm,nut,gif"
@@ -147,6 +150,22 @@ def open_video(path):
         raise UnreadableVideo("its name is not UTF-8") from error
 
 
+def check_disk(path, error=None):
+    """Raise the OSError of a failing disk, which FFmpeg may have taken for damage or for the end of a video file.
+
+    error: what FFmpeg raised, if anything. Its demuxers raise EIO and EAGAIN for files that are cut, too.
+    """
+    if files.is_transient(error) and error.errno not in (errno.EIO, errno.EAGAIN):
+        raise OSError(error.errno, error.strerror, path)
+    try:
+        with open(path, "rb", buffering=0) as file:
+            while file.read(2**24):
+                pass
+    except OSError as failure:
+        if files.is_transient(failure):
+            raise
+
+
 def memory_is_short():
     """Whether memory is short; otherwise a MemoryError comes from a damaged file that asks for an absurd amount."""
     try:
@@ -165,6 +184,8 @@ def packets(container, stream):
     except av.error.FFmpegError as error:
         if isinstance(error, MemoryError) and memory_is_short():
             raise
+        if files.is_transient(error):
+            check_disk(container.name.removeprefix("file:"), error)
         return
     except IndexError:  # PyAV's, at the end of a file in which a stream appeared that its header did not announce
         return

@@ -1,13 +1,19 @@
 """Folders of good, damaged and hostile files, crashes, several readers at once, full disks."""
 
+import errno
 import os
 import shutil
 import signal
 import subprocess
 import sys
 import tempfile
+from contextlib import contextmanager
+from functools import partial
+from itertools import islice
 from pathlib import Path
+from types import SimpleNamespace
 
+import av
 import cv2
 import numpy as np
 import pytest
@@ -15,7 +21,7 @@ import pytest
 import read_saycam
 from moco import cli, files
 from moco.data import manifest, recordings
-from moco.videos import extract, images
+from moco.videos import extract, images, video
 from tests.support.videos import number, overwrite, write_video, write_videos
 
 SCRIPT = Path(read_saycam.__file__)
@@ -302,6 +308,65 @@ def test_videos_called_like_files_of_the_program_are_read(tmp_path):
     assert read(folder, out, "--class-by", "video", "--strict") is None  # resumed
     assert read(folder, folder, "--class-by", "video", "--strict") is None
     assert len(manifest.load(folder)) == 10
+
+
+class Disk:
+    """A disk whose next reads fail: where a video is opened, or in the middle of it."""
+
+    def __init__(self, monkeypatch, number=errno.EIO, middle=False):
+        self.number, self.middle, self.failures = number, middle, 0
+        monkeypatch.setattr(files, "WAITS", (0, 0, 0))
+        monkeypatch.setattr(video, "open", self.open, raising=False)
+        monkeypatch.setattr(video.av, "open", partial(self.open_video, av.open))
+
+    def fail(self, kind):
+        if self.failures:
+            self.failures -= 1
+            raise kind(self.number, "the disk fails")
+
+    def open(self, path, *arguments, **options):
+        self.fail(OSError)
+        return open(path, *arguments, **options)
+
+    @contextmanager
+    def open_video(self, av_open, *arguments, **options):
+        if not self.middle:
+            self.fail(av.error.OSError)
+        with av_open(*arguments, **options) as container:
+            yield SimpleNamespace(
+                **{name: getattr(container, name) for name in ("streams", "format", "name", "seek")},
+                demux=lambda stream: self.packets(container.demux(stream)),
+            )
+
+    def packets(self, packets):
+        yield from islice(packets, 20)
+        if self.middle:
+            self.fail(av.error.OSError)
+        yield from packets
+
+
+@pytest.mark.parametrize("number, middle", [(errno.EIO, False), (errno.EIO, True), (errno.ESTALE, False)])
+def test_a_disk_that_fails_for_a_while_costs_no_frame(tmp_path, monkeypatch, number, middle):
+    folder, out = write_videos(tmp_path / "videos", dict.fromkeys(("a", "b"), 30)), tmp_path / "out"
+    disk = Disk(monkeypatch, number, middle)
+    for more in (["--plan"], []):
+        disk.failures = 2
+        assert read(folder, out, "--strict", *more) is None
+        assert disk.failures == 0
+    assert len(manifest.load(out)) == 10
+
+
+def test_a_disk_that_fails_for_long_ends_the_run_and_nothing_is_left_out(tmp_path, monkeypatch):
+    folder, out = write_videos(tmp_path / "videos", dict.fromkeys(("a", "b"), 30)), tmp_path / "out"
+    read(folder, out, "--plan")
+    disk = Disk(monkeypatch)
+    disk.failures = 1000
+    with pytest.raises(cli.UserError, match="cannot read .*/a.mp4: Input/output error; .* re-run to resume"):
+        read(folder, out)
+    assert extract.completed_videos(out) == {}
+    disk.failures = 0
+    assert read(folder, out, "--strict") is None
+    assert len(manifest.load(out)) == 10
 
 
 def test_temporary_files_of_killed_processes_are_removed(tmp_path):

@@ -31,8 +31,7 @@ directly in this folder may be imported from anywhere, those of a sub-package by
         archive             one tar
         recordings          child, date and age; order; which of them to use; where an image is from, and tables of it
         frame_folder        the images of one or several folders, by index
-        loader              the order of images in an epoch, and its batches
-        workers             processes that read batches
+        loader              the order of images in an epoch, its batches, and the processes that read them
         augment             augmentation
 
     videos/

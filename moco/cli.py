@@ -45,6 +45,8 @@ ADVICE = {  # words in an error's type or text: what to do; the first that are t
     "out of memory": "lower --batch-size or --image-size, or use --precision bf16",
     "can't allocate memory": "lower --batch-size, --image-size or --workers",
     "MemoryError": "lower --batch-size, --image-size or --workers",
+    "Cannot allocate memory": "lower --batch-size, --image-size or --workers",
+    "Resource temporarily unavailable": "the limit of processes is reached: use fewer --workers",
     "No space left on device": "free some space and retry; if /dev/shm is full, use fewer --workers or enlarge it",
     "Disk quota exceeded": "free some space and retry",
     "Read-only file system": "choose another folder",

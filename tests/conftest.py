@@ -18,7 +18,7 @@ from tests.support import forked
 from tests.support.inputs import make_frames, save_network, single_thread
 
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell starts background jobs with Ctrl-C ignored
-LONGEST = ("test_slurm.py", "test_readme.py", "test_distributed.py", "test_workers.py")
+LONGEST = ("test_slurm.py", "test_readme.py", "test_distributed.py", "test_loader_workers.py")
 
 
 def pytest_collection_modifyitems(items):

@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import resource
 import subprocess
 import sys
 
@@ -179,3 +180,18 @@ def test_a_record_of_unknown_origin_is_replaced(written, tmp_path, text):
     """One of an older version, or cut off."""
     (tmp_path / "args.json").write_text(text)
     assert written("selectivities", 5) == {"args.json": 5}
+
+
+def test_a_limit_that_is_high_enough_is_not_changed(monkeypatch):
+    monkeypatch.setattr(resource, "getrlimit", lambda which: (files.OPEN_FILES, 2 * files.OPEN_FILES))
+    monkeypatch.setattr(resource, "setrlimit", None)
+    files.raise_open_file_limit()
+
+
+@pytest.mark.parametrize("hard, expected", [(500, 500), (resource.RLIM_INFINITY, files.OPEN_FILES)])
+def test_the_limit_is_raised_as_far_as_allowed(monkeypatch, hard, expected):
+    limits = []
+    monkeypatch.setattr(resource, "getrlimit", lambda which: (100, hard))
+    monkeypatch.setattr(resource, "setrlimit", lambda which, values: limits.append(values))
+    files.raise_open_file_limit()
+    assert limits == [(expected, hard)]

@@ -1,20 +1,30 @@
-"""Batches of normalized images: the order of an epoch, augmentation, corrupt images."""
+"""Batches of normalized images: the order of an epoch, worker processes, augmentation, corrupt images."""
 
+import functools
+import mmap
+import multiprocessing
+import multiprocessing.util
+import signal
+from contextlib import contextmanager
 from itertools import chain
 
+import cv2
 import numpy as np
 import torch
+from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
+from moco import distributed
 from moco.cli import UserError
 from moco.data import augment, index
-from moco.data.workers import WorkerBatches, share
 from moco.distributed import ProcessContext
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet statistics of RGB values from 0 to 1
 MAX_BAD_SHARE = 0.01  # training fails if more than this share of the images is corrupt ...
 MIN_IMAGES_FOR_SHARE = 10_000  # ... of those read so far, counted as at least this many
 SHUFFLE, AUGMENT = 0, 1  # streams of random numbers: the order of an epoch, and the augmentation of its images
+PREFETCH = 2  # batches that each worker makes ahead
+SIGNALS = (signal.SIGINT, *distributed.STOP_SIGNALS)  # those that may be sent to all processes of a job
 
 
 class FrameLoader:
@@ -24,8 +34,8 @@ class FrameLoader:
     which an epoch starts.
 
     recipe: an augment.Recipe, for square images with a side of size pixels. sampler: an EpochSampler of images in
-    frames. workers: processes that read them; 0 reads in this process. views: with n > 1, each image comes in n
-    independent augmentations.
+    frames. workers: processes that read them, started by the first epoch; 0 reads in this process. views: with n > 1,
+    each image comes in n independent augmentations.
     In training, the next good image of its class replaces a corrupt image, and more than 1 % of corrupt images raise a
     UserError; in evaluation corrupt images are left out.
     bad: {index: reason} of the corrupt images so far.
@@ -38,8 +48,21 @@ class FrameLoader:
         self.device = torch.device(device)
         self.bad = {}
         self._images_read = 0
-        dataset = BatchDataset(frames, recipe, size, sampler.seed, sampler.train, views)
-        self._batches = WorkerBatches(dataset, sampler, workers, pin_memory=self.device.type == "cuda")
+        # While a batch is used here, the workers make the PREFETCH * workers that follow it.
+        slots = shared_pixels(PREFETCH * workers + 1, views, sampler.per_process, size, size, 3)
+        self._batches = BatchDataset(frames, recipe, sampler, slots)
+        self._loader = DataLoader(
+            self._batches,
+            batch_size=None,
+            sampler=sampler,
+            num_workers=workers,
+            prefetch_factor=PREFETCH if workers else None,
+            collate_fn=_identity,
+            worker_init_fn=_init_worker,
+            persistent_workers=workers > 0,
+            generator=torch.Generator(),  # the loader draws one number per epoch: not from the model's generator
+        )
+        self._has_started = False
         self._copy_stream = torch.cuda.Stream(self.device) if self.device.type == "cuda" else None
         scale = torch.tensor([MEAN, STD], device=self.device)[:, :, None, None] * 255
         self._mean, self._std = scale.unbind(0)
@@ -52,17 +75,33 @@ class FrameLoader:
         """Yield the batches of an epoch from number start on.
 
         Each is (images, targets, indices): float32 (N, 3, size, size) on the device, a tuple of them if views > 1;
-        int64 (N,) on the device; int64 (N,) on the CPU. Raises UserError for too many corrupt images, and for workers
-        that die or lack memory.
+        int64 (N,) on the device; int64 (N,) on the CPU. Raises UserError for too many corrupt images and for a disk
+        that fails, RuntimeError for a worker that was killed.
         """
         self.sampler.epoch = epoch
         self.sampler.start = start
-        for pixels, targets, indices, bad in self._batches:
+        for batch in self._iterate():
+            if isinstance(batch, UserError):
+                raise batch
+            slot, targets, indices, bad = batch
             self._count_bad(bad, len(indices))
             if len(indices) == 0:
                 continue
+            pixels = self._batches.slots[slot][:, : len(indices)]
             images = tuple(map(self._normalize, pixels))
+            targets, indices = map(torch.from_numpy, (targets, indices))
             yield images if self.views > 1 else images[0], self._to_device(targets), indices
+
+    def _iterate(self):
+        """The DataLoader's iterator of an epoch; the first one starts the workers."""
+        if self._has_started or not self._loader.num_workers:
+            return iter(self._loader)
+        self._has_started = True
+        _end_workers_at_exit()
+        # Where /dev/shm has no room for the semaphores of the queues, torch would print a traceback beside the error.
+        _ = [multiprocessing.Lock() for _ in range(10 + 4 * self._loader.num_workers)]
+        with _signals_blocked_in_workers():
+            return iter(self._loader)
 
     def _normalize(self, pixels):
         """uint8 (N, size, size, 3) as normalized float32 (N, 3, size, size) on the device, channels last in memory."""
@@ -76,7 +115,7 @@ class FrameLoader:
         if self._copy_stream is None:
             return tensor.to(self.device)
         with torch.cuda.stream(self._copy_stream):
-            tensor = tensor.to(self.device, non_blocking=True)
+            tensor = tensor.pin_memory().to(self.device, non_blocking=True)
         computing = torch.cuda.current_stream(self.device)
         computing.wait_stream(self._copy_stream)
         tensor.record_stream(computing)  # its memory belongs to the other stream, which may not reuse it before
@@ -113,41 +152,54 @@ def in_order(frames, size, device, workers, images=None, batch_size=64):
     return FrameLoader(frames, augment.RECIPES["none"], size, sampler, device, workers)
 
 
-class BatchDataset(torch.utils.data.Dataset):
-    """The work of a worker process: read and augment the images of a batch, and put them into one array."""
+def shared_pixels(*shape):
+    """A uint8 tensor that all processes share: what a worker writes into it, the main process reads there.
 
-    def __init__(self, frames, recipe, size, seed, train, views):
+    On Linux it takes no space of /dev/shm, and no file or socket carries a batch.
+    """
+    return torch.frombuffer(mmap.mmap(-1, int(np.prod(shape))), dtype=torch.uint8).reshape(shape)
+
+
+class BatchDataset(Dataset):
+    """The work of a worker process: read and augment the images of a batch.
+
+    slots: shared_pixels (slots, views, N, size, size, 3), which the batches of an epoch fill in turn.
+    """
+
+    def __init__(self, frames, recipe, sampler, slots):
         self.frames = frames
         self.recipe = recipe
-        self.size = size
-        self.seed = seed
-        self.train = train
-        self.views = views
+        self.seed, self.train, self.batch_size = sampler.seed, sampler.train, sampler.batch_size
+        self.slots = slots
         self.bad = {}
 
     def __getitem__(self, job):
-        """The batch of a job of EpochSampler: (epoch, positions, indices).
+        """The batch of a job of EpochSampler, or a UserError, which torch would raise with a traceback as its message.
 
-        Returns pixels uint8 (views, N, size, size, 3), targets and indices int64 (N,), and the corrupt images [(index,
-        reason)]; or a UserError if the memory shared with the main process is full.
+        Returns the number of the slot with the pixels, targets and indices int64 (N,), and the corrupt images [(index,
+        reason)].
         """
-        epoch, positions, indices = job
-        pixels = np.empty((self.views, len(indices), self.size, self.size, 3), np.uint8)
+        try:
+            return self._batch(*job)
+        except UserError as error:
+            return error
+
+    def _batch(self, epoch, positions, indices):
+        slot = positions.start // self.batch_size % len(self.slots)
+        pixels, size = self.slots[slot].numpy(), self.slots.shape[-2]
         read, bad = [], {}
         columns = indices[:, None] if indices.ndim == 1 else indices
         for position, sources in zip(positions, columns.tolist(), strict=True):
             images = [self._read(source, bad) for source in sources]
             if not all(images):
                 continue
-            random, n = generator(self.seed, AUGMENT, epoch, position), len(read)
-            for view in range(self.views):
+            random = generator(self.seed, AUGMENT, epoch, position)
+            for view in range(len(pixels)):
                 _, image = images[view % len(images)]
-                pixels[view, n] = self.recipe(image, self.size, random)
+                pixels[view, len(read)] = self.recipe(image, size, random)
             read.append(images[0][0])
-        pixels = torch.from_numpy(pixels[:, : len(read)])
-        targets = torch.tensor([self.frames.label(index) for index in read], dtype=torch.int64)
-        indices = torch.tensor(read, dtype=torch.int64)
-        return share([pixels, targets, indices]) or (pixels, targets, indices, list(bad.items()))
+        targets = np.array([self.frames.label(index) for index in read], np.int64)
+        return slot, targets, np.array(read, np.int64), list(bad.items())
 
     def _read(self, index, bad):
         """(index, image) of an image, or in training of the next good one of its class; None if there is none.
@@ -182,6 +234,7 @@ class EpochSampler:
     train: shuffle, and give all processes the same number of images: up to world_size - 1 images of an incomplete last
     batch are left out. All of it is left out with drop_last, or if it has a single image for each process, for which
     batch norm has no variance. Otherwise every image comes once and in order, and processes may get different numbers.
+    per_process: the most images that this process gets of a batch.
     epoch, start: the epoch to iterate over, and the number of its first batch.
     Raises UserError for a batch size that is not a multiple of the processes or larger than the number of images.
     """
@@ -208,6 +261,7 @@ class EpochSampler:
             if drop_last or last == self.world_size:
                 last = 0
         self.used = self.total - self.total % batch_size + last
+        self.per_process = -(-min(batch_size, self.used) // self.world_size)
         if self.used == 0:
             raise UserError(f"{self.total} images do not fill one batch; give more images or a smaller --batch-size")
 
@@ -238,3 +292,46 @@ class EpochSampler:
 def generator(seed, stream, epoch, position=0):
     """The random numbers of one image, or of the order of an epoch: each has its own range of Philox's counter."""
     return np.random.Generator(np.random.Philox(key=seed % 2**64, counter=[0, position, epoch, stream]))
+
+
+@contextmanager
+def _signals_blocked_in_workers():
+    """Start workers that block the signals to a job, and whose deaths raise no error in the midst of other code.
+
+    The main process handles a job's signals: it saves, and then ends the workers. They inherit the block, so that no
+    signal reaches them before _init_worker() runs. The handler of SIGCHLD that torch installs raises its error wherever
+    the main process is; without it, the loader raises the error within five seconds.
+    """
+    if not hasattr(signal, "pthread_sigmask"):  # Windows
+        yield
+        return
+    child_handler = signal.getsignal(signal.SIGCHLD)
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        signal.signal(signal.SIGCHLD, child_handler)
+
+
+def _init_worker(_):
+    """A DataLoader's worker_init_fn: no threads of OpenCV, and no signals but SIGKILL."""
+    cv2.setNumThreads(0)
+    if hasattr(signal, "pthread_sigmask"):
+        signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)  # a fork server passes on its own mask
+
+
+def _identity(batch):
+    return batch
+
+
+@functools.cache
+def _end_workers_at_exit():
+    """Kill the workers at exit, where multiprocessing would send the SIGTERM that they block, and wait for them."""
+    multiprocessing.util.Finalize(None, _kill_workers, exitpriority=100)
+
+
+def _kill_workers():
+    for process in multiprocessing.active_children():
+        if process.daemon:
+            process.kill()

@@ -265,6 +265,20 @@ def test_a_batch_size_of_one_image_per_process_is_allowed():
     assert [len(indices) for _, _, indices in sampler] == [1] * 5
 
 
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_disk_that_fails_ends_training_and_no_image_counts_as_corrupt(many, workers, monkeypatch):
+    def read(frames, i):
+        raise UserError(f"cannot read {frames.path(i)}: Stale file handle; re-run to resume")
+
+    monkeypatch.setattr(FrameFolder, "read", read)
+    batches, message = batches_of(FrameFolder(many), "none", 32, 32, workers), ""
+    try:  # pytest.raises would keep the error, and with its frames the workers, alive
+        list(batches.epoch(0))
+    except UserError as error:
+        message = str(error)
+    assert "Stale file handle; re-run to resume" in message and "\n" not in message and not batches.bad
+
+
 # --- file names that are not UTF-8
 
 

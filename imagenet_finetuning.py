@@ -20,7 +20,7 @@ from moco.data import augment, loader
 from moco.data.frame_folder import FrameFolder
 from moco.networks import architectures, opening
 from moco.training import engine
-from moco.training.run import CheckpointFormat, Run, RunOptions
+from moco.training.run import Run
 
 
 def parse_args(argv=None):
@@ -146,9 +146,9 @@ def train(args, context):
     trainable = [weight for weight in model.parameters() if weight.requires_grad]
     optimizer = torch.optim.Adam(trainable, args.lr, fused=context.supports_fused)
 
-    checkpoints = CheckpointFormat(f"ft_IN_{Path(args.model_path or arch + '.tar').name}", suffix="", digits=None)
+    name = f"ft_IN_{Path(args.model_path or arch + '.tar').name}".replace("{", "{{").replace("}", "}}")
     metadata = {"arch": arch, "n_out": len(frames.classes), "classes": frames.classes, "images": len(images)}
-    run = Run(RunOptions.from_args(args), context, model, optimizer, checkpoints, metadata, dtype)
+    run = Run(vars(args), context, model, optimizer, name, metadata, dtype)
     if context.is_main:
         files.write_text(run.folder / "train_list.txt", "".join(f"{frames.name(i)}\n" for i in images))
     for epoch in run.epochs():

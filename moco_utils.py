@@ -13,7 +13,7 @@ from moco.data import augment, loader, recordings
 from moco.networks import architectures, checkpoint, opening
 from moco.training import engine
 from moco.training.engine import topk_accuracy
-from moco.training.run import CheckpointFormat, Run, RunOptions
+from moco.training.run import Run
 
 PAIRS = 2  # the stream of random numbers for pairs; the loader has its own
 MAX_DRAWS = 10_000  # of a frame, before a folder counts as one without neighbors
@@ -196,10 +196,10 @@ def train(args, context, name, frames, source, pairs):
         model.parameters(), args.lr, args.momentum, weight_decay=args.wd, fused=context.supports_fused
     )
 
-    options = RunOptions.from_args(args, bn_splits=bn_splits)
-    checkpoints = CheckpointFormat(f"{name}_checkpoint_", ".pth.tar", 4, "state_dict", "optimizer", first_epoch=1)
+    flags = {**vars(args), "bn_splits": bn_splits}
+    checkpoint_name = f"{name}_checkpoint_{{epoch:04d}}.pth.tar"
     metadata = {"arch": args.arch, "classes": list(frames.classes), "images": len(frames)}
-    run = Run(options, context, model, optimizer, checkpoints, metadata, dtype)
+    run = Run(flags, context, model, optimizer, checkpoint_name, metadata, dtype, layout="moco")
     if frames.selected:
         run.print(frames.selected)
     run.print(

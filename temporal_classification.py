@@ -17,7 +17,7 @@ from moco.data import augment, loader, recordings
 from moco.data.frame_folder import FrameFolder
 from moco.networks import architectures, opening
 from moco.training import engine
-from moco.training.run import CheckpointFormat, Run, RunOptions
+from moco.training.run import Run
 
 HYPERPARAMETERS = {"released": {"epochs": 16, "batch_size": 256}, "paper": {"epochs": 6, "batch_size": 732}}
 
@@ -84,8 +84,7 @@ def train(args, context):
     optimizer = torch.optim.Adam(model.parameters(), args.lr, weight_decay=args.wd, fused=context.supports_fused)
 
     metadata = {"arch": args.model, "n_out": n_out, "classes": list(frames.classes), "images": len(frames)}
-    checkpoints = CheckpointFormat(f"{args.model}_epoch_")
-    run = Run(RunOptions.from_args(args), context, model, optimizer, checkpoints, metadata, dtype)
+    run = Run(vars(args), context, model, optimizer, f"{args.model}_epoch_{{epoch}}.tar", metadata, dtype)
     if frames.selected:
         run.print(frames.selected)
     run.print(

@@ -43,8 +43,7 @@ directly in this folder may be imported from anywhere, those of a sub-package by
 
     training/
         engine              one epoch, and its metrics over all processes
-        run                 position, saving, logging
-        resume              what may differ on resume, what is restored
+        run                 a run's position, saving, resuming, logging
         cpu                 faster training on a CPU
 
     analysis/

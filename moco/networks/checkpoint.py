@@ -1,7 +1,6 @@
 """Checkpoints: read without running anything in them, and written atomically."""
 
 import hashlib
-import os
 import pickle
 import re
 import warnings
@@ -227,17 +226,6 @@ def _to_cpu(value):
     if type(value) in (list, tuple):
         return type(value)(map(_to_cpu, value))
     return value
-
-
-def keep_previous(last):
-    """Keep the file last.tar, if it exists, as last.old.tar too, until a new last.tar replaces it."""
-    if last.exists():
-        old = last.with_name("last.old.tar")
-        old.unlink(missing_ok=True)
-        try:
-            os.link(last, old)
-        except OSError:  # some file systems have no hard links
-            os.replace(last, old)
 
 
 def past_records(content):

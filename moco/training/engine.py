@@ -85,7 +85,7 @@ def train_one_epoch(run, model, batches, optimizer, objective):
             run.end_step(loss, metrics, len(targets))
             throughput.images += len(targets) * context.world_size
             bar.update()
-            if run.step % run.options.print_freq == 0:
+            if run.step % run.flags["print_freq"] == 0:
                 record = {"epoch": run.epoch, "step": run.step, **run.averages(), **throughput.summary()}
                 run.log(record)
                 bar.set_postfix_str(format_metrics(record))

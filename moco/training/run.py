@@ -1,95 +1,46 @@
-"""One training run in its folder: its position, checkpoints, log and curve, and what a stop signal does."""
+"""One training run in its folder: its position, what it saves and resumes, its log, and what a stop signal does."""
 
 import json
 import re
 import signal
 import sys
 import time
-from dataclasses import dataclass, fields
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import distributed as dist
 
-from moco import cli, distributed, files, plots
+from moco import distributed, files, plots
 from moco.cli import UserError, number
-from moco.networks import checkpoint
-from moco.training import resume
+from moco.networks import checkpoint, opening
 from moco.training.engine import MetricSums
 
 EXIT_RESUBMIT = 75  # exit status after a stop signal: the run has saved and is to be started again with --resume
 CHECK_LOSS_EVERY = 100  # steps; each check waits for the device
 DRAW_CURVE_EVERY = 60  # seconds; drawing it takes half of one, as long as some epochs do
-
-
-@dataclass(frozen=True)
-class RunOptions:
-    """The flags that a Run depends on, by name, and all flags of the script.
-
-    flags: all of them as plain values, recorded in args.json and in every checkpoint.
-    """
-
-    save_dir: Path
-    epochs: int
-    seed: int
-    print_freq: int
-    resume: str | None
-    override: bool
-    overwrite: bool
-    start_epoch: int
-    save_minutes: float
-    flags: dict
-
-    @classmethod
-    def from_args(cls, args, **resolved):
-        """The options in the arguments of a script that has the flags of Run.add_flags and the shared ones.
-
-        resolved: the values of flags that were not given.
-        """
-        own = {
-            field.name: getattr(args, field.name) for field in fields(cls) if field.name not in ("save_dir", "flags")
-        }
-        return cls(save_dir=Path(args.save_dir), flags=cli.flags(args) | resolved, **own)
-
-
-@dataclass(frozen=True)
-class CheckpointFormat:
-    """The name and the keys of the checkpoint that each epoch leaves; by default those of temporal classification.
-
-    prefix, digits, suffix: of the name, with the epoch zero-padded to so many digits between them; digits None leaves
-    the epoch out, so that each epoch replaces the file of the one before. network_key, optimizer_key: where the state
-    dicts are. first_epoch: what `epoch` stores after epoch 0: MoCo's files count the finished epochs.
-    """
-
-    prefix: str
-    suffix: str = ".tar"
-    digits: int | None = 1
-    network_key: str = "model_state_dict"
-    optimizer_key: str = "optimizer_state_dict"
-    first_epoch: int = 0
-
-    def name(self, epoch):
-        """The file name of an epoch's checkpoint."""
-        number = "" if self.digits is None else f"{epoch:0{self.digits}d}"
-        return f"{self.prefix}{number}{self.suffix}"
-
-    def matches(self, name):
-        """Whether a file name is that of a checkpoint of this format, best_* included."""
-        number = "" if self.digits is None else r"\d+"
-        return re.fullmatch(f"(best_)?{re.escape(self.prefix)}{number}{re.escape(self.suffix)}", name) is not None
+# Flags that do not change what is learned. The data are compared by their classes and number of images.
+IGNORED_ON_RESUME = {
+    *("data", "save_dir", "resume", "override", "overwrite", "model_path", "start_epoch", "epochs", "save_minutes"),
+    *("print_freq", "workers", "device", "world_size", "rank", "dist_url", "dist_backend", "gpu"),
+    *("multiprocessing_distributed", "processes_per_node", "compile", "deterministic"),
+}
+# The published checkpoints: keys of network and optimizer, and what "epoch" is after epoch 0.
+LAYOUTS = {"tc": ("model_state_dict", "optimizer_state_dict", 0), "moco": ("state_dict", "optimizer", 1)}
 
 
 class Run:
     """The course of a training run, and its files in save_dir; only rank 0 prints and writes.
 
-    Construction resumes the run that options.resume asks for, or starts a new one; until then nothing in save_dir is
-    changed, and UserError says why it cannot be.
+    Construction resumes the run that --resume asks for, or starts a new one; until then nothing in save_dir is changed,
+    and UserError says why it cannot be.
 
+    flags: all flags of the script by name, recorded in args.json and in every checkpoint; among them those of
+    add_flags, save_dir, epochs, seed, print_freq and overwrite. name: of an epoch's checkpoint, as a format string of
+    epoch; without a field, each epoch replaces the file of the one before. metadata: {"arch", "classes", "images",
+    ...}: stored in every checkpoint, and must not differ on resume. dtype: of the forward pass. layout: of LAYOUTS.
     epoch, step: the position, the next step to take. records: one dict per finished epoch. metrics: MetricSums of the
     current epoch; after a resume rank 0 has those of all processes.
-    metadata: {"arch", "classes", "images", ...}: stored in every checkpoint, and must not differ on resume.
-    dtype: of the forward pass.
     """
 
     @staticmethod
@@ -113,11 +64,12 @@ class Run:
         )
         add("--save-minutes", type=number(float, 0), default=30.0, help="minutes between saves within an epoch")
 
-    def __init__(self, options, context, model, optimizer, checkpoint_format, metadata, dtype=torch.float32):
-        self.options, self.context, self.dtype = options, context, dtype
+    def __init__(self, flags, context, model, optimizer, name, metadata, dtype=torch.float32, layout="tc"):
+        self.flags, self.context, self.dtype = flags, context, dtype
         self.model, self.optimizer = model, optimizer
-        self.folder, self.format, self.metadata = options.save_dir, checkpoint_format, metadata
-        self.epoch = options.start_epoch
+        self.folder, self.name, self.metadata = Path(flags["save_dir"]), name, metadata
+        self._network_key, self._optimizer_key, self._first_epoch = LAYOUTS[layout]
+        self.epoch = flags["start_epoch"]
         self.step = 0
         self.records = []
         self.metrics = MetricSums(context.device)
@@ -126,7 +78,7 @@ class Run:
             signal.signal(stop, lambda number, frame, received=self._stop_signals: received.append(number))
         # Over gloo, even on GPUs: agreeing on a save never waits for the device.
         self._host_group = dist.new_group(backend="gloo") if context.world_size > 1 else None
-        self._open_folder(resume.restore(self) if options.resume else None)
+        self._open_folder(self._resume() if flags["resume"] else None)
         self._saved_at = self._drawn_at = time.monotonic()
 
     def print(self, text):
@@ -138,13 +90,13 @@ class Run:
 
     def epochs(self):
         """The epochs that remain."""
-        if self.epoch >= self.options.epochs:
-            self.print(f"nothing to do: {self.folder} has all {self.options.epochs} epochs; raise --epochs for more")
-        return range(self.epoch, self.options.epochs)
+        if self.epoch >= self.flags["epochs"]:
+            self.print(f"nothing to do: {self.folder} has all {self.flags['epochs']} epochs; raise --epochs for more")
+        return range(self.epoch, self.flags["epochs"])
 
     def seed_step(self):
         """Seed torch for the next step, so that a resumed run draws the random numbers of an uninterrupted one."""
-        position = [self.options.seed, self.epoch, self.step, self.context.rank]
+        position = [self.flags["seed"], self.epoch, self.step, self.context.rank]
         torch.manual_seed(int(np.random.SeedSequence(position).generate_state(1, np.uint64)[0]))
 
     def end_step(self, loss, metrics, images):
@@ -172,7 +124,7 @@ class Run:
         """Save every save_minutes; after a stop signal save and end the process with EXIT_RESUBMIT."""
         if self.step % CHECK_LOSS_EVERY == 0:
             self.check_loss()
-        is_due = time.monotonic() - self._saved_at > 60 * self.options.save_minutes
+        is_due = time.monotonic() - self._saved_at > 60 * self.flags["save_minutes"]
         stop, is_due = self._max_over_processes(max(self._stop_signals, default=0), is_due)
         if stop or is_due:
             self.save()
@@ -200,10 +152,10 @@ class Run:
         self.log(record)
         if self.context.is_main:
             self._check_weights()
-            name = self.format.name(self.epoch)
+            name = self.name.format(epoch=self.epoch)
             for file in [name, f"best_{name}"] if is_best else [name]:
                 checkpoint.write(self.folder / file, self.content(self.epoch))
-            is_last = self.epoch + 1 == self.options.epochs
+            is_last = self.epoch + 1 == self.flags["epochs"]
             if is_last or time.monotonic() - self._drawn_at > DRAW_CURVE_EVERY:
                 plots.training_curve(self.records, self.folder / "training_curve")
                 self._drawn_at = time.monotonic()
@@ -227,24 +179,22 @@ class Run:
         }
         return {
             **{name: values for name, values in lists.items() if values or name == "acc1_list"},
-            self.format.network_key: {f"module.{name}": value for name, value in network.items()},
-            self.format.optimizer_key: self.optimizer.state_dict(),
-            "epoch": epoch + self.format.first_epoch,
-            "args": self.options.flags,
+            self._network_key: {f"module.{name}": value for name, value in network.items()},
+            self._optimizer_key: self.optimizer.state_dict(),
+            "epoch": epoch + self._first_epoch,
+            "args": self.flags,
             **self.metadata,
         }
 
     def save(self):
-        """Write last.tar with all that a bitwise resume needs; the previous one stays as last.old.tar."""
+        """Write last.tar with all that a bitwise resume needs."""
         self._saved_at = time.monotonic()
         totals = self.metrics.all_reduce(self.context)
         if not self.context.is_main:
             return
         self._check_weights()
-        last = self.folder / "last.tar"
-        checkpoint.keep_previous(last)
         position = {"epoch": self.epoch, "step": self.step, "records": self.records, "totals": totals}
-        checkpoint.write(last, {**self.content(self.epoch), **position})
+        checkpoint.write(self.folder / "last.tar", {**self.content(self.epoch), **position})
 
     def _check_weights(self):
         """UserError if a loss or weight is not finite: such a state must not replace a good one."""
@@ -269,26 +219,118 @@ class Run:
             for path in self._check_replaceable():  # again: the run that had the lock may have written since
                 path.unlink()
         files.remove_temporary_files(self.folder)
-        files.write_args(self.folder, self.options.flags)
+        files.write_args(self.folder, self.flags)
         if resumed_from is None:
             files.write_text(self.folder / "log.jsonl", "")
         else:
-            resume.trim_log(self.folder / "log.jsonl", self.epoch, self.step)
+            trim_log(self.folder / "log.jsonl", self.epoch, self.step)
 
     def _check_replaceable(self):
         """The checkpoints of another run in save_dir, which --overwrite replaces; UserError without it.
 
         With --resume the checkpoint of a first epoch that was interrupted before its last.tar was written may go too.
         """
-        if not self.folder.is_dir():
-            return []
-        names = sorted(path.name for path in self.folder.iterdir() if path.is_file())
-        names = [name for name in names if name in ("last.tar", "last.old.tar") or self.format.matches(name)]
-        paths = [self.folder / name for name in names]
-        if self.options.overwrite:
-            return paths
-        for path in paths:
-            is_first = self.options.resume == "last" and checkpoint.read(path).get("epoch") == self.format.first_epoch
+        paths = [path for path in sorted(self.folder.glob("*")) if path.is_file() and self._is_checkpoint(path.name)]
+        for path in paths if not self.flags["overwrite"] else ():
+            is_first = self.flags["resume"] == "last" and checkpoint.read(path).get("epoch") == self._first_epoch
             if not is_first:
                 raise UserError(f"{path} exists; give --resume to continue, --overwrite, or another --save-dir")
         return paths
+
+    def _is_checkpoint(self, file):
+        """Whether a file name is that of a checkpoint of this run's, whatever its epoch."""
+        numbers = [0, *map(int, re.findall(r"\d+", file))]
+        names = [self.name.format(epoch=number) for number in numbers]
+        return file == "last.tar" or file.removeprefix("best_") in names
+
+    # --- resuming
+
+    def _resume(self):
+        """Continue from where --resume says; returns the folder of the run that is continued, None if there is none.
+
+        Network and optimizer must fit exactly. UserError if the data differ, or flags do without --override. With it,
+        an epoch that was interrupted is trained from its start: the rest of another order would not be its rest.
+        """
+        is_last = self.flags["resume"] == "last"
+        path = self.folder / "last.tar" if is_last else Path(self.flags["resume"])
+        if is_last and not path.exists():
+            self.print(f"{self.folder} holds no run yet: starting a new one")
+            return None
+        content = checkpoint.read(path)
+        if missing := {self._network_key, self._optimizer_key} - set(content):
+            raise checkpoint.CheckpointError(f"{path} cannot be continued by this script: it has no {min(missing)}")
+        has_flags = "args" in content
+        is_changed = has_flags and self._check_changes(path, content)
+        chosen = [dict(group, params=None) for group in self.optimizer.param_groups]
+        self._load_states(path, content)
+        if self.flags["override"] or not has_flags:
+            for group, given in zip(self.optimizer.param_groups, chosen, strict=True):
+                group.update({key: given[key] for key in ("lr", "weight_decay", "momentum") if key in group})
+        if "step" not in content:
+            self.epoch = max(self.flags["start_epoch"], content.get("epoch", -1) + 1 - self._first_epoch)
+            self.records = checkpoint.past_records(content)
+            self.print(f"{path} stores no position within an epoch, and no past losses: starting at epoch {self.epoch}")
+        else:
+            self.epoch, self.records = content["epoch"], content["records"]
+            if not is_changed:
+                self.step, totals = content["step"], content["totals"]  # over all processes; the others start from 0
+                self.metrics.load(totals if self.context.is_main else dict.fromkeys(totals, 0))
+        lr = self.optimizer.param_groups[0]["lr"]
+        self.print(f"continuing {path} at epoch {self.epoch}, step {self.step}, learning rate {lr:g}")
+        return path.parent
+
+    def _check_changes(self, path, content):
+        """Whether flags differ from the original run's in a way that changes what is learned.
+
+        UserError if they do without --override, or if the data differ.
+        """
+        data = _differences(content, self.metadata)
+        ignored = IGNORED_ON_RESUME - ({"epochs"} if self.flags.get("cos") else set())  # its schedule ends with them
+        changed = _differences(content["args"], self.flags, ignored)
+        if data or (changed and not self.flags["override"]):
+            hint = "" if data else "; --override continues with the new value"
+            raise UserError(f"--resume: {path} is of another run: {'; '.join(data + changed)}{hint}")
+        return bool(changed)
+
+    def _load_states(self, path, content):
+        """Load network and optimizer."""
+        state = {name.removeprefix("module."): value for name, value in content[self._network_key].items()}
+        opening.load(distributed.unwrap(self.model), state, path)
+        try:
+            self.optimizer.load_state_dict(content[self._optimizer_key])
+        except ValueError as error:
+            raise checkpoint.CheckpointError(f"the optimizer in {path} does not fit this model: {error}") from error
+        for parameter, values in self.optimizer.state.items():
+            for key, value in values.items():
+                if value.shape == parameter.shape and value.stride() != parameter.stride():
+                    # A fused step on a GPU needs the memory format of the parameter; published files are contiguous.
+                    values[key] = torch.empty_like(parameter.detach(), dtype=value.dtype).copy_(value)
+
+
+def _differences(before, now, ignored=()):
+    """A text for each key of now whose value differs; one that is new since then counts only if it has a value."""
+    return [
+        f"{key} was {_shorten(before.get(key))} and is {_shorten(now[key])}"
+        for key in sorted(now)
+        if key not in ignored and before.get(key) != now[key] and (key in before or now[key])
+    ]
+
+
+def _shorten(value):
+    if isinstance(value, list):
+        return f"{len(value)} ({', '.join(map(str, value[:3]))}, ...)"
+    return str(value)
+
+
+def trim_log(log, epoch, step):
+    """Drop the lines of log.jsonl that the run resumed at (epoch, step) will write again, and damaged ones."""
+    lines = log.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True) if log.exists() else []
+    files.write_text(log, "".join(line for line in lines if line.endswith("\n") and _is_past(line, epoch, step)))
+
+
+def _is_past(line, epoch, step):
+    try:
+        record = json.loads(line)
+        return (record["epoch"], record.get("step", float("inf"))) <= (epoch, step)
+    except (ValueError, TypeError, KeyError):  # cut or damaged when a disk was full
+        return False

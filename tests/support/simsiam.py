@@ -8,7 +8,7 @@ from moco.data import augment, loader
 from moco.data.frame_folder import FrameFolder
 from moco.networks import architectures
 from moco.training import engine
-from moco.training.run import CheckpointFormat, Run, RunOptions
+from moco.training.run import Run
 
 
 class SimSiam(nn.Module):
@@ -37,6 +37,6 @@ def train(args, context):
     model = engine.prepare(SimSiam("shufflenet_v2_x0_5"), context, torch.float32)
     optimizer = torch.optim.SGD(model.parameters(), 0.05, momentum=0.9)
     metadata = {"arch": "shufflenet_v2_x0_5", "images": len(frames)}
-    run = Run(RunOptions.from_args(args), context, model, optimizer, CheckpointFormat("simsiam_"), metadata)
+    run = Run(vars(args), context, model, optimizer, "simsiam_{epoch}.tar", metadata)
     for _ in run.epochs():
         run.end_epoch(engine.train_one_epoch(run, model, batches, optimizer, objective))

@@ -16,7 +16,6 @@ import moco_temp
 import temporal_classification
 from moco.cli import UserError
 from moco.networks import architectures, checkpoint
-from moco.training import resume
 from moco.training.run import Run
 from tests.conftest import make_frames, single_thread
 from tests.support import ROOT
@@ -29,10 +28,17 @@ EPOCH_0 = "shufflenet_v2_x0_5_epoch_0.tar"
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
-    """A run of two epochs over the frames of the fixture of that name."""
-    folder = tmp_path_factory.mktemp("finished")
-    with single_thread():
-        train(make_frames(folder / "frames"), folder / "run", "--save-minutes", 0)
+    """A run of two epochs over the frames of the fixture of that name, and beside it what it saved in the second."""
+
+    def save_if_due(run):
+        original(run)
+        if run.epoch == 1:
+            shutil.copy(run.folder / "last.tar", folder / "within.tar")
+
+    folder, original = tmp_path_factory.mktemp("finished"), Run.save_if_due
+    with single_thread(), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Run, "save_if_due", save_if_due)
+        train(make_frames(folder / "frames"), folder / "run", "--save-minutes", 0, "--print-freq", 1)
     return folder / "run"
 
 
@@ -40,7 +46,7 @@ def finished(tmp_path_factory):
 def within_an_epoch(finished, tmp_path):
     """A copy of the run as it was before the last save of its last epoch."""
     shutil.copytree(finished, tmp_path / "run")
-    (tmp_path / "run" / "last.old.tar").replace(tmp_path / "run" / "last.tar")
+    shutil.copy(finished.parent / "within.tar", tmp_path / "run" / "last.tar")
     return tmp_path / "run"
 
 
@@ -87,22 +93,23 @@ def test_the_state_of_the_optimizer_takes_the_memory_format_of_the_weights(frame
 
 
 @pytest.mark.parametrize("flag, value", [("--batch-size", 4), ("--seed", 5)])
-def test_what_an_epoch_consists_of_cannot_change_within_it(frames, within_an_epoch, flag, value):
+def test_an_epoch_begins_anew_with_other_flags(frames, within_an_epoch, finished, flag, value):
+    """The rest of an epoch in another order would not be its rest. The epochs before it stay as they are."""
     before = listing(within_an_epoch)
-    with pytest.raises(UserError, match=f"{flag[2:].replace('-', '_')} was .*; only --overwrite or another --save-dir"):
-        train(frames, within_an_epoch, "--resume", "--override", flag, value)
+    with pytest.raises(UserError, match=f"{flag[2:].replace('-', '_')} was .*; --override continues with the new"):
+        train(frames, within_an_epoch, "--resume", flag, value)
     assert listing(within_an_epoch) == before
-
-
-def test_it_can_between_epochs(frames, finished, tmp_path):
-    shutil.copytree(finished, tmp_path / "run")
-    train(frames, tmp_path / "run", "--resume", "--override", "--batch-size", 4, "--epochs", 3)
-    assert checkpoint.read(tmp_path / "run" / "last.tar")["args"]["batch_size"] == 4
+    train(frames, within_an_epoch, "--resume", "--override", flag, value, "--print-freq", 1)
+    old, new = ([json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+                for folder in (finished, within_an_epoch))  # fmt: skip
+    steps = 6 if flag == "--batch-size" else 3
+    assert [record.get("step") for record in new] == [1, 2, 3, None, *range(1, steps + 1), None]
+    assert new[:4] == old[:4] and new[-1]["images"] == 24 and new[4]["loss"] != old[4]["loss"]
 
 
 def test_more_epochs_of_a_cosine_schedule_need_override(frames, tmp_path):
     moco(frames, tmp_path / "cosine", "--cos", "--epochs", 1)
-    with pytest.raises(UserError, match="epochs was 1 and is 2; .*raises the learning rate of --cos"):
+    with pytest.raises(UserError, match="epochs was 1 and is 2; --override continues"):
         moco(frames, tmp_path / "cosine", "--cos", "--resume")
     moco(frames, tmp_path / "cosine", "--cos", "--resume", "--override")
     moco(frames, tmp_path / "steps", "--epochs", 1)
@@ -119,17 +126,15 @@ def test_a_run_of_another_script_is_named(frames, finished, tmp_path):
 
 
 def test_damaged_lines_of_the_log_are_dropped(frames, within_an_epoch, finished):
-    log = within_an_epoch / "log.jsonl"
+    last, log = within_an_epoch / "last.tar", within_an_epoch / "log.jsonl"
+    content = checkpoint.read(last)
+    content["args"]["a_flag_of_another_version"] = "x"  # is no difference: nobody can change it
+    checkpoint.write(last, content)
     log.write_bytes(b'\xff\xfe\n[1, 2]\n{"epoch": "x"}\n' + log.read_bytes() + b'{"epoch": 1, "st')
-    train(frames, within_an_epoch, "--resume")
+    train(frames, within_an_epoch, "--resume", "--print-freq", 1)
     epochs = [json.loads(line)["epoch"] for line in log.read_text().splitlines()]
     assert epochs == [json.loads(line)["epoch"] for line in (finished / "log.jsonl").read_text().splitlines()]
     assert same(everything(within_an_epoch), everything(finished))
-
-
-def test_sums_saved_by_version_1_0_are_read():
-    hits = torch.tensor([16.5, 3.0, 6.0, 8.0, 0.0], dtype=torch.float64)
-    assert resume._totals(hits) == {"loss": 16.5, "acc1": 300.0, "acc5": 600.0, "images": 8}
 
 
 HOLD = """

@@ -75,7 +75,7 @@ def train_one_epoch(run, model, batches, optimizer, objective):
     architectures.train_mode_keep_frozen_bn(model)
     context, throughput = run.context, Throughput()
     with cli.Progress(len(batches), f"epoch {run.epoch}", "steps", None, run.step, context.is_main) as bar:
-        for images, targets, _ in throughput.time_waiting(batches.epoch(run.epoch, run.step)):
+        for images, targets, _ in throughput.time_waiting(run.until_stopped(batches.epoch(run.epoch, run.step))):
             run.seed_step()
             with autocast(context.device, run.dtype):
                 loss, metrics = objective(model, images, targets)

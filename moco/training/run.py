@@ -1,10 +1,13 @@
 """One training run in its folder: its position, what it saves and resumes, its log, and what a stop signal does."""
 
 import json
+import multiprocessing
+import os
 import re
 import signal
 import sys
 import time
+from contextlib import nullcontext, suppress
 from pathlib import Path
 
 import numpy as np
@@ -73,9 +76,7 @@ class Run:
         self.step = 0
         self.records = []
         self.metrics = MetricSums(context.device)
-        self._stop_signals = []  # received so far
-        for stop in distributed.STOP_SIGNALS:
-            signal.signal(stop, lambda number, frame, received=self._stop_signals: received.append(number))
+        self._stops = StopSignals()
         # Over gloo, even on GPUs: agreeing on a save never waits for the device.
         self._host_group = dist.new_group(backend="gloo") if context.world_size > 1 else None
         self._open_folder(self._resume() if flags["resume"] else None)
@@ -120,12 +121,34 @@ class Run:
             f"the last good checkpoint in {self.folder} is kept"
         )
 
+    def until_stopped(self, batches):
+        """Yield batches; a stop signal that arrives while one is waited for saves and ends the process at once.
+
+        Not among several processes: others may be within the step that waits for the batch.
+        """
+        batches = iter(batches)
+        waiting = self._stops if self.context.world_size == 1 else nullcontext()
+        while True:
+            try:
+                with waiting:
+                    batch = next(batches, None)
+            except Stopped:
+                with suppress(SystemExit):
+                    self.save_if_due()
+                for worker in multiprocessing.active_children():  # it may hang in a read, and torch would wait for it
+                    worker.kill()
+                sys.stdout.flush()
+                os._exit(EXIT_RESUBMIT)
+            if batch is None:
+                return
+            yield batch
+
     def save_if_due(self):
         """Save every save_minutes; after a stop signal save and end the process with EXIT_RESUBMIT."""
         if self.step % CHECK_LOSS_EVERY == 0:
             self.check_loss()
         is_due = time.monotonic() - self._saved_at > 60 * self.flags["save_minutes"]
-        stop, is_due = self._max_over_processes(max(self._stop_signals, default=0), is_due)
+        stop, is_due = self._max_over_processes(max(self._stops.received, default=0), is_due)
         if stop or is_due:
             self.save()
         if stop:
@@ -305,6 +328,35 @@ class Run:
                 if value.shape == parameter.shape and value.stride() != parameter.stride():
                     # A fused step on a GPU needs the memory format of the parameter; published files are contiguous.
                     values[key] = torch.empty_like(parameter.detach(), dtype=value.dtype).copy_(value)
+
+
+class Stopped(BaseException):
+    """A stop signal that arrived while a batch was waited for."""
+
+
+class StopSignals:
+    """The stop signals that this process has received; as a context, one that comes in it or before raises Stopped."""
+
+    def __init__(self):
+        self.received = []
+        self._is_raised = False
+        for stop in distributed.STOP_SIGNALS:
+            signal.signal(stop, self._receive)
+
+    def _receive(self, number, frame):
+        self.received.append(number)
+        if self._is_raised:
+            self._is_raised = False  # a second one must not disturb what follows the first
+            raise Stopped
+
+    def __enter__(self):
+        self._is_raised = True
+        if self.received:
+            self._is_raised = False
+            raise Stopped
+
+    def __exit__(self, *error):
+        self._is_raised = False
 
 
 def _differences(before, now, ignored=()):

@@ -124,6 +124,44 @@ def _is_running(pid):
         return file.read().rsplit(")", 1)[1].split()[0] != "Z"
 
 
+HANGS = """
+import os, sys, time
+import temporal_classification
+from moco import cli
+from moco.data.frame_folder import FrameFolder
+
+def read(frames, i):
+    while os.path.exists(sys.argv[-1]):
+        time.sleep(0.01)
+    return original(frames, i)
+
+original, FrameFolder.read = FrameFolder.read, read
+cli.run(lambda: temporal_classification.main(sys.argv[1:-1]))
+"""
+
+
+@pytest.mark.parametrize("workers", [2, pytest.param(0, marks=pytest.mark.thorough)])
+def test_a_stop_signal_does_not_wait_for_a_batch_of_a_disk_that_hangs(frames, tmp_path, workers):
+    hanging, run = tmp_path / "hanging", tmp_path / "run"
+    flags = [str(frames), "--save-dir", str(run), *SMALL, "--print-freq", "1", "--workers", str(workers)]
+    command = [sys.executable, "-c", HANGS, *flags, "--epochs", "1000", str(hanging)]
+    process = subprocess.Popen(command, cwd=SCRIPT.parent, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    wait_for_step(run, process, 2)
+    hanging.touch()
+    time.sleep(2)
+    family = children_of(process.pid)
+    process.send_signal(signal.SIGUSR2)
+    output, errors = process.communicate(timeout=100)
+    assert process.returncode == EXIT_RESUBMIT and not errors.count("Traceback"), errors
+    content = checkpoint.read(run / "last.tar")
+    assert f"stopped by SIGUSR2 after step {content['step']} of epoch {content['epoch']}: saved" in output
+    assert len(family) == workers and not [pid for pid in family if os.path.exists(f"/proc/{pid}") and _is_running(pid)]
+    epochs = ("--epochs", content["epoch"] + 1)
+    train(frames, run, "--resume", *epochs)
+    train(frames, tmp_path / "whole", *epochs)
+    assert same(everything(run), everything(tmp_path / "whole"))
+
+
 def test_the_log_is_cut_to_the_resumed_position(frames, tmp_path):
     """Lines written after the last save, and one cut by the kill, are written again and stand there once."""
     train(frames, tmp_path / "run", "--print-freq", 1, "--epochs", 1)

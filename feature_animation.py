@@ -9,7 +9,7 @@ code animated videos of intuitive physics.
 from moco import cli, distributed, files
 from moco.analysis import film
 from moco.cli import UserError
-from moco.data.frame_folder import FrameFolder
+from moco.data.folders import FrameFolder
 from moco.networks import architectures, layers, opening, vit
 
 
@@ -54,9 +54,8 @@ def main(argv=None):
     name = args.name or f"intphys_feature_animation_{'attention' if args.attention else args.feature_idx}.mp4"
     path = files.refuse_overwrite(files.make_output_dir(args.save_dir, [args.data]) / name, args.overwrite)
 
-    indices = range(min(args.frames, len(frames)))
     images, maps, indices = film.images_and_maps(
-        function, frames, indices, args.image_size, device, args.batch_size, args.workers
+        function, frames, frames.in_time()[: args.frames], args.image_size, device, args.batch_size, args.workers
     )
     files.write_args(path.parent, cli.flags(args), opened.checkpoints)
     heatmaps, titles = film.upsample(maps, images.shape[1:3], stride), film.titles(frames, indices, shown)

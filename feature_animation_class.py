@@ -8,7 +8,7 @@ Output: computers_feature_animation_IDX.mp4 in --save-dir; the published code an
 
 from moco import cli, distributed, files
 from moco.analysis import film
-from moco.data.frame_folder import FrameFolder
+from moco.data.folders import FrameFolder
 from moco.networks import architectures, layers, opening
 
 
@@ -41,7 +41,7 @@ def main(argv=None):
     images, maps, indices = film.images_and_maps(
         class_map(trunk, weights[number]),
         frames,
-        range(min(args.frames, len(frames))),
+        frames.in_time()[: args.frames],
         args.image_size,
         device,
         args.batch_size,

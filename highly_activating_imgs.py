@@ -13,7 +13,7 @@ from moco import cli, distributed, files, pictures, plots
 from moco.analysis import features, units
 from moco.cli import UserError
 from moco.data import augment
-from moco.data.frame_folder import FrameFolder
+from moco.data.folders import FrameFolder
 from moco.networks import architectures, layers, opening
 
 
@@ -87,15 +87,15 @@ def describe_units(neurons, best, frames, selectivity, preferred_class):
     return entries
 
 
-def image_row(entry, paths, labels, size):
+def image_row(entry, contents, labels, size):
     """The row of a unit's entry in the figure: (lines of text, [images (size, size, 3) uint8]).
 
-    paths: of its top images. labels: {class: its label in figures}.
+    contents: the files of its top images. labels: {class: its label in figures}.
     """
     lines = [f"unit {entry['unit']}"]
     if "selectivity" in entry:
         lines += [f"selectivity {entry['selectivity']:.2f}", labels[entry["preferred_class"]]]
-    images = [augment.decode(path.read_bytes()) for path in paths]
+    images = [augment.decode(content) for content in contents]
     return lines, [augment.resize_center_crop(image, size) for image in images]
 
 
@@ -129,8 +129,8 @@ def main(argv=None):
     labels = dict(zip(frames.classes, plots.drawable(frames.classes, plots.CAPTION_LENGTH), strict=True))
     rows = []
     for entry in entries:
-        paths = [frames.path(index) for index in best.indices[:, entry["unit"]]]
-        rows.append(image_row(entry, paths, labels, args.image_size))
+        contents = [frames.read(index) for index in best.indices[:, entry["unit"]]]
+        rows.append(image_row(entry, contents, labels, args.image_size))
     pictures.image_rows(rows, path)
     print(f"top {len(best.values)} of {counts.sum()} images for {len(entries)} units: {path.with_suffix('.pdf')}")
     if len(best.values) < args.top:

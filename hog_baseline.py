@@ -21,6 +21,7 @@ from moco import cli, files
 from moco.analysis import features, report
 from moco.cli import UserError
 from moco.data import augment
+from moco.data.folders import read_part
 from moco.pool import WorkerPool
 
 BLOCK = 48  # pixels: 3x3 cells
@@ -41,10 +42,10 @@ def hog_features(image):
     return hog(image, 9, (16, 16), (3, 3), block_norm="L2", channel_axis=-1).astype(np.float32)
 
 
-def read_features(path, report=None):
-    """(shape, HOG) of the image at path, or the reason why it has none. report: of WorkerPool; an image is no work."""
+def read_features(location, report=None):
+    """(shape, HOG) of the image at FrameFolder.location(), or the reason why it has none. report: of WorkerPool."""
     try:
-        image = augment.decode(path.read_bytes())
+        image = augment.decode(read_part(*location))
     except (augment.BadImage, OSError) as error:
         return str(error)
     if min(image.shape[:2]) < BLOCK:
@@ -59,12 +60,12 @@ def all_features(frames, images, workers, cache):
     """
 
     def compute(missing):
-        paths = [frames.path(i) for i in missing]
+        paths, locations = [frames.path(i) for i in missing], [frames.location(i) for i in missing]
         known = np.setdiff1d(images, missing)
         size = augment.decode(frames.read(known[0])).shape if len(known) else None
         needed = min(workers, len(paths) // IMAGES_PER_WORKER)
         with WorkerPool(needed) as pool, cli.Progress(len(paths), "HOG", "images") as progress:
-            for index, result in pool.as_completed(read_features, paths):
+            for index, result in pool.as_completed(read_features, locations):
                 progress.update()
                 if isinstance(result, str):
                     progress.write(f"{paths[index]}: {result}; left out")

@@ -17,7 +17,7 @@ from moco import cli, distributed, files, pictures, plots
 from moco.analysis import film
 from moco.cli import UserError
 from moco.data import loader
-from moco.data.frame_folder import FrameFolder
+from moco.data.folders import FrameFolder
 from moco.networks import architectures, layers, opening, vit
 
 

@@ -13,7 +13,7 @@ the queue: high while the queue still contains its initial random keys, then low
 import moco_utils
 from moco import cli, distributed, files
 from moco.data import recordings
-from moco.data.frame_folder import FrameFolder
+from moco.data.folders import FrameFolder
 
 
 def parse_args(argv=None):

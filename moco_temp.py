@@ -15,7 +15,7 @@ from functools import partial
 import moco_utils
 from moco import cli, distributed, files
 from moco.data import recordings
-from moco.data.frame_folder import FrameFolder
+from moco.data.folders import FrameFolder
 from moco_utils import EpochPairs, TemporalPairs
 
 

@@ -13,7 +13,7 @@ import numpy as np
 from moco import cli, distributed, files, plots
 from moco.analysis import features, units
 from moco.cli import UserError
-from moco.data.frame_folder import FrameFolder
+from moco.data.folders import FrameFolder
 from moco.networks import architectures, layers, opening
 
 

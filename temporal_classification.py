@@ -14,7 +14,7 @@ import torch
 from moco import cli, distributed, files
 from moco.cli import UserError
 from moco.data import augment, loader, recordings
-from moco.data.frame_folder import FrameFolder
+from moco.data.folders import FrameFolder
 from moco.networks import architectures, opening
 from moco.training import engine
 from moco.training.run import Run

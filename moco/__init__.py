@@ -26,11 +26,9 @@ directly in this folder may be imported from anywhere, those of a sub-package by
 
     data/                   for videos, training and analysis
         manifest            the plan of a frame folder
-        index               any other folder of images
-        packed              a folder of tars of images
-        archive             one tar
         recordings          child, date and age; order; which of them to use; where an image is from, and tables of it
-        frame_folder        the images of one or several folders, by index
+        folders             the images of one or several folders, by index
+        tars                images in tars
         loader              the order of images in an epoch, its batches, and the processes that read them
         augment             augmentation
 

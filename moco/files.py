@@ -144,6 +144,11 @@ def retry_transient(path, read):
     raise UserError(f"cannot read {path}: {reason}; check the disk, and re-run to resume")
 
 
+def printable(name):
+    r"""A path as text, with the bytes that are not valid UTF-8 escaped: \udcff for the byte 0xff."""
+    return str(name).encode(errors="backslashreplace").decode()
+
+
 def read_text(path):
     """The text of the file at path, in UTF-8 or, with a byte-order mark, UTF-16. UserError if it cannot be read."""
     try:

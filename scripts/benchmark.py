@@ -37,7 +37,7 @@ sys.path.insert(0, str(ROOT))
 from moco import cli, distributed  # noqa: E402
 from moco.builder import MoCo  # noqa: E402
 from moco.data import augment, loader  # noqa: E402
-from moco.data.frame_folder import FrameFolder  # noqa: E402
+from moco.data.folders import FrameFolder  # noqa: E402
 from moco.networks import architectures  # noqa: E402
 
 FPS = 5  # read_saycam.py's default

@@ -19,7 +19,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from moco import cli, files, pictures, plots  # noqa: E402
 from moco.analysis import accuracy  # noqa: E402
 from moco.data import augment, manifest  # noqa: E402
-from moco.data.frame_folder import FrameFolder  # noqa: E402
+from moco.data.folders import FrameFolder  # noqa: E402
 from scripts import report_page  # noqa: E402
 from scripts.paper_report import read_log  # noqa: E402
 

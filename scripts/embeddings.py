@@ -27,7 +27,7 @@ from moco import cli, distributed, files, pictures, plots  # noqa: E402
 from moco.analysis import embeddings, features, similarity  # noqa: E402
 from moco.cli import UserError  # noqa: E402
 from moco.data import augment, loader, manifest  # noqa: E402
-from moco.data.frame_folder import FrameFolder  # noqa: E402
+from moco.data.folders import FrameFolder  # noqa: E402
 from moco.networks import architectures, layers, opening, released  # noqa: E402
 
 ROWS, COLUMNS = 12, 10  # of images in the figure of nearest neighbors

@@ -1,38 +1,37 @@
 """Pack a folder of images into uncompressed tars, one per video or class, or unpack them again.
 
     python scripts/pack_frames.py frames_S --save-dir packed_S --verify
-    python scripts/pack_frames.py packed_S --save-dir frames_S --unpack
 
 Input: a folder of frames with its manifest.json, or any folder with a folder of images per class. Output, in
---save-dir: one tar per video or, without a manifest, per class and gigabyte; manifest.json; and tars.index, which says
-where each image is. All scripts read a packed folder as they read the images, with the same results to the last bit:
-thousands of files in place of millions, for clusters that limit their number or are slow to open them. Re-run the
-command to resume.
+--save-dir: a tar per video or class; manifest.json; and tars.index, which says where each image is. All scripts read a
+packed folder as they read the images, with the same results to the last bit: thousands of files in place of millions,
+for clusters that limit their number or are slow to open them. Re-run the command to resume.
 """
 
-import os
 import shlex
 import shutil
 import sys
 from contextlib import closing
-from itertools import accumulate, count, pairwise
+from itertools import accumulate, pairwise
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from moco import cli, files  # noqa: E402
 from moco.cli import UserError  # noqa: E402
-from moco.data import archive, manifest, packed, recordings  # noqa: E402
-from moco.data.frame_folder import FrameFolder  # noqa: E402
-
-PART_BYTES = 10**9  # a tar of a class ends with the image that reaches this size
+from moco.data import augment, manifest, recordings, tars  # noqa: E402
+from moco.data.folders import FrameFolder  # noqa: E402
 
 
 def parse_args(argv=None):
     parser = cli.parser(__doc__)
-    parser.add_argument("data", type=Path, metavar="FOLDER", help="folder of images; with --unpack, a packed folder")
+    parser.add_argument("data", type=Path, metavar="FOLDER", help="folder of images, or packed folder")
     cli.shared_flags(parser, "--save-dir")
     task = parser.add_mutually_exclusive_group()
-    task.add_argument("--verify", action="store_true", help="then read all packed images and compare them")
+    task.add_argument(
+        "--verify",
+        action="store_true",
+        help="then read all packed images and compare them; with a packed FOLDER, only decode its images",
+    )
     task.add_argument("--unpack", action="store_true", help="write the images of a packed folder as files")
     return parser.parse_args(argv)
 
@@ -58,33 +57,31 @@ def pack(data, folder):
 
     Images that cannot be read are left out. UserError if folder has anything else than tars of these images.
     """
-    frames, images = FrameFolder(data), manifest.load(data)
-    if packed.is_packed(data):
+    frames, plan = FrameFolder(data), manifest.read(data)
+    if tars.is_packed(data):
         raise UserError(f"{data} is packed already; to unpack it, give --unpack")
-    if packed.has_loose_images(folder):
+    own = dict(groups(frames))
+    if tars.has_loose_images(folder):
         raise UserError(f"{folder} has folders or images; choose a new --save-dir")
-    if images is not None:
-        plan = manifest.read(data)
+    if others := sorted(set(tars.list_tars(folder)) - own.keys()):
+        raise UserError(f"{folder} has {others[0]}, which is none of the tars of {data}; choose a new --save-dir")
+    if plan is not None:
         if (manifest.read(folder) or plan) != plan:
             raise UserError(f"{folder} has the {manifest.NAME} of other frames; choose a new --save-dir")
         copy_plan(data, folder, plan)
-    command = shlex.join(["python", "scripts/pack_frames.py", str(data), "--save-dir", str(folder)])
-    packed.write_index(folder / packed.NAME, [], [], complete=False, command=command)
-    builder = packed.IndexBuilder(images)
+    tars.mark_incomplete(folder, shlex.join(["python", "scripts/pack_frames.py", str(data), "--save-dir", str(folder)]))
     with Progress(len(frames), "pack") as progress:
-        for names, numbers, limit in _groups(frames, images):
-            for name in names:
-                tar = folder / name
-                if tar.exists():
-                    members = list(archive.scan(tar))
-                    progress.update(len(members))
-                else:
-                    members = archive.write(tar, _read(frames, numbers, limit, progress))
-                builder.add(name, members)
-                numbers = _after(members, frames, numbers, tar)
-                if not numbers:
-                    break
-    builder.write(folder / packed.NAME)
+        for name, numbers in own.items():
+            if not (folder / name).exists():
+                tars.write(folder / name, _read(frames, numbers, progress))
+            elif tars.scan(folder / name)[0].keys() <= {frames.relative_path(i) for i in numbers}:
+                progress.update(len(numbers))
+            else:
+                raise UserError(f"{folder / name} has other images; remove it, or choose a new --save-dir")
+    (folder / tars.INDEX).unlink()
+    dots = sum(Path(frames.relative_path(i)).stem.count(".") > 0 for i in range(len(frames)))
+    if dots:
+        print(f"note: {dots} names have several dots; WebDataset takes what follows the first one for the file type")
 
 
 def copy_plan(data, folder, plan):
@@ -96,46 +93,42 @@ def copy_plan(data, folder, plan):
     manifest.write(folder, plan)
 
 
-def _groups(frames, images):
-    """(names of its tars, range of its images, bytes that complete a tar) of each video of a manifest, or class."""
+def groups(frames):
+    """(name of its tar, range of its images) for each video of a manifest or, without one, for each class."""
+    images = manifest.load(frames.folder)
     if images is not None:
-        return [([tar], numbers, float("inf")) for tar, numbers in images.tars().items()]
-    edges = list(pairwise(accumulate(frames.counts, initial=0)))
-    tops = [frames.relative_path(first).rpartition("/")[0].partition("/")[0] for first, _ in edges]
-    tops = [top or frames.folder.resolve().name for top in tops]
-    return [(_part_names(top), range(*edge), PART_BYTES) for top, edge in zip(tops, edges, strict=True)]
+        return images.tars().items()
+    ranges = [range(*edges) for edges in pairwise(accumulate(frames.counts, initial=0))]
+    tops = [frames.relative_path(own[0]).rpartition("/")[0].partition("/")[0] for own in ranges]
+    return zip(manifest.tar_names([top or frames.folder.resolve().name for top in tops]), ranges, strict=True)
 
 
-def _part_names(top):
-    return (f"{top}-{part:04d}.tar" for part in count())
-
-
-def _read(frames, numbers, limit, progress):
-    """Yield (name, time of modification, bytes) of the numbered images, until they have limit bytes."""
-    size = 0
+def _read(frames, numbers, progress):
+    """Yield (name, time of modification, bytes) of the numbered images."""
     for i in numbers:
-        if size >= limit:
-            return
         try:
-            with frames.path(i).open("rb") as file:
-                content, modified = file.read(), os.fstat(file.fileno()).st_mtime
+            content, modified = frames.read(i), frames.path(i).stat().st_mtime
         except OSError as error:
             progress.write(f"{frames.name(i)}: {error.strerror}; left out")
             continue
-        size += len(content)
         yield frames.relative_path(i), modified, content
         progress.add(len(content))
 
 
-def _after(members, frames, numbers, tar):
-    """The range of the numbered images after the members of a tar; UserError unless these are among them."""
-    last = members[-1][0] if members else None
-    for i in numbers:
-        if frames.relative_path(i) == last:
-            return range(i + 1, numbers.stop)
-    if members:
-        raise UserError(f"{tar} has other images; remove it, or choose a new --save-dir")
-    return range(0)  # none can be read
+def check(folder):
+    """UserError unless every image of a packed folder can be read and decoded."""
+    frames, bad = FrameFolder(folder), []
+    with Progress(len(frames), "verify") as progress:
+        for i in range(len(frames)):
+            content = _content(frames, i)[1] or b""
+            try:
+                augment.decode(content)
+            except augment.BadImage as error:
+                bad.append(f"{frames.path(i)} ({error})")
+            progress.add(len(content))
+    if bad:
+        raise UserError(f"{len(bad)} of {len(frames)} images cannot be decoded, the first is {bad[0]}")
+    print(f"{folder} has {len(frames)} images, which can all be decoded")
 
 
 def verify(data, folder):
@@ -168,13 +161,13 @@ def unpack(data, folder):
 
     Files that exist must be complete or, after a kill, the beginning of the image; else a UserError is raised.
     """
-    frames, plan = FrameFolder(data), manifest.read(data)
-    if not packed.is_packed(data):
+    if not tars.is_packed(data):
         raise UserError(f"{data} has no tars to unpack")
+    frames, plan = FrameFolder(data), manifest.read(data)
     with Progress(len(frames), "unpack") as progress:
         for i in range(len(frames)):
             name, content = _content(frames, i)
-            if not archive.is_safe_name(name):
+            if not tars.is_safe_name(name):
                 raise UserError(f"{frames.path(i)} would be outside of {folder}; remove it from {data}")
             if content is None:
                 progress.write(f"{frames.path(i)}: cannot be read; left out")
@@ -193,6 +186,8 @@ def unpack(data, folder):
 
 def main(argv=None):
     args = parse_args(argv)
+    if args.verify and args.data.is_dir() and tars.is_packed(args.data):
+        return check(args.data)
     folder = files.make_output_dir(args.save_dir, [args.data])
     with closing(files.lock(folder)):
         files.remove_temporary_files(folder)

@@ -4,6 +4,7 @@ import json
 import os
 
 import av
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -12,7 +13,7 @@ import feature_animation as script
 from moco import files
 from moco.analysis import film
 from moco.cli import UserError
-from moco.data.frame_folder import FrameFolder
+from moco.data.folders import FrameFolder
 from moco.networks import layers
 from tests.support import golden
 
@@ -52,6 +53,16 @@ def test_a_film_of_a_folder_in_order(frames, tmp_path, network):
     left, right = images[:, 30:60, 10:60].mean((1, 2)), images[:, 30:60, 80:125].mean((1, 2))
     assert left.argmax(1).tolist() == [2] * 8 + [1] * 8 + [0] * 8  # OpenCV wrote blue first
     assert (right[:, 2] > left[:, 2] / 2 + 30).all()  # in this range all is at the blue end
+
+
+def test_frames_without_a_manifest_are_in_the_natural_order_of_their_names(tmp_path, network):
+    for k in range(1, 13):
+        path = tmp_path / "frames" / f"frame_{k}.png"
+        path.parent.mkdir(exist_ok=True)
+        cv2.imwrite(str(path), np.full((40, 40, 3), 20 * k, np.uint8))
+    images, _ = animate(tmp_path / "frames", tmp_path / "film", network, "--side-by-side")
+    brightness = images[:, 30:60, 10:60].mean((1, 2, 3))
+    assert len(images) == 12 and (np.diff(brightness) > 10).all()
 
 
 def test_frames_give_the_length_and_every_run_records_flags_and_checkpoint(frames, tmp_path, network, capsys):

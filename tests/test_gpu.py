@@ -13,7 +13,7 @@ import torch
 
 from moco import distributed
 from moco.data import augment, loader
-from moco.data.frame_folder import FrameFolder
+from moco.data.folders import FrameFolder
 from moco.distributed import ProcessContext
 from moco.networks import architectures
 from moco.training import engine

@@ -12,7 +12,7 @@ from moco import pictures
 from moco.analysis import features, units
 from moco.cli import UserError
 from moco.data import loader
-from moco.data.frame_folder import FrameFolder
+from moco.data.folders import FrameFolder
 from moco.networks import opening
 from tests.support import golden
 

@@ -10,7 +10,7 @@ import hog_baseline
 import linear_decoding
 from moco.analysis import report
 from moco.cli import UserError
-from moco.data.frame_folder import FrameFolder
+from moco.data.folders import FrameFolder
 from tests.support import golden
 
 pytestmark = pytest.mark.usefixtures("empty_figures")
@@ -39,7 +39,7 @@ def stripes(tmp_path):
 def test_features_are_the_published_ones():
     expected = np.load(golden.DATA / "hog.npz")
     for name, row in zip(expected["files"], expected["features"], strict=True):
-        _, found = hog_baseline.read_features(golden.IMAGES / name)
+        _, found = hog_baseline.read_features((golden.IMAGES / name, 0, None))
         assert found.dtype == np.float32 and found.shape == (11664,)
         np.testing.assert_allclose(found, row, atol=1e-5)
 
@@ -119,7 +119,7 @@ def test_an_image_read_later_has_the_size_of_those_read_before(stripes, tmp_path
     frames, read = FrameFolder(stripes), hog_baseline.read_features
     cv2.imwrite(str(stripes / "down" / "3.png"), np.zeros((72, 64), np.uint8))
     images, path = np.arange(20), stripes / "down" / "3.png"
-    monkeypatch.setattr(hog_baseline, "read_features", lambda each, report: "failed" if each == path else read(each))
+    monkeypatch.setattr(hog_baseline, "read_features", lambda each, report: "away" if each[0] == path else read(each))
     rows = hog_baseline.all_features(frames, images, 0, tmp_path)
     assert np.isnan(rows[:, 0]).sum() == 1
     monkeypatch.undo()

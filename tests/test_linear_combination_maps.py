@@ -13,7 +13,7 @@ from moco import files, pictures
 from moco.analysis import film
 from moco.cli import UserError
 from moco.data import loader
-from moco.data.frame_folder import FrameFolder
+from moco.data.folders import FrameFolder
 from moco.networks import architectures, checkpoint, layers, opening
 from tests.support import golden
 

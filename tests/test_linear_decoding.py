@@ -15,7 +15,7 @@ from moco import cli, files, plots
 from moco.analysis import accuracy, features, report, splits
 from moco.cli import UserError
 from moco.data import augment, loader
-from moco.data.frame_folder import FrameFolder
+from moco.data.folders import FrameFolder
 from moco.networks import architectures, checkpoint, opening
 from tests.support import golden
 from tests.support.inputs import make_frames, save_network

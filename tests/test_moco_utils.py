@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 import moco_img
 from moco.cli import UserError
 from moco.data import loader, manifest
-from moco.data.frame_folder import FrameFolder
+from moco.data.folders import FrameFolder
 from moco.distributed import ProcessContext
 from moco_utils import EpochPairs, TemporalPairs, learning_rate, resolve_bn_splits
 from tests.data.test_manifest import images, make

@@ -192,7 +192,7 @@ def test_classes_by_name_and_by_video_are_those_of_image_folder(tmp_path):
         complete, plain = manifest.load(save_dir), ImageFolder(save_dir)
         assert complete.classes == plain.classes
         assert [str(save_dir / complete.path(i)) for i in range(len(complete))] == [path for path, _ in plain.samples]
-        assert complete.class_sizes() == np.bincount(plain.targets).tolist()
+        assert complete.counts == np.bincount(plain.targets).tolist()
     assert (tmp_path / "name" / "cup" / "cup_1_0000.jpeg").is_file()
     assert manifest.load(tmp_path / "name").classes == ["Ball 2", "cup", "ü"]
     assert (tmp_path / "video" / "cup_1.2" / "img_0000.jpeg").is_file()
@@ -216,13 +216,13 @@ def test_videos_of_several_folders_follow_one_another(tmp_path):
 def test_size_quality_rotation_shift_and_the_short_last_class(videos, tmp_path):
     read(videos, tmp_path / "a", "--size", "96", "--quality", "30", "--no-rotate", "--seg-len", "2", "--drop-last")
     complete = manifest.load(tmp_path / "a")
-    assert complete.class_sizes() == [10, 10, 10, 10]
+    assert complete.counts == [10, 10, 10, 10]
     image = tmp_path / "a" / complete.path(3)
     assert cv2.imread(str(image)).shape == (96, 96, 3)
     assert number(image, rotated=False) == 18
     read(videos, tmp_path / "b", "--size", "96", "--no-rotate", "--seg-len", "2.5")
     assert image.stat().st_size < 0.7 * (tmp_path / "b" / complete.path(3)).stat().st_size
-    assert manifest.load(tmp_path / "b").class_sizes()[0] == 12
+    assert manifest.load(tmp_path / "b").counts[0] == 12
     with pytest.raises(cli.UserError, match="--drop-last"):
         read(videos, tmp_path / "c", "--drop-last")
     assert not (tmp_path / "c").exists()

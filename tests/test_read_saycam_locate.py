@@ -169,7 +169,7 @@ def test_moments_become_classes_of_the_nearest_frames(videos, tmp_path, capsys):
     lines = [f"{NAMES[0]},1.0,ball", f"{NAMES[0]},2.51,cup", f"{NAMES[0]},0.99,cup", f"{stem},2,ball", f"{stem},99,cup"]
     table.write_text("\n".join(["file,seconds,class", *lines]))
     images = read(videos, tmp_path / "out", "--moments", table)
-    assert images.classes == ["ball", "cup"] and images.class_sizes() == [2, 2]
+    assert images.classes == ["ball", "cup"] and images.counts == [2, 2]
     found = {images.path(i): images.source(i) for i in range(len(images))}
     wanted = {"S_20130417_0600_01_0000": 1.0, "S_20130720_0903_02_0000": 2.0}
     for name, source in found.items():

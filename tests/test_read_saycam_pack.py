@@ -5,14 +5,20 @@ import time
 import pytest
 
 from moco.cli import UserError
-from moco.data import archive, manifest, packed
-from moco.data.frame_folder import FrameFolder
+from moco.data import manifest, tars
+from moco.data.folders import FrameFolder
 from moco.videos import images
 from scripts import pack_frames
+from tests import test_read_saycam
 from tests.support.videos import write_video, write_videos
-from tests.test_read_saycam import SMALL, read, start, tree
+from tests.test_read_saycam import SMALL, read, start
 
 PACK = (*SMALL, "--pack")
+
+
+def tree(folder):
+    """{relative path: bytes} of the files in folder without the index, which has times of modification."""
+    return {name: content for name, content in test_read_saycam.tree(folder).items() if name != tars.INDEX}
 
 
 @pytest.fixture(scope="module")
@@ -38,13 +44,13 @@ def test_tars_have_the_images_of_the_plain_reader(videos, expected, tmp_path):
     assert read(videos, tmp_path / "files", *SMALL) is None
     assert read(videos, tmp_path / "tars", *PACK) is None
     assert tree(tmp_path / "tars") == expected
-    assert {"S_20130417_0600_01.tar", "b.tar", "c.tar", "manifest.json", "videos.csv", packed.NAME} < expected.keys()
+    assert {"S_20130417_0600_01.tar", "b.tar", "c.tar", "manifest.json", "videos.csv"} < expected.keys()
     assert not [name for name in expected if name.endswith("jpeg")]
-    files, tars = (FrameFolder(tmp_path / kind) for kind in ("files", "tars"))
+    files, packed = (FrameFolder(tmp_path / kind) for kind in ("files", "tars"))
     assert [(files.name(i), files.read(i)) for i in range(len(files))] == [
-        (tars.name(i), tars.read(i)) for i in range(len(tars))
+        (packed.name(i), packed.read(i)) for i in range(len(packed))
     ]
-    names = [name for name, _, _ in archive.scan(tmp_path / "tars" / "c.tar")]
+    names = list(tars.scan(tmp_path / "tars" / "c.tar")[0])
     assert names == sorted(names)
     pack_frames.main([str(tmp_path / "tars"), "--save-dir", str(tmp_path / "unpacked"), "--unpack"])
     files = {name: content for name, content in tree(tmp_path / "files").items() if name.endswith("jpeg")}
@@ -73,13 +79,13 @@ def test_tars_are_the_same_after_kills(tmp_path, kills):
     killed.mkdir()
     for n in range(kills):
         process = start(folder, killed, *large, "--workers", "2")
-        while process.poll() is None and len(packed.list_tars(killed)) <= n:
+        while process.poll() is None and len(tars.list_tars(killed)) <= n:
             time.sleep(0.005)
         assert process.poll() is None, "the process ended before the kill"
         process.kill()
         process.communicate()
-        for tar in packed.list_tars(killed):
-            assert len(list(archive.scan(killed / tar))) == 100
+        for tar in tars.list_tars(killed):
+            assert len(tars.scan(killed / tar)[0]) == 100
     assert not manifest.read(killed)["complete"]
     assert read(folder, killed, *large, workers=2) is None
     assert tree(killed) == tree(plain)

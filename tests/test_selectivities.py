@@ -12,7 +12,7 @@ import selectivities as script
 from moco import files, plots
 from moco.analysis import features, units
 from moco.cli import UserError
-from moco.data.frame_folder import FrameFolder
+from moco.data.folders import FrameFolder
 from moco.networks import architectures
 from tests.support import golden
 from tests.support.inputs import make_frames

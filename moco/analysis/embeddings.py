@@ -1,5 +1,6 @@
 """Export the embeddings of many images: which images, what is known of each, and files that are written in parts."""
 
+import os
 from itertools import groupby, pairwise
 from pathlib import Path
 
@@ -8,7 +9,7 @@ import numpy as np
 from moco import files
 from moco.analysis import features, splits
 from moco.cli import UserError
-from moco.data.index import printable
+from moco.files import printable
 
 PART = 64 * features.BATCH  # images per part; batches never span parts, so that they do not depend on a resume
 SOURCE = ("recording", "frame", "second", "child", "date", "age_months")
@@ -43,6 +44,11 @@ class ImageList:
     def path(self, i):
         """The path of image i."""
         return self.folder / self._names[i]
+
+    def state(self, i):
+        """The size and times of the file of image i; OSError if it is missing."""
+        state = os.stat(self.path(i))
+        return state.st_size, state.st_mtime_ns, state.st_ctime_ns
 
     def read(self, i):
         """The bytes of the file of image i; OSError if it cannot be read."""

@@ -12,7 +12,7 @@ import torch
 from moco import cli, files, plots
 from moco.analysis import accuracy, splits
 from moco.cli import UserError
-from moco.data.frame_folder import FrameFolder
+from moco.data.folders import FrameFolder
 from moco.networks import checkpoint
 
 C_VALUES = np.logspace(-5, 3, 9)  # inverse strengths of the L2 penalty

@@ -14,9 +14,9 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
-from moco import distributed
+from moco import distributed, files
 from moco.cli import UserError
-from moco.data import augment, index
+from moco.data import augment
 from moco.distributed import ProcessContext
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet statistics of RGB values from 0 to 1
@@ -140,7 +140,7 @@ class FrameLoader:
             )
 
     def _printable(self, i):
-        return index.printable(str(self.frames.path(i)))
+        return files.printable(self.frames.path(i))
 
 
 def in_order(frames, size, device, workers, images=None, batch_size=64):

@@ -198,8 +198,8 @@ class Manifest:
     A slot is the position of an image in the plan, whether it could be decoded or not; image i is in the i-th slot of
     those with an image. Everything else follows by arithmetic.
 
-    folder: where the images are. slots: the number of slots. videos: their entries in the plan. classes: names of the
-    class folders with images.
+    folder: where the images are. slots: the number of slots. videos: their entries in the plan. classes, counts: names
+    of the class folders with images, and the number of images in each.
     """
 
     def __init__(self, plan, folder="."):
@@ -224,7 +224,7 @@ class Manifest:
         self._slots = slots
         counts = np.diff(self._before(self._class_starts))
         self.classes = [name for name, count in zip(self._class_names, counts, strict=True) if count]
-        self._class_sizes = counts[counts > 0].tolist()
+        self.counts = counts[counts > 0].tolist()
 
     def _before(self, slots):
         """The number of images before each of some slots."""
@@ -242,10 +242,6 @@ class Manifest:
         selected._set_images(self._slots[self._slots < np.array(ends)[videos]])
         return selected
 
-    def class_sizes(self):
-        """The number of images of each class, in the order of classes."""
-        return self._class_sizes
-
     def slot(self, i):
         """The slot of image i."""
         if not 0 <= i < len(self):
@@ -258,16 +254,24 @@ class Manifest:
 
     def path(self, i):
         """The file of image i, relative to the folder, with forward slashes."""
-        return slot_path(self._plan, self.videos[self.video(i)], self.slot(i))
+        return self._slot_path(self.slot(i))
 
-    def find(self, path):
-        """The index of the image in a file, relative to the folder; None if there is none."""
+    def _slot_path(self, slot):
+        return slot_path(self._plan, self.videos[bisect_right(self._video_starts, slot) - 1], slot)
+
+    def slot_of(self, path):
+        """The slot of a path relative to the folder, with or without an image; None if there is none."""
         prefix, _, number = path.removesuffix(".jpeg").rpartition("_")
         if prefix not in self._prefix_starts or not number.isdecimal():
             return None
-        slot = min(self._prefix_starts[prefix] + int(number), self.slots)
-        i = int(self._before(slot))
-        return i if i < len(self) and self.path(i) == path else None
+        slot = self._prefix_starts[prefix] + int(number)
+        return slot if slot < self.slots and self._slot_path(slot) == path else None
+
+    def find(self, path):
+        """The index of the image with a path, relative to the folder; None if there is none."""
+        slot = self.slot_of(path)
+        i = len(self) if slot is None else int(self._before(slot))
+        return i if i < len(self) and self.slot(i) == slot else None
 
     @cached_property
     def _prefix_starts(self):

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from moco import cli, files
-from moco.data import manifest, packed, recordings
+from moco.data import manifest, recordings, tars
 from moco.videos import images, pool
 
 OWN = (manifest.NAME, manifest.TIMES, recordings.FRAMES_TABLE, recordings.VIDEOS_TABLE)  # files in a frame folder
@@ -355,7 +355,7 @@ def _finish(folder, plan):
         _remove_done_files(folder)
         raise _nothing_readable(plan)
     if plan["settings"].get("pack"):
-        packed.load(Path(folder), complete)  # makes the index
+        tars.Tars(Path(folder), complete)  # makes the index
     plan["complete"] = True
     recordings.write_videos_table(complete)
     manifest.write(folder, plan)

@@ -9,7 +9,7 @@ import numpy as np
 
 from moco import files
 from moco.cli import UserError
-from moco.data import archive, manifest
+from moco.data import manifest, tars
 from moco.videos.probe import probe
 from moco.videos.video import UnreadableVideo, check_disk, frames
 
@@ -138,7 +138,7 @@ def extract_images(folder, plan, task, report):
             report(index)
 
     if "tar" in entry:
-        archive.write(Path(folder) / entry["tar"], members())
+        tars.write(Path(folder) / entry["tar"], members())
     else:
         for name, _, jpeg in members():
             write_image(folder, name, jpeg)

@@ -13,7 +13,7 @@ from torch import nn
 from moco import plots
 from moco.analysis import film
 from moco.cli import UserError
-from moco.data.frame_folder import FrameFolder
+from moco.data.folders import FrameFolder
 
 CPU = torch.device("cpu")
 SHADES = [(200, 40, 40), (40, 200, 40), (40, 40, 200), (128, 128, 128), (250, 250, 20)]

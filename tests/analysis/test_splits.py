@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from moco.analysis import splits
 from moco.cli import UserError
 from moco.data import manifest
-from moco.data.frame_folder import FrameFolder
+from moco.data.folders import FrameFolder
 
 
 def options(*words):

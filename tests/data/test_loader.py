@@ -14,7 +14,7 @@ from torchvision import datasets, transforms
 
 from moco.cli import UserError
 from moco.data import augment, loader
-from moco.data.frame_folder import FrameFolder
+from moco.data.folders import FrameFolder
 from moco.distributed import ProcessContext
 from tests import support
 

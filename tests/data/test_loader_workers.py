@@ -19,7 +19,7 @@ faulthandler.dump_traceback_later(110, exit=True)  # shows where a program hangs
 import torch
 from moco import cli
 from moco.data import augment, loader
-from moco.data.frame_folder import FrameFolder
+from moco.data.folders import FrameFolder
 
 SIGNALS = signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2
 photos = sys.argv[1]

@@ -49,7 +49,7 @@ def test_every_answer_is_that_of_the_plain_list(slots, missing, by, window):
     folders = [path.split("/")[0] for path, _, _ in plain]
     assert len(found) == len(plain)
     assert found.classes == sorted(set(folders))
-    assert found.class_sizes() == [folders.count(name) for name in found.classes]
+    assert found.counts == [folders.count(name) for name in found.classes]
     assert [found.find(path) for path, _, _ in plain] == list(range(len(plain)))
     everywhere = images({**plan, "videos": [{**video, "missing": []} for video in plan["videos"]]})
     for path in {path for path, _, _ in everywhere} - {path for path, _, _ in plain}:

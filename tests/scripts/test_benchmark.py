@@ -6,7 +6,7 @@ from argparse import Namespace
 import pytest
 
 from moco.data import augment, loader
-from moco.data.frame_folder import FrameFolder
+from moco.data.folders import FrameFolder
 from scripts import benchmark
 from tests.support import GOLDEN
 from tests.support.videos import write_video

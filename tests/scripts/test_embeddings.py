@@ -20,7 +20,7 @@ from moco import files
 from moco.analysis import embeddings, features, similarity
 from moco.cli import UserError
 from moco.data import loader, manifest
-from moco.data.frame_folder import FrameFolder
+from moco.data.folders import FrameFolder
 from moco.networks import architectures, layers, opening
 from scripts import embeddings as script
 from tests.support import ROOT, golden

@@ -14,10 +14,10 @@ import pytest
 
 from moco import cli
 from moco.cli import UserError
-from moco.data import archive, packed
-from moco.data.frame_folder import FrameFolder
+from moco.data import tars
+from moco.data.folders import FrameFolder
 from scripts import pack_frames
-from tests.data.test_frame_folder import make_folder
+from tests.data.test_folders import make_folder
 from tests.support.inputs import make_frames
 
 
@@ -26,14 +26,9 @@ def pack(data, folder, *flags):
 
 
 def tree(folder):
-    """{relative path: bytes} of the files of folder that are not hidden."""
-    paths = [path for path in folder.rglob("*") if path.is_file() and not path.name.startswith(".")]
+    """{relative path: bytes} of the files of folder that are not hidden, nor an index, which has times of files."""
+    paths = [path for path in folder.rglob("[!.]*") if path.is_file() and path.name != tars.INDEX]
     return {path.relative_to(folder).as_posix(): path.read_bytes() for path in paths}
-
-
-@pytest.fixture
-def small_parts(monkeypatch):
-    monkeypatch.setattr(pack_frames, "PART_BYTES", 5000)
 
 
 @pytest.fixture
@@ -43,10 +38,10 @@ def videos(tmp_path):
 
 
 @pytest.mark.parametrize("kind", ["videos", "frames"])
-def test_packing_and_unpacking_restore_every_byte(kind, request, tmp_path, capsys, small_parts):
+def test_packing_and_unpacking_restore_every_byte(kind, request, tmp_path, capsys):
     data = request.getfixturevalue(kind)
     pack(data, tmp_path / "packed", "--verify")
-    assert set(packed.list_tars(tmp_path / "packed")) < set(os.listdir(tmp_path / "packed"))
+    assert set(tars.list_tars(tmp_path / "packed")) < set(os.listdir(tmp_path / "packed"))
     pack(tmp_path / "packed", tmp_path / "unpacked", "--unpack")
     assert tree(tmp_path / "unpacked") == tree(data)
     lines = capsys.readouterr().out.splitlines()
@@ -66,11 +61,11 @@ TASKS = ("pack", "verify", "unpack")
 
 
 @pytest.mark.parametrize("kind", ["videos", "frames"])
-def test_a_packing_that_is_interrupted_is_resumed(kind, request, tmp_path, monkeypatch, small_parts):
+def test_a_packing_that_is_interrupted_is_resumed(kind, request, tmp_path, monkeypatch):
     """Every tar is interrupted once; until the last one is complete, the folder is refused."""
     data = request.getfixturevalue(kind)
     pack(data, tmp_path / "undisturbed")
-    write_tar, tried = archive.write, set()
+    write_tar, tried = tars.write, set()
 
     def interrupt_once(path, members):
         if path.name not in tried:
@@ -82,12 +77,12 @@ def test_a_packing_that_is_interrupted_is_resumed(kind, request, tmp_path, monke
         raise InterruptedError
         yield
 
-    monkeypatch.setattr(archive, "write", interrupt_once)
-    tars = packed.list_tars(tmp_path / "undisturbed")
-    for n in range(len(tars)):
+    monkeypatch.setattr(tars, "write", interrupt_once)
+    names = tars.list_tars(tmp_path / "undisturbed")
+    for n in range(len(names)):
         with pytest.raises(InterruptedError):
             pack(data, tmp_path / "packed")
-        assert packed.list_tars(tmp_path / "packed") == tars[:n]
+        assert tars.list_tars(tmp_path / "packed") == names[:n]
         with pytest.raises(
             UserError, match=f"packed is not complete; to finish it: python .*pack_frames.py .*{kind} --"
         ):
@@ -102,13 +97,13 @@ def test_killed_processes_leave_only_complete_tars(tmp_path):
     for kills in range(1, 4):
         process = multiprocessing.get_context("fork").Process(target=pack, args=(data, folder))
         process.start()
-        while process.is_alive() and len(packed.list_tars(folder)) < 4 * kills:
+        while process.is_alive() and len(tars.list_tars(folder)) < 4 * kills:
             time.sleep(0.001)
         process.kill()
         process.join()
         assert process.exitcode == -signal.SIGKILL
-        for tar in packed.list_tars(folder):
-            assert len(list(archive.scan(folder / tar))) == 30
+        for tar in tars.list_tars(folder):
+            assert len(tars.scan(folder / tar)[0]) == 30
     pack(data, folder, "--verify")
     pack(data, tmp_path / "undisturbed")
     assert tree(folder) == tree(tmp_path / "undisturbed")
@@ -131,13 +126,34 @@ def test_an_interrupted_unpacking_is_resumed(frames, tmp_path):
 
 def test_verify_names_what_differs(frames, tmp_path):
     pack(frames, tmp_path / "packed")
-    with open(tmp_path / "packed" / "class_0001-0000.tar", "r+b") as file:
+    with open(tmp_path / "packed" / "class_0001.tar", "r+b") as file:
         file.seek(600)
         file.write(b"rot")
     with pytest.raises(UserError, match=r"1 images? .*class_0001/img_0000.jpeg"):
         pack(frames, tmp_path / "packed", "--verify")
-    (tmp_path / "packed" / "class_0001-0000.tar").unlink()
+    (tmp_path / "packed" / "class_0001.tar").unlink()
     pack(frames, tmp_path / "packed", "--verify")
+
+
+def test_a_packed_folder_is_verified_by_itself(frames, tmp_path, capsys):
+    pack(frames, tmp_path / "packed")
+    pack_frames.main([str(tmp_path / "packed"), "--verify"])
+    assert "packed has 24 images, which can all be decoded" in capsys.readouterr().out
+    path = tmp_path / "packed" / "class_0001.tar"
+    offset, size = tars.scan(path)[0]["class_0001/img_0002.jpeg"]
+    with open(path, "r+b") as file:
+        file.seek(offset)
+        file.write(bytes(size))
+    with pytest.raises(UserError, match=r"1 of 24 images cannot be decoded, the first is .*class_0001/img_0002.jpeg"):
+        pack_frames.main([str(tmp_path / "packed"), "--verify"])
+
+
+def test_names_that_webdataset_cuts_are_counted(tmp_path, capsys):
+    pack(make_frames(tmp_path / "a.b"), tmp_path / "packed")
+    assert "note" not in capsys.readouterr().out
+    (tmp_path / "a.b" / "class_0001" / "img_0002.jpeg").rename(tmp_path / "a.b" / "class_0001" / "img.2.jpeg")
+    pack(tmp_path / "a.b", tmp_path / "again")
+    assert "note: 1 names have several dots" in capsys.readouterr().out
 
 
 def test_images_that_cannot_be_read_are_left_out_by_name(videos, tmp_path, capsys):
@@ -146,7 +162,7 @@ def test_images_that_cannot_be_read_are_left_out_by_name(videos, tmp_path, capsy
     assert capsys.readouterr().out.count("class_0001/img_0003.jpeg: No such file or directory; left out") == 1
     frames = FrameFolder(tmp_path / "packed")
     assert len(frames) == 41
-    with pytest.raises(FileNotFoundError, match="it is in no tar"):
+    with pytest.raises(FileNotFoundError):
         frames.read(12)
     pack(tmp_path / "packed", tmp_path / "out", "--unpack")
     assert tree(tmp_path / "out") == tree(videos)
@@ -158,10 +174,10 @@ def test_images_that_cannot_be_read_are_left_out_by_name(videos, tmp_path, capsy
 )
 def test_unpacking_writes_nothing_outside(tmp_path, names, capsys):
     (tmp_path / "packed").mkdir()
-    archive.write(tmp_path / "packed" / "x.tar", [(name, 0, b"x") for name in names])
+    tars.write(tmp_path / "packed" / "x.tar", [(name, 0, b"x") for name in names])
     pack(tmp_path / "packed", tmp_path / "in" / "out", "--unpack")
     assert tree(tmp_path / "in") == {"out/c/1.jpeg": b"x"}
-    assert f"x.tar: {names[0]} is not a name below the folder; left out" in capsys.readouterr().out
+    assert f"{tmp_path / 'packed'}: left out of its tars: names outside of the folder (1)" in capsys.readouterr().out
     assert not os.path.exists("/tmp/packed_out.jpeg")
 
 
@@ -174,9 +190,9 @@ def test_a_manifest_that_leads_outside_is_refused(videos, tmp_path):
         video |= {"class": "../../evil", "prefix": "img"}
     path.write_text(json.dumps(plan))
     name = "../../evil/img_0000.jpeg"
-    for tar in packed.list_tars(tmp_path / "packed"):
-        archive.write(tmp_path / "packed" / tar, [(name, 0, b"x")])
-    (tmp_path / "packed" / packed.NAME).unlink()
+    for tar in tars.list_tars(tmp_path / "packed"):
+        tars.write(tmp_path / "packed" / tar, [(name, 0, b"x")])
+    (tmp_path / "packed" / tars.INDEX).unlink()
     with pytest.raises(UserError, match="outside"):
         pack(tmp_path / "packed", tmp_path / "in" / "deep" / "out", "--unpack")
     assert not (tmp_path / "in" / "evil").exists()
@@ -185,11 +201,11 @@ def test_a_manifest_that_leads_outside_is_refused(videos, tmp_path):
 def test_a_full_disk_keeps_what_is_complete(tmp_path, small_disk):
     data = make_frames(tmp_path / "frames", [f"c{n}" for n in range(8)], n=20, size=64)
     disk = small_disk("300k")
-    with pytest.raises(UserError, match=r"cannot write .*c\d-0000.tar: No space left on device; free some space"):
+    with pytest.raises(UserError, match=r"cannot write .*c\d.tar: No space left on device; free some space"):
         pack(data, disk / "packed")
-    tars = packed.list_tars(disk / "packed")
-    assert tars and not [name for name in os.listdir(disk / "packed") if "moco-tmp" in name]
-    assert all(len(list(archive.scan(disk / "packed" / tar))) == 20 for tar in tars)
+    complete = tars.list_tars(disk / "packed")
+    assert complete and not [name for name in os.listdir(disk / "packed") if "moco-tmp" in name]
+    assert all(len(tars.scan(disk / "packed" / tar)[0]) == 20 for tar in complete)
     shutil.copytree(disk / "packed", tmp_path / "packed")
     pack(data, tmp_path / "packed", "--verify")
     with pytest.raises(OSError) as error:
@@ -226,5 +242,8 @@ def test_mistakes_are_one_line(frames, videos, tmp_path):
     with pytest.raises(UserError, match="has the manifest.json of other frames"):
         pack(more, tmp_path / "packed videos")
     make_frames(tmp_path / "fewer", n=3)
-    with pytest.raises(UserError, match="class_0000-0000.tar has other images"):
+    with pytest.raises(UserError, match="class_0000.tar has other images"):
         pack(tmp_path / "fewer", tmp_path / "packed")
+    (tmp_path / "packed" / "class_0000.tar").rename(tmp_path / "packed" / "class_0000-0000.tar")
+    with pytest.raises(UserError, match="has class_0000-0000.tar, which is none of the tars of"):
+        pack(frames, tmp_path / "packed")

@@ -12,7 +12,7 @@ from torch import distributed as dist
 
 from moco import cli, distributed
 from moco.data import augment, loader
-from moco.data.frame_folder import FrameFolder
+from moco.data.folders import FrameFolder
 from tests import support
 
 ENDS = {  # the exit status and the message of each

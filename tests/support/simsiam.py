@@ -5,7 +5,7 @@ from torch import nn
 from torch.nn import functional
 
 from moco.data import augment, loader
-from moco.data.frame_folder import FrameFolder
+from moco.data.folders import FrameFolder
 from moco.networks import architectures
 from moco.training import engine
 from moco.training.run import Run

@@ -128,7 +128,7 @@ HANGS = """
 import os, sys, time
 import temporal_classification
 from moco import cli
-from moco.data.frame_folder import FrameFolder
+from moco.data.folders import FrameFolder
 
 def read(frames, i):
     while os.path.exists(sys.argv[-1]):

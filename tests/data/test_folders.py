@@ -1,8 +1,12 @@
-"""Several folders as one, and the images of selected recordings: the same images as a plain list would give."""
+"""Folders of images, by a scan or a manifest, one or several, all or selected: what a plain list would give."""
 
 import json
 import os
+import subprocess
+import sys
 import time
+from collections import Counter
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -14,11 +18,12 @@ from torchvision.datasets import ImageFolder
 import moco_temp
 import temporal_classification
 from moco.cli import UserError
-from moco.data import manifest, recordings
-from moco.data.frame_folder import FrameFolder
+from moco.data import manifest, recordings, tars
+from moco.data.folders import FrameFolder
 from moco.data.recordings import Selection
 from moco.networks import checkpoint
 from scripts import pack_frames
+from tests import support
 from tests.data.test_manifest import SETTINGS
 from tests.support.training import SMALL, everything, same
 from tests.test_moco_img import SMALL as SMALL_MOCO
@@ -52,6 +57,152 @@ def make_folder(folder, slots, missing=(), size=40, names=NAMES):
     return folder
 
 
+# --- folders without a manifest
+
+
+def touch(folder, *names):
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).touch()
+
+
+def paths(frames):
+    return [frames.path(i) for i in range(len(frames))]
+
+
+STEMS = st.text("ab-_Z0", min_size=1, max_size=3)
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.sets(st.tuples(STEMS, st.sampled_from(["", "in/", "in-2/", "in/deep/"]), STEMS), min_size=1, max_size=12),
+       st.sampled_from([".jpg", ".JPEG", ".png", ".webp"]))  # fmt: skip
+def test_order_and_classes_are_those_of_imagefolder(tmp_path_factory, tree, ending):
+    folder = tmp_path_factory.mktemp("tree")
+    touch(folder, *(f"{top}/{inner}{name}{ending}" for top, inner, name in tree))
+    theirs, ours = ImageFolder(folder), FrameFolder(folder)
+    assert [str(path) for path in paths(ours)] == [path for path, _ in theirs.samples]
+    assert ours.classes == theirs.classes and ours.labels().tolist() == theirs.targets
+    assert [ours.label(i) for i in range(len(ours))] == theirs.targets
+    assert ours.counts == np.bincount(theirs.targets).tolist()
+    assert sorted(path.name for path in folder.iterdir()) == ours.classes  # nothing is written there
+
+
+def test_hidden_entries_empty_folders_and_other_files_are_ignored(tmp_path):
+    touch(tmp_path, "b/1.jpg", "d/2.jpg", "d/inner/3.jpg")
+    expected = FrameFolder(tmp_path)
+    touch(tmp_path, ".ipynb_checkpoints/1.jpg", "b/._1.jpg", "b/.hidden/1.jpg", "d/notes.txt", "a/notes.txt", "0.jpg")
+    (tmp_path / "c").mkdir()
+    os.mkfifo(tmp_path / "b" / "pipe.jpg")
+    os.symlink(tmp_path / "nowhere.jpg", tmp_path / "b" / "dangling.jpg")
+    os.symlink(tmp_path, tmp_path / "d" / "inner" / "loop")
+    ours = FrameFolder(tmp_path)
+    assert ours.classes == ["b", "d"] and paths(ours) == paths(expected) and ours.counts == [1, 2]
+
+
+def test_names_may_be_any_bytes(tmp_path):
+    names = [b"a\n.jpg", "é 1.jpg".encode(), b"\xff\xfe.jpg"]
+    for folder in (b"x", b"\xfd"):
+        (tmp_path / os.fsdecode(folder)).mkdir()
+        for name in names:
+            Path(os.fsdecode(os.fsencode(tmp_path) + b"/" + folder + b"/" + name)).touch()
+    frames = FrameFolder(tmp_path)
+    assert all(path.exists() for path in paths(frames)) and len(frames) == 6
+    assert frames.classes == ["x", r"\udcfd"] and frames.name(5) == r"\udcfd/\udcff\udcfe.jpg"
+
+
+def test_one_flat_folder_is_one_class(tmp_path):
+    touch(tmp_path / "toys", "2.png", "1.png", ".0.png")
+    frames = FrameFolder(tmp_path / "toys")
+    assert frames.classes == ["toys"] and [path.name for path in paths(frames)] == ["1.png", "2.png"]
+    assert frames.labels().tolist() == [0, 0]
+
+
+@pytest.mark.parametrize("kind", ["missing", "empty", "file", "no images", "empty manifest"])
+def test_a_folder_without_images_is_refused(tmp_path, kind):
+    folder = tmp_path / "frames of S"
+    if kind == "file":
+        folder.touch()
+    elif kind != "missing":
+        folder.mkdir()
+    if kind == "no images":
+        touch(folder, "a/notes.txt", "b/.hidden.jpg")
+    if kind == "empty manifest":
+        manifest.write(folder, make_plan([0]))
+    with pytest.raises(UserError, match="frames of S"):
+        FrameFolder(folder)
+
+
+def test_time_without_a_manifest_is_the_natural_order_of_names(tmp_path):
+    """Indices and labels stay those of ImageFolder."""
+    touch(tmp_path / "tree", *(f"{name}/frame_{k}.png" for name in ("a", "b") for k in range(1, 13)))
+    frames = FrameFolder(tmp_path / "tree")
+    assert [frames.name(i) for i in range(3)] == ["a/frame_1.png", "a/frame_10.png", "a/frame_11.png"]
+    in_time = [f"{name}/frame_{k}.png" for name in ("a", "b") for k in range(1, 13)]
+    assert [frames.name(i) for i in frames.in_time()] == in_time
+    for k, name in enumerate(in_time):
+        i = frames.in_time()[k]
+        near = {frames.name(j) for j in frames.neighbors(i, 2)}
+        assert near == {in_time[j] for j in range(max(0, k - 2), min(24, k + 3)) if j != k and in_time[j][0] == name[0]}
+    touch(tmp_path / "padded", *(f"a/{k:02d}.png" for k in range(12)))
+    assert FrameFolder(tmp_path / "padded").in_time().tolist() == list(range(12))
+
+
+# --- memory
+
+WORKER = """
+import os, re, sys
+import numpy as np
+from pathlib import Path
+from moco.data.folders import FrameFolder
+def private(kind):
+    return sum(map(int, re.findall(kind + r":\\s*(\\d+) kB", Path("/proc/self/smaps_rollup").read_text()))) / 1024
+FrameFolder(sys.argv[1])
+before = private("Anonymous")
+frames = FrameFolder(sys.argv[1])
+opened = private("Anonymous") - before
+pipe = os.pipe()
+if os.fork() == 0:
+    before = private("Private_Dirty")
+    for i in np.random.default_rng(0).integers(len(frames), size=20_000).tolist():
+        frames.path(i)
+    os.write(pipe[1], str(private("Private_Dirty") - before).encode())
+    os._exit(0)
+os.wait()
+print(len(frames), opened, os.read(pipe[0], 100).decode())
+"""
+
+
+def measure_memory(folder):
+    """The number of images of a folder, MB that opening it takes, and MB that a forked worker then takes for itself."""
+    done = subprocess.run([sys.executable, "-c", WORKER, folder], capture_output=True, text=True, cwd=support.ROOT)
+    assert done.returncode == 0, done.stderr
+    n, opened, worker = done.stdout.splitlines()[-1].split()
+    return int(n), float(opened), float(worker)
+
+
+@pytest.mark.parametrize("millions", [0.2, pytest.param(8, marks=pytest.mark.thorough)])
+@pytest.mark.parametrize("kind", ["manifest", "tars and manifest", "tars"])
+def test_opening_millions_of_images_takes_little_memory(tmp_path, monkeypatch, kind, millions):
+    """By a manifest, an image takes 4 bytes, and for a moment 12."""
+    n, per_video = int(millions * 10**6), 5000
+    names = [f"{k:04d}.mp4" for k in range(n // per_video)]
+    images = manifest.Manifest(make_plan([per_video] * len(names), names=names))
+    if "manifest" in kind:
+        manifest.write(tmp_path, make_plan([per_video] * len(names), names=names))
+    if "tars" in kind:
+        own = {path: images.video_images(k) for k, path in enumerate(manifest.video_tars(images.videos))}
+        monkeypatch.setattr(
+            tars, "scan", lambda path: ({images.path(i): (512 * i, 9) for i in own[path.name]}, {}, Counter())
+        )
+        touch(tmp_path, *own)
+        FrameFolder(tmp_path)  # stores the index
+    n_images, opened, worker = measure_memory(tmp_path)
+    assert n_images == n and opened < 20 + 13 * millions and worker < 10
+
+
+# --- several folders, and selections
+
+
 @settings(deadline=None)
 @given(
     slots=st.lists(st.integers(0, 30), min_size=4, max_size=4),
@@ -75,7 +226,7 @@ def test_a_selected_manifest_is_the_plain_list_of_its_images(slots, missing, sha
         near = [paths.index(everything_.path(j)) for j in everything_.neighbors(kept[i], window) if j in kept]
         assert list(selected.neighbors(i, window)) == near
     folders = [path.split("/")[0] for path in paths]
-    assert selected.class_sizes() == [folders.count(name) for name in selected.classes]
+    assert selected.counts == [folders.count(name) for name in selected.classes]
 
 
 def test_a_selection_of_ages_has_the_frames_of_the_recordings_of_these_ages(tmp_path):

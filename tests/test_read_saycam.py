@@ -124,7 +124,8 @@ def test_a_video_that_is_done_is_not_read_again(videos, tmp_path, monkeypatch):
     monkeypatch.setattr(images, "frames", lambda path, *rest: opened.append(Path(path).stem) or iter(()))
     read(videos, tmp_path, *SMALL, "--plan")
     extract.mark_done(tmp_path, 1, [], None)
-    # An earlier version wrote a line per video, and was killed in the third one.
+    (tmp_path / ".done-4.json").write_text('\n{"video": 4, "miss')  # by a process that was killed
+    # An earlier version wrote a line per video.
     (tmp_path / "filled-host-1.jsonl").write_text('\n{"video": 3, "missing": [], "reason": null}\n{"video": 2, "miss')
     read(videos, tmp_path, *SMALL)
     assert sorted(opened) == ["a", "c", "e"]

@@ -261,9 +261,8 @@ def read_videos(folder, plan, roots, selections, workers, shard=(0, 1)):
         _remove_done_files(folder)  # another process may have written one after the plan was complete
         return plan
     videos, done = plan["videos"], completed_videos(folder)
-    part, parts = shard
     longest_first = sorted(range(len(videos)), key=lambda number: -videos[number]["frames"])  # so that all end together
-    numbers = [number for number in longest_first[part::parts] if number not in done]
+    numbers = [number for number in longest_first[shard[0] :: shard[1]] if number not in done]
     tars = manifest.video_tars(videos) if plan["settings"].get("pack") else []
     tasks = []
     for number in numbers:
@@ -310,8 +309,9 @@ def mark_done(folder, number, missing, reason):
 
     So several machines can share the work on a network disk. reason: why slots are missing, or None.
     """
-    record = {"video": number, "missing": missing, "reason": reason}
-    files.write_text(Path(folder) / f".done-{number}.json", json.dumps(record))
+    record = json.dumps({"video": number, "missing": missing, "reason": reason})
+    # The line break comes first, because a killed process may have written half a line.
+    files.append(Path(folder) / f".done-{number}.json", f"\n{record}")
 
 
 def completed_videos(folder):
@@ -320,7 +320,7 @@ def completed_videos(folder):
     for path in _done_files(folder):
         with suppress(FileNotFoundError):  # another process has just completed the plan
             for line in path.read_text(encoding="utf-8").splitlines():
-                with suppress(ValueError):  # half a line, of a killed process of an earlier version
+                with suppress(ValueError):  # half a line
                     record = json.loads(line)
                     done[record["video"]] = record
     return done
@@ -360,7 +360,8 @@ def _finish(folder, plan):
     recordings.write_videos_table(complete)
     manifest.write(folder, plan)
     _remove_done_files(folder)
-    files.remove_temporary_files(folder)  # of killed processes; nothing writes to a complete folder
+    for path in [*Path(folder).glob(".image.*.moco-tmp"), *Path(folder).glob(".*.moco-tmp.tar")]:
+        path.unlink(missing_ok=True)  # of a killed process; another shard may be writing the manifest
     return plan
 
 
@@ -383,8 +384,8 @@ def _nothing_readable(plan):
 
 def print_summary(plan, with_size=False):
     """Print the numbers of videos, images and classes of a plan, the expected size if asked, and what was left out."""
-    videos, in_folder = plan["videos"], manifest.Manifest(plan)
-    videos = [video for video in videos if video["slots"]]
+    in_folder = manifest.Manifest(plan)
+    videos = [video for video in plan["videos"] if video["slots"]]
     hours = sum(manifest.seconds(plan, video) for video in videos) / 3600
     frames = sum(video["frames"] for video in videos)
     n_classes = len(in_folder.classes)

@@ -9,7 +9,7 @@ same as .json, with file names.
 
 import numpy as np
 
-from moco import cli, distributed, files, pictures, plots
+from moco import cli, distributed, files, plots
 from moco.analysis import features, units
 from moco.cli import UserError
 from moco.data import augment
@@ -131,7 +131,7 @@ def main(argv=None):
     for entry in entries:
         contents = [frames.read(index) for index in best.indices[:, entry["unit"]]]
         rows.append(image_row(entry, contents, labels, args.image_size))
-    pictures.image_rows(rows, path)
+    plots.image_rows(rows, path)
     print(f"top {len(best.values)} of {counts.sum()} images for {len(entries)} units: {path.with_suffix('.pdf')}")
     if len(best.values) < args.top:
         print(f"fewer images than --top {args.top} could be read")

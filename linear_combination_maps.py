@@ -13,7 +13,7 @@ from functools import partial
 
 import numpy as np
 
-from moco import cli, distributed, files, pictures, plots
+from moco import cli, distributed, files, plots
 from moco.analysis import film
 from moco.cli import UserError
 from moco.data import loader
@@ -67,7 +67,7 @@ def draw_attention(images, maps, stride, names, heads, path):
     """
     maps = maps.unbind(1) if heads else [maps.mean(1)]
     columns = [images, *(film.overlay(images, film.upsample(head, images.shape[1:3], stride)) for head in maps)]
-    pictures.image_rows([([name], row) for name, *row in zip(names, *columns, strict=True)], path)
+    plots.image_rows([([name], row) for name, *row in zip(names, *columns, strict=True)], path)
 
 
 def main(argv=None):
@@ -115,7 +115,7 @@ def main(argv=None):
         heatmaps = film.upsample(film.class_activation_map(maps, head.weight[number]), images.shape[1:3])
         shown = film.overlay(images, heatmaps) if args.overlay else masked(images, heatmaps)
         captions = list(zip(true, predicted, strict=True))
-        pictures.image_grid(shown, captions, path, f"class activation maps: {names[number]}")
+        plots.image_grid(shown, captions, path, f"class activation maps: {names[number]}")
     print(f"{len(images)} images: {path.with_suffix('.pdf')} and .png")
 
 

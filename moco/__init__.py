@@ -11,8 +11,7 @@ directly in this folder may be imported from anywhere, those of a sub-package by
     rendezvous              ranks and addresses from torchrun and SLURM
     gpus                    GPUs, and why torch cannot use them
     builder                 MoCo, as in its paper
-    plots                   figures of numbers
-    pictures                figures of images
+    plots                   every figure
 
     networks/               for training, analysis and builder
         architectures       architectures by name

@@ -1,8 +1,8 @@
-"""Every figure: curves, bars, matrices. Each is written as a PDF and a PNG."""
+"""Every figure: curves, bars, matrices, grids and rows of images. Each is written as a PDF and a PNG."""
 
 import functools
 import itertools
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import numpy as np
@@ -29,15 +29,48 @@ MAX_CELLS = 1200  # per side of a dissimilarity matrix
 MAX_GROUPS = 40  # in the legend of a scatter plot
 LABEL_LENGTH = 40  # characters of a name in a figure of numbers ...
 CAPTION_LENGTH = 19  # ... and below or beside an image
-DEFAULT_FONT = "DejaVu Sans"  # comes with matplotlib
+# Matplotlib takes each character from the first of these that has it. The first two come with it.
+FONTS = ("DejaVu Sans", "STIXGeneral", "Noto Sans CJK SC", "Noto Sans CJK JP", "WenQuanYi Micro Hei")
+FONTS += ("Arial Unicode MS", "Microsoft YaHei", "Malgun Gothic", "Nirmala UI", "Noto Sans Devanagari")
+
+
+@functools.cache
+def _fonts():
+    """The installed ones of FONTS, and the code points that they have."""
+    from matplotlib import font_manager
+    from matplotlib.ft2font import FT2Font
+
+    found = {}
+    for family in FONTS:
+        with suppress(ValueError):  # it is not installed
+            found[family] = FT2Font(font_manager.findfont(family, fallback_to_default=False)).get_charmap()
+    return list(found), frozenset().union(*found.values())
+
+
+def _legible(text):
+    """text with codes such as \\u732b in place of the characters that no font of the figures has."""
+    _, characters = _fonts()
+    return "".join(c if ord(c) in characters else c.encode("unicode_escape").decode() for c in text)
+
+
+def drawable(names, length=LABEL_LENGTH):
+    """names as figures show them: legible, and shortened in the middle to length."""
+    names = map(_legible, names)
+    return [n if len(n) <= length else f"{n[: length - length // 4 - 3]}...{n[-(length // 4) :]}" for n in names]
+
+
+def jet():
+    """The colors of the color map jet, float32 (256, 3), from 0 to 1."""
+    import matplotlib
+
+    return matplotlib.colormaps["jet"](np.arange(256))[:, :3].astype(np.float32)
 
 
 @contextmanager
-def _figure(path, width, height, names=(), layout="constrained"):
+def _figure(path, width, height, layout="constrained"):
     """A Figure of width x height inches, written to path as .pdf and .png at the end, atomically.
 
-    It has a largest size: a page of MAX_INCHES, a PNG of MAX_PIXELS. names: texts from the user, for which fonts are
-    looked up. layout: Matplotlib's layout engine.
+    It has a largest size: a page of MAX_INCHES, a PNG of MAX_PIXELS. layout: Matplotlib's layout engine.
     """
     import matplotlib  # it takes half a second, which --help does not need
     from matplotlib.figure import Figure
@@ -45,8 +78,7 @@ def _figure(path, width, height, names=(), layout="constrained"):
     path = Path(path)
     scale = min(1, MAX_INCHES / max(width, height))
     width, height = scale * width, scale * height
-    families = {font[0] for name in names if (font := find_font(name))} - {DEFAULT_FONT}
-    with matplotlib.rc_context({**STYLE, "font.family": [DEFAULT_FONT, *sorted(families)]}):
+    with matplotlib.rc_context({**STYLE, "font.family": _fonts()[0]}):
         figure = Figure(figsize=(width, height), layout=layout)
         yield figure
         for ending, dpi, metadata in (
@@ -58,64 +90,17 @@ def _figure(path, width, height, names=(), layout="constrained"):
 
 
 @contextmanager
-def page(path, width, height, names):
+def _page(path, width, height):
     """The axes of a figure, as in _figure, whose coordinates are inches from the top left corner."""
-    with _figure(path, width, height, names, layout="none") as figure:
+    with _figure(path, width, height, layout="none") as figure:
         axes = figure.add_axes((0, 0, 1, 1), xlim=(0, width), ylim=(height, 0))
         axes.axis("off")
         yield axes
 
 
-def _legend(figure, handles, labels):
-    """A legend to the right of figure; Matplotlib itself leaves out labels that start with an underscore."""
-    legend = figure.legend(handles, [str(i) for i in range(len(labels))], loc="outside right upper", fontsize=8)
-    for text, label in zip(legend.get_texts(), labels, strict=True):
-        text.set_text(label)
-
-
-@functools.cache
-def _characters(font):
-    """The code points in a font file; none for a font of bitmaps (color emoji), which Matplotlib cannot draw."""
-    from matplotlib.ft2font import FT2Font
-
-    face = FT2Font(font)
-    return frozenset(face.get_charmap()) if face.scalable else frozenset()
-
-
-def find_font(text):
-    """(family, file) of an installed font that has all characters of text; None if there is none."""
-    from matplotlib import font_manager
-
-    needed = {ord(character) for character in text}
-    fonts = [font for font in font_manager.fontManager.ttflist if not font.name.startswith("Last Resort")]  # of boxes
-    for font in sorted(fonts, key=lambda font: (font.name != DEFAULT_FONT, font.style != "normal", font.weight != 400)):
-        if needed <= _characters(font.fname):
-            return font.name, font.fname
-    return None
-
-
-def drawable(names, length=LABEL_LENGTH):
-    """names as a figure can show them: shortened to length, and the position in place of one that no font can draw.
-
-    Prints the names that were replaced.
-    """
-    labels, replaced = [], []
-    for position, name in enumerate(names):
-        label = name if len(name) <= length else f"{name[: length - length // 4 - 3]}...{name[-(length // 4) :]}"
-        if not find_font(label):
-            label = str(position)
-            replaced.append(f"{label}: {name!r}")
-        labels.append(label)
-    if replaced:
-        print(f"no installed font has the characters of some names; figures show numbers: {', '.join(replaced)}")
-    return labels
-
-
-def jet():
-    """The colors of the color map jet, float32 (256, 3), from 0 to 1."""
-    import matplotlib
-
-    return matplotlib.colormaps["jet"](np.arange(256))[:, :3].astype(np.float32)
+def _legend_width(labels):
+    """The width of a legend beside a figure, in inches."""
+    return max(1.4, 0.4 + 0.07 * max(map(len, labels)))
 
 
 NOT_METRICS = ("epoch", "step", "images", "images_per_second", "waiting", "lr")
@@ -134,8 +119,9 @@ def training_curve(records, path):
     names = list(dict.fromkeys(name.removeprefix("val_") for name in names))
     with _figure(path, 3.5 * max(len(names), 1), 2.8) as figure:
         for axes, name in zip(figure.subplots(1, max(len(names), 1), squeeze=False)[0], names, strict=False):
-            _line(axes, records, name, COLORS[0], "training")
-            _line(axes, records, f"val_{name}", COLORS[1], "test")
+            for key, color, label in ((name, COLORS[0], "training"), (f"val_{name}", COLORS[1], "test")):
+                if known := [(record["epoch"], record[key]) for record in records if record.get(key) is not None]:
+                    axes.plot(*np.transpose(known), color=color, label=label, marker="o", markersize=3, clip_on=False)
             axes.set(xlabel="epoch", ylabel=METRIC_LABELS.get(name, name))
             if name.startswith("acc"):
                 axes.set_ylim(0, 100)
@@ -144,14 +130,8 @@ def training_curve(records, path):
                 axes.set_ylim(min(0, low), max(0, 1.05 * high))
             if len(axes.lines) > 1:
                 axes.legend(loc="best")
-            axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+            axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
             axes.grid(axis="y", color="0.9")
-
-
-def _line(axes, records, key, color, label):
-    known = [(record["epoch"], record[key]) for record in records if record.get(key) is not None]
-    if known:
-        axes.plot(*np.transpose(known), color=color, label=label, marker="o", markersize=3, clip_on=False)
 
 
 def accuracy_bars(models, path):
@@ -159,35 +139,30 @@ def accuracy_bars(models, path):
 
     models: {model: {task: {'mean', 'std' (or None), 'majority', 'chance'}}}, accuracies from 0 to 1.
     """
-    tasks = {}
-    for model, by_task in models.items():
-        for task, entry in by_task.items():
-            tasks.setdefault(task, {})[model] = entry
-    labels, task_labels = drawable(list(models)), drawable(list(tasks))
-    styles = list(zip(range(len(models)), itertools.cycle(itertools.product(("", "///", "..."), COLORS))))
+    tasks = list(dict.fromkeys(task for by_task in models.values() for task in by_task))
+    labels, styles = drawable(models), itertools.cycle(itertools.product(("", "///", "..."), COLORS))
     bar_width = 0.84 / len(models)
-    legend = max(1.4, 0.4 + 0.07 * max(map(len, labels)))
-    width = 0.8 + legend + len(tasks) * (0.5 + 0.38 * len(models))
+    width = 0.8 + _legend_width(labels) + len(tasks) * (0.5 + 0.38 * len(models))
     height = max(3.4, 0.18 * (len(models) + 4))
-    with _figure(path, width, height, labels + task_labels) as figure:
+    with _figure(path, width, height) as figure:
         axes = figure.subplots()
         bars, lines = {}, {}
-        for position, entries in enumerate(tasks.values()):
-            for (number, (hatch, color)), model in zip(styles, models, strict=True):
-                if model not in entries:
-                    continue
-                x = position - 0.42 + (number + 0.5) * bar_width
-                mean, std = (100 * (entries[model][key] or 0) for key in ("mean", "std"))
+        for number, (by_task, (hatch, color)) in enumerate(zip(models.values(), styles, strict=False)):
+            for task, entry in by_task.items():
+                x = tasks.index(task) - 0.42 + (number + 0.5) * bar_width
+                mean, std = (100 * (entry[key] or 0) for key in ("mean", "std"))
                 style = {"hatch": hatch, "color": color, "edgecolor": "white", "linewidth": 0}
                 bars[number] = axes.bar(x, mean, 0.92 * bar_width, **style)
                 axes.errorbar(x, mean, std, color="0.25", capsize=2, linewidth=1)
                 axes.text(x, mean + std + 1, f"{mean:.1f}", ha="center", fontsize=7)
-            baselines = next(iter(entries.values()))
+        for position, task in enumerate(tasks):
+            baselines = next(by_task[task] for by_task in models.values() if task in by_task)
             for name, style in (("majority", "--"), ("chance", ":")):
                 edges, level = (position - 0.46, position + 0.46), 100 * baselines[name]
                 (lines[name],) = axes.plot(edges, (level, level), style, color="black", linewidth=1)
-        _legend(figure, [*bars.values(), *lines.values()], [*(labels[number] for number in bars), *lines])
-        axes.set_xticks(range(len(tasks)), task_labels)
+        names = [*(labels[number] for number in bars), *lines]
+        figure.legend([*bars.values(), *lines.values()], names, loc="outside right upper", fontsize=8)
+        axes.set_xticks(range(len(tasks)), drawable(tasks))
         axes.tick_params(axis="x", length=0)
         axes.set(ylabel="top-1 accuracy (%)", ylim=(0, 106), yticks=range(0, 101, 20), xlim=(-0.6, len(tasks) - 0.4))
 
@@ -201,10 +176,9 @@ def accuracy_by_training_images(curves, path):
     from matplotlib.ticker import NullLocator
 
     models = list(dict.fromkeys(model for lines in curves.values() for model in lines))
-    labels, titles = drawable(models), drawable(list(curves))
+    labels, titles = drawable(models), drawable(curves)
     style = dict(zip(models, itertools.cycle(itertools.product(("-", "--", ":"), COLORS))))
-    legend = max(1.4, 0.4 + 0.07 * max(map(len, labels)))
-    with _figure(path, 3.4 * len(curves) + legend, max(3, 0.18 * (len(models) + 2)), labels + titles) as figure:
+    with _figure(path, 3.4 * len(curves) + _legend_width(labels), max(3, 0.18 * (len(models) + 2))) as figure:
         drawn = {}
         panels = figure.subplots(1, len(curves), squeeze=False)[0]
         for axes, lines, title in zip(panels, curves.values(), titles, strict=True):
@@ -218,7 +192,7 @@ def accuracy_by_training_images(curves, path):
             axes.set_xticks(ticks, [str(n) for n in ticks])  # the default is powers of ten in math mode
             axes.xaxis.set_minor_locator(NullLocator())
             axes.grid(axis="y", color="0.9")
-        _legend(figure, [drawn[model] for model in models], labels)
+        figure.legend([drawn[model] for model in models], labels, loc="outside right upper", fontsize=8)
 
 
 def confusion_matrix(counts, classes, path, title):
@@ -231,12 +205,12 @@ def confusion_matrix(counts, classes, path, title):
     step = -(-len(classes) // MAX_LABELS)
     ticks = range(0, len(classes), step)
     side = 1.6 + 0.26 * max(len(ticks), 6)
-    with _figure(path, side + 0.6, side, [*labels, title]) as figure:
+    with _figure(path, side + 0.6, side) as figure:
         axes = figure.subplots()
         image = axes.imshow(fractions, cmap="cividis", vmin=0, vmax=1)
         axes.set_xticks(ticks, labels[::step], rotation=90)
         axes.set_yticks(ticks, labels[::step])
-        axes.set(xlabel="predicted class", ylabel="true class", title=title if find_font(title) else "")
+        axes.set(xlabel="predicted class", ylabel="true class", title=_legible(title))
         figure.colorbar(image, label="fraction of the true class", shrink=0.7)
         if len(classes) <= 30:
             for row, column in np.argwhere(fractions >= 0.005):
@@ -275,17 +249,14 @@ def variance_explained(curves, path):
     """
     from matplotlib.ticker import StrMethodFormatter
 
-    folders = drawable(list(curves))
-    lines = sum(len(by_layer) for by_layer in curves.values())
-    legend = max(1.6, 0.9 + 0.07 * max(map(len, folders)))
-    with _figure(path, 4.8 + legend, max(3.2, 0.2 + 0.17 * lines), folders) as figure:
+    folders = zip(drawable(curves), curves.values(), strict=True)
+    labels = [f"{folder}, layer {layer}" for folder, by_layer in folders for layer in by_layer]
+    with _figure(path, 4.8 + _legend_width(labels), max(3.2, 0.2 + 0.17 * len(labels))) as figure:
         axes = figure.subplots()
-        labels = []
-        for folder, by_layer, style in zip(folders, curves.values(), itertools.cycle(("-", "--", ":", "-."))):
-            for (layer, curve), color in zip(by_layer.items(), itertools.cycle(COLORS)):
+        for by_layer, style in zip(curves.values(), itertools.cycle(("-", "--", ":", "-."))):
+            for curve, color in zip(by_layer.values(), itertools.cycle(COLORS)):
                 axes.plot(np.arange(len(curve)) + 1, 100 * curve, style, color=color)
-                labels.append(f"{folder}, layer {layer}")
-        _legend(figure, list(axes.lines), labels)
+        figure.legend(axes.lines[:], labels, loc="outside right upper", fontsize=8)
         axes.axhline(90, color="0.6", linewidth=0.8, zorder=0)
         axes.set(xscale="log", xlabel="principal components", ylabel="variance explained (%)", ylim=(0, 101))
         axes.xaxis.set_major_formatter(StrMethodFormatter("{x:.0f}"))  # the default is powers of ten in math mode
@@ -307,7 +278,7 @@ def dissimilarity(matrix, labels, classes, path, title):
     names = drawable([classes[label] for label in present])
     shown = range(0, len(names), -(-len(names) // MAX_LABELS))
     side = 2.2 + 0.16 * max(len(shown), 16)
-    with _figure(path, side + 0.8, side, [*names, title]) as figure:
+    with _figure(path, side + 0.8, side) as figure:
         axes = figure.subplots()
         image = axes.imshow(means, cmap="viridis", extent=(0, len(order) / step, len(order) / step, 0))
         ticks = [(edges[i] + edges[i + 1]) / 2 for i in shown]
@@ -318,7 +289,7 @@ def dissimilarity(matrix, labels, classes, path, title):
             for edge in edges[1:-1]:
                 axes.axhline(edge, color="white", linewidth=0.5)
                 axes.axvline(edge, color="white", linewidth=0.5)
-        axes.set_title(title if find_font(title) else "")
+        axes.set_title(_legible(title))
         figure.colorbar(image, label="dissimilarity", shrink=0.7)
 
 
@@ -339,21 +310,86 @@ def scatter(points, values, path, title, name):
         position = {group: number for number, group in enumerate(groups)}
         numbers, name = np.array([position[value] for value in values]), f"{name}, in order"
     labels = drawable(groups) if numbers is None else []
-    name = name if find_font(name) else ""
     width, height = 5.6 + 0.07 * max(map(len, labels), default=8), max(5, 0.3 + 0.18 * len(labels))
-    with _figure(path, width, height, [*labels, title, name]) as figure:
+    with _figure(path, width, height) as figure:
         axes = figure.subplots()
         style = dict(s=np.clip(4000 / len(points), 2, 20), linewidths=0)
         if numbers is None:
             for group, (marker, color) in zip(groups, itertools.product("osD^v", COLORS), strict=False):
                 axes.scatter(*points[[value == group for value in values]].T, color=color, marker=marker, **style)
-            _legend(figure, list(axes.collections), labels)
-            for handle in figure.legends[0].legend_handles:
+            legend = figure.legend(axes.collections[:], labels, loc="outside right upper", fontsize=8)
+            for handle in legend.legend_handles:
                 handle.set_sizes([20])
         else:
             axes.scatter(*points[np.isnan(numbers)].T, color="0.8", **style)
             drawn = axes.scatter(*points.T, c=numbers, cmap="viridis", plotnonfinite=False, **style)
-            figure.colorbar(drawn, label=name, shrink=0.7)
+            figure.colorbar(drawn, label=_legible(name), shrink=0.7)
         axes.set(xticks=(), yticks=())
         axes.set_aspect("equal", "datalim")
-        axes.set_title(title if find_font(title) else "")
+        axes.set_title(_legible(title))
+
+
+def image_grid(images, captions, path, title, columns=12):
+    """Images (N, H, W, 3), 12 a row, to path + '.pdf' and '.png'.
+
+    images: uint8, or floats from 0 to 1. captions: (true, predicted) class of each, written below it; if they differ,
+    the predicted class has an arrow and another color.
+    """
+    columns = min(columns, len(images))
+    rows = -(-len(images) // columns)
+    width = max(columns, 3)
+    with _page(path, width, 1.28 * rows + 0.3) as axes:
+        axes.text(width / 2, 0.17, _legible(title), ha="center", va="center", fontsize=10)
+        for number, (image, (true, predicted)) in enumerate(zip(images, captions, strict=True)):
+            left, top = number % columns, 1.28 * (number // columns) + 0.33
+            axes.imshow(image, extent=(left + 0.03, left + 0.97, top + 0.94, top), aspect="auto")
+            text, color = (predicted, COLORS[0]) if true == predicted else (f"→ {predicted}", COLORS[5])
+            axes.text(left + 0.5, top + 0.97, true, ha="center", va="top", fontsize=6)
+            axes.text(left + 0.5, top + 1.08, text, ha="center", va="top", fontsize=6, color=color)
+
+
+def image_rows(rows, path):
+    """Rows of images, each with lines of text on its left, to path + '.pdf' and '.png'.
+
+    rows: [(lines, images)], images (H, W, 3) uint8; rows may differ in length.
+    """
+    margin = 1.4
+    columns = max(len(images) for _, images in rows)
+    with _page(path, margin + 1.02 * columns, 1.04 * len(rows)) as axes:
+        for number, (lines, images) in enumerate(rows):
+            top = 1.04 * number + 0.04
+            axes.text(0.04, top + 0.48, "\n".join(lines), va="center", fontsize=8, linespacing=1.5)
+            for column, image in enumerate(images):
+                left = margin + 1.02 * column
+                axes.imshow(image, extent=(left, left + 0.96, top + 0.96, top), aspect="auto")
+
+
+def pipeline(stages, path):
+    """Stages from left to right with arrows between them, to path + '.pdf' and '.png'.
+
+    stages: [(title, images, columns)], images (H, W, 3) uint8 in a grid of columns.
+    """
+    height, gap = 2.6, 0.5
+    widths = [_grid_width(images, columns, height) for _, images, columns in stages]
+    lefts = 0.05 + np.cumsum([0, *(width + gap for width in widths)])
+    with _page(path, lefts[-1] - gap + 0.05, height + 0.4) as axes:
+        for number, (title, images, columns) in enumerate(stages):
+            left, width, middle = lefts[number], widths[number], 0.35 + height / 2
+            axes.text(left + width / 2, 0.17, title, ha="center", va="center", fontsize=11)
+            if number:
+                arrow = dict(arrowstyle="-|>", linewidth=2, color="0.4", mutation_scale=18)
+                axes.annotate("", (left - 0.06, middle), (left - gap + 0.06, middle), arrowprops=arrow)
+            rows = -(-len(images) // columns)
+            for i, image in enumerate(images):
+                cell_width, cell_height = width / columns, height / rows
+                x, y = left + i % columns * cell_width, 0.35 + i // columns * cell_height
+                scale = 0.96 * min(cell_width / image.shape[1], cell_height / image.shape[0])
+                w, h = scale * image.shape[1], scale * image.shape[0]
+                x, y = x + (cell_width - w) / 2, y + (cell_height - h) / 2
+                axes.imshow(image, extent=(x, x + w, y + h, y), aspect="auto")
+
+
+def _grid_width(images, columns, height):
+    """The width of a grid of images (H, W, 3) in columns that has a height."""
+    rows = -(-len(images) // columns)
+    return columns * max(image.shape[1] / image.shape[0] for image in images) * height / rows

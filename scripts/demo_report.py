@@ -16,7 +16,7 @@ import cv2
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from moco import cli, files, pictures, plots  # noqa: E402
+from moco import cli, files, plots  # noqa: E402
 from moco.analysis import accuracy  # noqa: E402
 from moco.data import augment, manifest  # noqa: E402
 from moco.data.folders import FrameFolder  # noqa: E402
@@ -57,7 +57,7 @@ def first_frame(path):
 
 
 def pipeline(folder):
-    """The stages of the demo in its own pictures, as pictures.pipeline takes them."""
+    """The stages of the demo in its own pictures, as plots.pipeline takes them."""
     plan, frames = manifest.read(folder / "frames"), FrameFolder(folder / "frames")
     videos = [Path(plan["folders"][video["folder"]]) / video["name"] for video in plan["videos"]]
     shown = np.linspace(0, len(frames) - 1, 9).astype(int).tolist()
@@ -81,7 +81,7 @@ def main(argv=None):
     files.write_json(folder / "results.json", summarize(models))
     print(accuracy.table(models))
     decoding = [accuracy.cells(models), *sorted((folder / "decoding").glob("accuracies*.png"))]
-    pictures.pipeline(pipeline(folder), folder / "pipeline")
+    plots.pipeline(pipeline(folder), folder / "pipeline")
     page = [("From videos to a network that recognizes objects", [folder / "pipeline.png"])]
     page += [("Linear decoding: top-1 in %, mean ± standard deviation over splits", decoding)]
     page += [(title, [path for name in names for path in figures(folder / name)]) for title, names in FIGURES.items()]

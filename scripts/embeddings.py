@@ -23,7 +23,7 @@ import numpy as np
 import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from moco import cli, distributed, files, pictures, plots  # noqa: E402
+from moco import cli, distributed, files, plots  # noqa: E402
 from moco.analysis import embeddings, features, similarity  # noqa: E402
 from moco.cli import UserError  # noqa: E402
 from moco.data import augment, loader, manifest  # noqa: E402
@@ -230,7 +230,7 @@ def save_nearest(rows, k, frames, images, stem):
         shown = [augment.decode(frames.read(images[each])) for each in (row, *numbers[row, :COLUMNS])]
         caption = plots.drawable([frames.classes[frames.label(images[row])], Path(frames.name(images[row])).name])
         examples.append((caption, [augment.resize_center_crop(image, 160) for image in shown]))
-    pictures.image_rows(examples, f"{stem}_nearest")
+    plots.image_rows(examples, f"{stem}_nearest")
 
 
 def main(argv=None):

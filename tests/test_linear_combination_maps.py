@@ -9,7 +9,7 @@ import torch
 from torch.nn import functional
 
 import linear_combination_maps as script
-from moco import files, pictures
+from moco import files, plots
 from moco.analysis import film
 from moco.cli import UserError
 from moco.data import loader
@@ -43,7 +43,7 @@ def test_maps_and_masks_are_the_published_ones():
 
 def test_captions_are_the_true_and_the_predicted_class(frames, network, tmp_path, monkeypatch):
     drawn = []
-    monkeypatch.setattr(pictures, "image_grid", lambda images, captions, *_: drawn.extend(captions))
+    monkeypatch.setattr(plots, "image_grid", lambda images, captions, *_: drawn.extend(captions))
     (frames / "class_0000").rename(frames / "zebra")  # a class that the model does not have
     draw(frames, tmp_path / "out", "--model-path", network, "--class-idx", 1, "--batch-size", 24)
     assert [true for true, _ in drawn] == ["class_0001"] * 8 + ["class_0002"] * 8 + ["zebra"] * 8

@@ -10,10 +10,9 @@ import pytest
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import RendererAgg
 from matplotlib.figure import Figure
-from matplotlib.ft2font import FT2Font
 from matplotlib.image import AxesImage
 
-from moco import pictures, plots
+from moco import plots
 from moco.cli import UserError
 
 
@@ -73,8 +72,8 @@ def test_a_confusion_is_bright_where_it_is_often(tmp_path):
 def test_a_grid_shows_each_picture_once_and_marks_the_wrong_ones(tmp_path):
     red = np.zeros((3, 20, 20, 3))
     red[..., 0] = 1
-    pictures.image_grid(red, [("a", "a")] * 3, tmp_path / "right", "all right")
-    pictures.image_grid(red * [[[[1]]], [[[0]]], [[[0]]]], [("a", "b")] * 3, tmp_path / "wrong", "all wrong")
+    plots.image_grid(red, [("a", "a")] * 3, tmp_path / "right", "all right")
+    plots.image_grid(red * [[[[1]]], [[[0]]], [[[0]]]], [("a", "b")] * 3, tmp_path / "wrong", "all wrong")
     right, wrong = (picture(tmp_path / name) for name in ("right", "wrong"))
     assert share(right, "#ff0000") == pytest.approx(3 * share(wrong, "#ff0000"), rel=0.02)
     assert share(wrong, plots.COLORS[5]) > 0 == share(right, plots.COLORS[5])
@@ -108,7 +107,7 @@ def test_many_images_take_time_in_proportion(tmp_path, monkeypatch):
     drawn, draw = [], AxesImage.make_image
     monkeypatch.setattr(AxesImage, "make_image", lambda self, *args: drawn.append(self) or draw(self, *args))
     images = np.zeros((300, 2, 2, 3), np.uint8)
-    pictures.image_grid(images, [("a", "b")] * 300, tmp_path / "grid", "many")
+    plots.image_grid(images, [("a", "b")] * 300, tmp_path / "grid", "many")
     assert len(drawn) == 600
     width, height = inches(tmp_path / "grid")
     assert width == 12 and height < plots.MAX_INCHES
@@ -118,7 +117,7 @@ def test_many_images_take_time_in_proportion(tmp_path, monkeypatch):
 @pytest.mark.parametrize(("n_rows", "n_columns"), [(64, 2), (1, 250)])
 def test_rows_of_images_have_a_largest_size(tmp_path, n_rows, n_columns):
     image = np.full((2, 2, 3), (255, 0, 0), np.uint8)
-    pictures.image_rows([(["unit 3"], [image] * n_columns)] * n_rows, tmp_path / "rows")
+    plots.image_rows([(["unit 3"], [image] * n_columns)] * n_rows, tmp_path / "rows")
     assert max(inches(tmp_path / "rows")) <= plots.MAX_INCHES + 0.01
     page = picture(tmp_path / "rows")
     assert max(page.shape) <= plots.MAX_PIXELS and share(page, "#ff0000") > 0.5
@@ -126,7 +125,7 @@ def test_rows_of_images_have_a_largest_size(tmp_path, n_rows, n_columns):
 
 def test_rows_show_their_images_from_the_left(tmp_path):
     red, blue = np.full((9, 9, 3), (255, 0, 0), np.uint8), np.full((9, 9, 3), (0, 0, 255), np.uint8)
-    pictures.image_rows([(["unit 1", "car"], [red, red]), (["unit 2"], [blue])], tmp_path / "rows")
+    plots.image_rows([(["unit 1", "car"], [red, red]), (["unit 2"], [blue])], tmp_path / "rows")
     page = picture(tmp_path / "rows")
     assert share(page, "#ff0000") == pytest.approx(2 * share(page, "#0000ff"), rel=0.05)
     ys, xs = np.nonzero((page == (0, 0, 255)).all(-1))
@@ -161,32 +160,23 @@ def test_names_are_drawn_as_they_are(tmp_path, monkeypatch):
     counts = np.eye(len(ODD), dtype=int)
     assert {*ODD, "$x$"} <= texts(monkeypatch, lambda: plots.confusion_matrix(counts, ODD, tmp_path / "matrix", "$x$"))
     captions, images = [(name, "x_1") for name in ODD], np.zeros((len(ODD), 4, 4, 3))
-    drawn = texts(monkeypatch, lambda: pictures.image_grid(images, captions, tmp_path / "grid", "$t$"))
+    drawn = texts(monkeypatch, lambda: plots.image_grid(images, captions, tmp_path / "grid", "$t$"))
     assert {*ODD, "→ x_1", "$t$"} <= drawn
-    drawn = texts(monkeypatch, lambda: pictures.image_rows([([name], images) for name in ODD], tmp_path / "rows"))
+    drawn = texts(monkeypatch, lambda: plots.image_rows([([name], images) for name in ODD], tmp_path / "rows"))
     assert set(ODD) <= drawn
     curves = {name: {1: np.linspace(0.1, 1, 200)} for name in ODD}
     drawn = texts(monkeypatch, lambda: plots.variance_explained(curves, tmp_path / "variance"))
     assert {f"{name}, layer 1" for name in ODD} | {"1", "10", "100"} <= drawn
 
 
-def test_a_font_is_found_for_other_scripts(tmp_path, monkeypatch):
-    """A character that DejaVu Sans lacks, and another of Matplotlib's fonts has."""
-    assert plots.find_font("car")[0] == plots.DEFAULT_FONT
-    family, file = plots.find_font("a ⎵ b")
-    assert family != plots.DEFAULT_FONT and ord("⎵") in FT2Font(file).get_charmap()
-    assert plots.drawable(["car", "a ⎵ b"]) == ["car", "a ⎵ b"]
-    draw = lambda: plots.confusion_matrix(np.eye(2), ["car", "a ⎵ b"], tmp_path / "matrix", "")  # noqa: E731
-    assert "a ⎵ b" in texts(monkeypatch, draw)  # a missing character would be a warning
-
-
-def test_names_that_no_font_can_draw_are_numbers(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(plots, "_characters", lambda file: frozenset(map(ord, string.printable)))
-    names = ["cat", "猫", "犬", "img_\udcff"]
-    assert plots.drawable(names) == ["cat", "1", "2", "3"]
-    assert "1: '猫', 2: '犬', 3: 'img_\\udcff'" in capsys.readouterr().out
-    draw = lambda: plots.confusion_matrix(np.eye(4), names, tmp_path / "matrix", "猫, iid")  # noqa: E731
-    assert {"cat", "1", "2", "3"} <= texts(monkeypatch, draw)
+def test_a_character_is_drawn_from_the_first_font_that_has_it_or_as_its_code(tmp_path, monkeypatch):
+    """DejaVu Sans lacks the bracket, and STIX has it; no font has lone surrogates, which are bytes of file names."""
+    assert plots.drawable(["a ⎵ b", "Café", "img_\udcff", "a\tb"]) == ["a ⎵ b", "Café", r"img_\udcff", r"a\tb"]
+    names = ["car", "a ⎵ b", "img_\udcff", "_x"]
+    draw = lambda: plots.confusion_matrix(np.eye(4), names, tmp_path / "matrix", "a\udcff")  # noqa: E731
+    assert {"a ⎵ b", r"img_\udcff", r"a\udcff"} <= texts(monkeypatch, draw)  # a missing character would be a warning
+    monkeypatch.setattr(plots, "_fonts", lambda: (["DejaVu Sans"], set(map(ord, string.printable))))
+    assert plots.drawable(["猫", "犬"]) == [r"\u732b", r"\u72ac"]
 
 
 @pytest.mark.filterwarnings("error")

@@ -15,7 +15,7 @@ import torch
 import linear_decoding
 import moco_img
 from moco.cli import UserError
-from moco.networks import checkpoint
+from moco.networks import checkpoint, opening
 from moco.training.run import Run
 from tests.conftest import make_frames, single_thread
 from tests.support.training import everything, same, wait_for_step
@@ -167,7 +167,7 @@ def test_the_last_incomplete_batch_is_left_out(frames, tmp_path):
 def test_a_checkpoint_decodes_as_it_is(frames, tmp_path, whole):
     flags = ["--image-size", "64", "--epochs", "2", "--device", "cpu", "--save-dir", str(tmp_path / "decoded")]
     linear_decoding.main([str(frames), "--model-path", str(whole / LAST), *flags])
-    decoded = checkpoint.weights(tmp_path / "decoded" / "moco_img_checkpoint_0001_labeledS_5_iid.tar")
+    decoded = opening.find(tmp_path / "decoded" / "moco_img_checkpoint_0001_labeledS_5_iid.tar")
     assert (decoded.arch, decoded.n_out) == ("shufflenet_v2_x0_5", 3)
     trunk = checkpoint.read(whole / LAST)["state_dict"]
     assert torch.equal(decoded.state["conv1.0.weight"], trunk["module.encoder_q.conv1.0.weight"])
@@ -176,7 +176,7 @@ def test_a_checkpoint_decodes_as_it_is(frames, tmp_path, whole):
 def test_a_run_starts_from_the_encoder_of_another(frames, tmp_path, whole):
     """Query and key encoder both, with the head of MoCo; of other checkpoints, and other heads, the backbone."""
     last = checkpoint.read(whole / LAST)["state_dict"]
-    backbone = {name: value for name, value in checkpoint.weights(whole / LAST).state.items() if value.dim() > 1}
+    backbone = {name: value for name, value in opening.find(whole / LAST).state.items() if value.dim() > 1}
     frozen = ("--lr", 0, "--epochs", 1)
     for name, flags in {"same": [], "other": ["--moco-dim", 4]}.items():
         train(frames, tmp_path / name, "--model-path", whole / LAST, *frozen, *flags)

@@ -38,9 +38,9 @@ def parse_args(argv=None):
         parser,
         "--batch-size",
         default=1024,
-        help="size of the random sample the images are chosen from; with --all, images per pass",
+        help="size of the random sample the images are chosen from, without --all",
     )
-    cli.shared_flags(parser, "--image-size", "--workers")
+    cli.shared_flags(parser, "--features-dir", "--image-size", "--workers")
     cli.shared_flags(parser, "--save-dir", "--seed", "--device", "--overwrite")
     return parser.parse_args(argv)
 
@@ -50,39 +50,30 @@ def sample(total, size, seed):
     return np.sort(np.random.default_rng(seed).permutation(total)[:size])
 
 
-def check_units(model, layer, image_size, neurons, most_selective):
-    """UserError if a layer of model does not have the units of --neuron_idx, or enough for --most-selective."""
-    (n,) = layers.widths(model.eval(), [layers.layer_name(model, layer)], image_size)
+def check_units(n, neurons, most_selective):
+    """UserError if a layer with n units does not have those of --neuron_idx, or enough for --most-selective."""
     if most_selective and most_selective > n:
         raise UserError(f"--most-selective {most_selective}: the layer has {n} units")
     if not most_selective and (faulty := [unit for unit in neurons if not 0 <= unit < n]):
         raise UserError(f"--neuron_idx {faulty[0]}: the layer has {n} units, 0 to {n - 1}")
 
 
-def measure(model, layer, data, images, top, batch_size):
-    """One pass over images (indices; None: all): class means (K, C), images per class (K,), units.TopK of all units."""
-    class_means, best = units.ClassMeans(len(data.frames.classes)), units.TopK(top)
-    for (rows,), labels, indices in units.layer_means(model, [layer], data, batch_size, images):
-        class_means.add(rows, labels)
-        best.add(rows, indices)
-    return class_means.means(), class_means.counts, best
-
-
-def describe_units(neurons, best, frames, selectivity, preferred_class):
+def describe_units(neurons, values, indices, frames, selectivity, preferred_class):
     """An entry of the JSON file for each unit: its number, selectivity and preferred class, and its top images.
 
-    selectivity, preferred_class: (C,) of all units, or None for images of one class.
+    values, indices: activations and indices of the top images, (k, len(neurons)). selectivity, preferred_class: (C,) of
+    all units, or None for images of one class.
     """
     entries = []
-    for unit in neurons:
+    for unit, of_unit, images in zip(neurons, values.T, indices.T, strict=True):
         entry = {"unit": unit}
         if selectivity is not None:
             entry["selectivity"] = float(selectivity[unit])
             entry["preferred_class"] = frames.classes[preferred_class[unit]]
-        entry["files"] = [frames.name(index) for index in best.indices[:, unit]]
+        entry["files"] = [frames.name(index) for index in images]
         if frames.source(0):
-            entry["sources"] = [str(frames.source(index)) for index in best.indices[:, unit]]
-        entry["activations"] = best.values[:, unit].tolist()
+            entry["sources"] = [str(frames.source(index)) for index in images]
+        entry["activations"] = of_unit.tolist()
         entries.append(entry)
     return entries
 
@@ -103,19 +94,23 @@ def main(argv=None):
     args = parse_args(argv)
     numbers = "_".join(map(str, args.neuron_idx)) if len(args.neuron_idx) <= 16 else f"{len(args.neuron_idx)}_units"
     name = f"most_selective_{args.most_selective}" if args.most_selective else f"neuron_{numbers}"
-    frames = FrameFolder(args.data)
+    frames, device = FrameFolder(args.data), distributed.select_device(args.device)
     opened = opening.open_model(args.model_path, args.model, args.n_out, args.seed, key=args.checkpoint_key)
     print(f"model: {opened.description}")
     model = opened.network
     architectures.check_image_size(model, args.image_size)
-    check_units(model, args.layer, args.image_size, args.neuron_idx, args.most_selective)
+    layer = layers.layer_name(model, args.layer)
+    check_units(layers.widths(model.eval(), [layer], args.image_size)[0], args.neuron_idx, args.most_selective)
     path = files.make_output_dir(args.save_dir, [args.data]) / f"highly_activating_imgs_{name}"
     for ending in (".json", ".pdf", ".png"):
         files.refuse_overwrite(path.with_suffix(ending), args.overwrite)
 
-    data = features.EvalData(frames, args.image_size, distributed.select_device(args.device), args.workers)
-    images = None if args.all else sample(len(frames), args.batch_size, args.seed)
-    means, counts, best = measure(model, args.layer, data, images, args.top, args.batch_size)
+    images = np.arange(len(frames)) if args.all else sample(len(frames), args.batch_size, args.seed)
+    cache = files.make_output_dir(args.features_dir or path.parent / "features", [args.data])
+    (rows,) = features.extract_features(
+        model.to(device), frames, images, cache, args.image_size, args.workers, opened.description, [layer]
+    )
+    means, counts = units.class_means(rows, frames.labels()[images], len(frames.classes))
     neurons, selectivity, preferred_class = args.neuron_idx, None, None
     if np.count_nonzero(counts) > 1:
         selectivity, preferred_class = units.selectivity(means)
@@ -123,17 +118,17 @@ def main(argv=None):
         if selectivity is None:
             raise UserError(f"the images used of {args.data} have one class; --most-selective compares several")
         neurons = np.argsort(-selectivity, kind="stable")[: args.most_selective].tolist()
-    entries = describe_units(neurons, best, frames, selectivity, preferred_class)
+    values, best = units.top_images(rows, neurons, args.top)
+    entries = describe_units(neurons, values, images[best], frames, selectivity, preferred_class)
     files.write_args(path.parent, cli.flags(args), opened.checkpoints)
     files.write_json(path.with_suffix(".json"), entries)
     labels = dict(zip(frames.classes, plots.drawable(frames.classes, plots.CAPTION_LENGTH), strict=True))
-    rows = []
-    for entry in entries:
-        contents = [frames.read(index) for index in best.indices[:, entry["unit"]]]
-        rows.append(image_row(entry, contents, labels, args.image_size))
-    plots.image_rows(rows, path)
-    print(f"top {len(best.values)} of {counts.sum()} images for {len(entries)} units: {path.with_suffix('.pdf')}")
-    if len(best.values) < args.top:
+    shown = []
+    for entry, of_unit in zip(entries, images[best].T, strict=True):
+        shown.append(image_row(entry, [frames.read(index) for index in of_unit], labels, args.image_size))
+    plots.image_rows(shown, path)
+    print(f"top {len(best)} of {counts.sum()} images for {len(entries)} units: {path.with_suffix('.pdf')}")
+    if len(best) < args.top:
         print(f"fewer images than --top {args.top} could be read")
 
 

@@ -59,12 +59,12 @@ def all_features(frames, images, workers, cache):
     images: (N,) increasing indices. cache: folder in which features are kept. UserError if sizes differ.
     """
 
-    def compute(missing):
-        paths, locations = [frames.path(i) for i in missing], [frames.location(i) for i in missing]
-        known = np.setdiff1d(images, missing)
+    def compute(needed):
+        paths, locations = [frames.path(i) for i in needed], [frames.location(i) for i in needed]
+        known = np.setdiff1d(images, needed)
         size = augment.decode(frames.read(known[0])).shape if len(known) else None
-        needed = min(workers, len(paths) // IMAGES_PER_WORKER)
-        with WorkerPool(needed) as pool, cli.Progress(len(paths), "HOG", "images") as progress:
+        processes = min(workers, len(paths) // IMAGES_PER_WORKER)
+        with WorkerPool(processes) as pool, cli.Progress(len(paths), "HOG", "images") as progress:
             for index, result in pool.as_completed(read_features, locations):
                 progress.update()
                 if isinstance(result, str):
@@ -75,10 +75,12 @@ def all_features(frames, images, workers, cache):
                 if shape != size:
                     sizes = " and ".join(f"{width}x{height}" for height, width, _ in (shape, size))
                     raise UserError(f"{paths[index]} differs in size from other images ({sizes}); HOG needs one size")
-                yield missing[index : index + 1], row[None]
+                yield needed[index : index + 1], [row[None]]
 
-    key = features.cache_key(frames, images, "hog")
-    return features.cached_rows(cache / f"{key}.npy", frames, images, compute, "HOG")
+    path = cache / f"{features.cache_key(frames, images, 'hog')}.npy"
+    if not path.exists():
+        features.add_to_index(path, f"HOG of {len(images)} images in {frames.folder}")
+    return features.compute_rows([path], frames, images, compute)[0]
 
 
 def readout(x, y, seed, workers):

@@ -153,25 +153,28 @@ def open_networks(args):
     return networks, checkpoints
 
 
-def decode(args, frozen, task, data, cache, evaluation):
+def decode(args, frozen, task, device, cache, evaluation):
     """Fit and test linear classifiers on a task with each seed; adds them to a report.Evaluation."""
-    trunk = frozen.trunk.to(data.device)
+    trunk, frames = frozen.trunk.to(device), evaluation.frames
     fits, scores = report.chosen_fits(args.readout, args.knn), defaultdict(list)
     for i, seed in enumerate(task.splits):
         if frozen.bn_mode == "adapt":
             train_images = task.images[task.splits[seed][0]]
-            features.adapt_batch_norm(trunk, data, train_images, seed, cache, frozen.description)
+            features.adapt_batch_norm(
+                trunk, frames, train_images, seed, args.image_size, args.workers, cache, frozen.description
+            )
         if i == 0 or frozen.bn_mode == "adapt":
             adapted = f", batch norm adapted to {len(train_images)} of them" if frozen.bn_mode == "adapt" else ""
-            what = f"features of {frozen.description}{adapted}"
-            rows = features.extract_features(trunk, data, task.images, cache, what)
+            (rows,) = features.extract_features(
+                trunk, frames, task.images, cache, args.image_size, args.workers, f"{frozen.description}{adapted}"
+            )
         if i == 0:
             task = task.drop(np.isnan(rows[:, 0]))
         train, test = task.splits[seed]
         if "published" in args.readout:
-            classifier, network, fitted, test_rows = fit_published(args, frozen, task, seed, rows, data, cache)
+            classifier, network, fitted, test_rows = fit_published(args, frozen, task, seed, rows, frames, cache)
             with torch.no_grad():
-                scores["published"].append(classifier(torch.tensor(test_rows).to(data.device)).cpu().numpy())
+                scores["published"].append(classifier(torch.tensor(test_rows).to(device)).cpu().numpy())
             if i == 0:
                 head = {f"{frozen.head_name}.{key}": value for key, value in classifier.state_dict().items()}
                 state = network.state_dict() | head
@@ -182,30 +185,35 @@ def decode(args, frozen, task, data, cache, evaluation):
     evaluation.add(frozen.name, task, scores)
 
 
-def fit_published(args, frozen, task, seed, rows, data, cache):
+def fit_published(args, frozen, task, seed, rows, frames, cache):
     """Train a linear layer on a seed's split: the layer, its network, the results of fit(), and the test features.
 
-    rows: features of the task's images, (N, C), from the trunk as it is.
+    rows: features of the task's images in frames, (N, C), from the trunk as it is.
     """
     train, test = task.splits[seed]
+    device = next(frozen.trunk.parameters()).device
     torch.manual_seed(seed)
-    classifier = nn.Linear(rows.shape[1], len(task.classes)).to(data.device)
+    classifier = nn.Linear(rows.shape[1], len(task.classes)).to(device)
     if frozen.bn_mode == "train":
         network = copy.deepcopy(frozen.trunk)
-        fitted = fit_drifting(args, classifier, network, task, train, data, seed)
-        what = f"features of {frozen.description}, batch norm drifted while a classifier trained"
-        return classifier, network, fitted, features.extract_features(network, data, task.images[test], cache, what)
-    x, y = (torch.from_numpy(values[train]).to(data.device) for values in (rows, task.labels))
+        fitted = fit_drifting(args, classifier, network, task, seed, frames)
+        what = f"{frozen.description}, batch norm drifted while a classifier trained"
+        (rows,) = features.extract_features(
+            network, frames, task.images[test], cache, args.image_size, args.workers, what
+        )
+        return classifier, network, fitted, rows
+    x, y = (torch.from_numpy(values[train]).to(device) for values in (rows, task.labels))
     fitted = fit(classifier, cached_epochs(x, y, args.batch_size, args.epochs), args.lr, args.print_freq)
     return classifier, frozen.trunk, fitted, rows[test]
 
 
-def fit_drifting(args, classifier, network, task, train, data, seed):
+def fit_drifting(args, classifier, network, task, seed, frames):
     """fit() on the training images of a task, of which network, in training mode, computes features in every epoch."""
-    sampler = loader.EpochSampler(task.images[train], args.batch_size, seed)
-    batches = loader.FrameLoader(data.frames, augment.RECIPES["none"], data.size, sampler, data.device, data.workers)
-    labels = torch.zeros(len(data.frames), dtype=torch.long, device=data.device)
-    labels[task.images] = torch.from_numpy(task.labels).to(data.device)
+    device, size = next(network.parameters()).device, args.image_size
+    sampler = loader.EpochSampler(task.images[task.splits[seed][0]], args.batch_size, seed)
+    batches = loader.FrameLoader(frames, augment.RECIPES["none"], size, sampler, device, args.workers)
+    labels = torch.zeros(len(frames), dtype=torch.long, device=device)
+    labels[task.images] = torch.from_numpy(task.labels).to(device)
     with distributed.no_tf32():
         return fit(classifier, drifting_epochs(network, batches, labels, args.epochs), args.lr, args.print_freq)
 
@@ -217,11 +225,10 @@ def main(argv=None):
         networks, checkpoints = open_networks(args)
         evaluation.check_names([frozen.name for frozen in networks])
         device = distributed.select_device(args.device)
-        data = features.EvalData(evaluation.frames, args.image_size, device, args.workers)
         cache = files.make_output_dir(args.features_dir or evaluation.folder / "features")
         for frozen in networks:
             for task in evaluation.tasks:
-                decode(args, frozen, task, data, cache, evaluation)
+                decode(args, frozen, task, device, cache, evaluation)
     files.write_args(evaluation.folder, cli.flags(args), checkpoints)
     evaluation.finish()
 

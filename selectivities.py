@@ -37,43 +37,10 @@ def parse_args(argv=None):
         metavar="FOLDER",
         help="also the variance explained by principal components, for data and for further folders of images",
     )
-    add("--features-dir", metavar="DIR", help="cache of computed features, which are not kept without it")
-    cli.shared_flags(parser, "--batch-size", default=580, help="images per batch")
-    cli.shared_flags(parser, "--image-size", "--workers", "--save-dir", "--seed", "--device")
+    cli.shared_flags(parser, "--batch-size", default=580, help="without effect: images are processed 64 at a time")
+    cli.shared_flags(parser, "--features-dir", "--image-size", "--workers", "--save-dir", "--seed", "--device")
     cli.shared_flags(parser, "--overwrite")
     return parser.parse_args(argv)
-
-
-def selectivity(features, labels):
-    """Class selectivity (C,) of units, from their activations (N, C) for N images and the classes (N,) of these.
-
-    See units.selectivity for the equation, and for silent units; ValueError for fewer than two classes.
-    """
-    means = units.ClassMeans(int(labels.max()) + 1)
-    means.add(features, labels)
-    return units.selectivity(means.means())[0]
-
-
-class Covariance:
-    """Running covariance (C, C) of rows of features (n, C), in float64."""
-
-    def __init__(self):
-        self.n = 0
-
-    def add(self, rows):
-        """Add rows (n, C)."""
-        if not self.n:
-            self.origin = rows.mean(0, dtype=np.float64)
-            self.sum = self.products = 0
-        rows = rows - self.origin  # keeps the products small, and the cancellation in matrix() too
-        self.n += len(rows)
-        self.sum = self.sum + rows.sum(0)
-        self.products = self.products + rows.T @ rows
-
-    def matrix(self):
-        """The covariance of all rows so far, (C, C)."""
-        mean = self.sum / self.n
-        return self.products / self.n - np.outer(mean, mean)
 
 
 def variance_explained(covariance):
@@ -85,24 +52,11 @@ def variance_explained(covariance):
     return np.cumsum(variances) / variances.sum() if variances.any() else np.ones(len(variances))
 
 
-def measure(model, layers, data, batch_size, with_covariance, cache=None, what="a network"):
-    """One pass over the images of data: units.ClassMeans and, if asked for, Covariance, one per layer.
+def save_selectivity(folder, layer, means, counts, classes):
+    """Write the selectivity of a layer's units to folder, print its mean, and return it, (units,).
 
-    cache, what: see units.layer_means.
+    means, counts: see units.class_means.
     """
-    class_means = [units.ClassMeans(len(data.frames.classes)) for _ in layers]
-    covariances = [Covariance() for _ in layers if with_covariance]
-    for means, labels, _ in units.layer_means(model, layers, data, batch_size, cache=cache, what=what):
-        for rows, of_layer in zip(means, class_means, strict=True):
-            of_layer.add(rows, labels)
-        for rows, of_layer in zip(means, covariances, strict=False):
-            of_layer.add(rows)
-    return class_means, covariances
-
-
-def save_selectivity(folder, layer, class_means, classes):
-    """Write the selectivity of a layer's units to folder, print its mean, and return it, (units,)."""
-    means = class_means.means()
     values, preferred_class = units.selectivity(means)
     silent = np.count_nonzero(np.nan_to_num(means).max(0) == 0)
     print(f"layer {layer}: {len(values)} units, mean selectivity {values.mean():.3f}, {silent} silent")
@@ -110,21 +64,15 @@ def save_selectivity(folder, layer, class_means, classes):
         print(f"note: layer {layer} has negative mean activations, for which selectivity is not between 0 and 1")
     with files.atomic_write(folder / f"selectivity_{layer}.npy") as part:
         np.save(part, values.astype(np.float32))
+    arrays = dict(selectivity=values, preferred_class=preferred_class, class_means=means, classes=classes)
     with files.atomic_write(folder / f"selectivity_{layer}.npz") as part:
-        np.savez(
-            part,
-            selectivity=values,
-            preferred_class=preferred_class,
-            class_means=means,
-            classes=classes,
-            images=class_means.counts,
-        )
+        np.savez(part, images=counts, **arrays)
     return values
 
 
 def main(argv=None):
     args = parse_args(argv)
-    chosen, batch_size = list(dict.fromkeys(args.layer)), args.batch_size
+    chosen = list(dict.fromkeys(args.layer))
     folders = [args.data, *(args.pca or ())]
     save_dir = files.make_output_dir(args.save_dir, folders)
     figures = [f"{name}_{'_'.join(map(str, chosen))}" for name in ("selectivity_by_layer", "variance_explained")]
@@ -132,39 +80,40 @@ def main(argv=None):
     for name in arrays + [f"{figure}.{ending}" for figure in figures for ending in ("pdf", "png")]:
         files.refuse_overwrite(save_dir / name, args.overwrite)
     device = distributed.select_device(args.device)
-    data, *further = [
-        features.EvalData(FrameFolder(folder), args.image_size, device, args.workers) for folder in folders
-    ]
-    classes = data.frames.classes
-    if len(classes) < 2:
-        raise UserError(f"{args.data} has one class, {classes[0]}; selectivity compares several")
+    data, *further = map(FrameFolder, folders)
+    if len(data.classes) < 2:
+        raise UserError(f"{args.data} has one class, {data.classes[0]}; selectivity compares several")
     opened = opening.open_model(args.model_path, args.model, args.n_out, args.seed, key=args.checkpoint_key)
     print(f"model: {opened.description}")
-    model = opened.network
-    architectures.check_image_size(model, args.image_size)
-    cached = args.features_dir and files.make_output_dir(args.features_dir, folders), opened.description
+    architectures.check_image_size(opened.network, args.image_size)
+    names = [layers.layer_name(opened.network, layer) for layer in chosen]
+    cache = files.make_output_dir(args.features_dir or save_dir / "features", folders)
 
-    class_means, covariances = measure(model, chosen, data, batch_size, args.pca is not None, *cached)
-    if np.count_nonzero(class_means[0].counts) < 2:
+    def activations(frames):
+        """Spatial means of the images in frames, (N, C) for each layer."""
+        network, images, size = opened.network.to(device), np.arange(len(frames)), args.image_size
+        return features.extract_features(network, frames, images, cache, size, args.workers, opened.description, names)
+
+    rows = activations(data)
+    means = [units.class_means(of_layer, data.labels(), len(data.classes)) for of_layer in rows]
+    if np.count_nonzero(means[0][1]) < 2:
         raise UserError(f"only one class of {args.data} has images that can be read; selectivity compares several")
     files.write_args(save_dir, cli.flags(args), opened.checkpoints)
     by_layer = {
-        layer: save_selectivity(save_dir, layer, means, classes)
-        for layer, means in zip(chosen, class_means, strict=True)
+        layer: save_selectivity(save_dir, layer, *of_layer, data.classes)
+        for layer, of_layer in zip(chosen, means, strict=True)
     }
     plots.selectivity_by_layer(by_layer, save_dir / figures[0])
     if args.pca is None:
         return
     curves = {}
-    for each in (data, *further):
-        if each is not data:
-            covariances = measure(model, chosen, each, batch_size, True, *cached)[1]
-        folder = str(each.frames.folder)
-        curves[folder] = {}
-        for layer, covariance in zip(chosen, covariances, strict=True):
-            curve = variance_explained(covariance.matrix())
-            print(f"{folder}, layer {layer}: {np.argmax(curve >= 0.9) + 1} components explain 90 % of the variance")
-            curves[folder][layer] = curve
+    for frames in (data, *further):
+        curves[str(frames.folder)] = {}
+        for layer, of_layer in zip(chosen, rows if frames is data else activations(frames), strict=True):
+            curve = variance_explained(units.covariance(of_layer))
+            n = np.argmax(curve >= 0.9) + 1
+            print(f"{frames.folder}, layer {layer}: {n} components explain 90 % of the variance")
+            curves[str(frames.folder)][layer] = curve
     plots.variance_explained(curves, save_dir / figures[1])
 
 

@@ -44,9 +44,9 @@ directly in this folder may be imported from anywhere, those of a sub-package by
         cpu                 faster training on a CPU
 
     analysis/
-        features            features of images, and their cache
+        features            features of images, in arrays on disk
         embeddings          export of the embeddings of many images
-        similarity          dissimilarity, t-SNE, nearest neighbors
+        similarity          dissimilarity, t-SNE
         units               statistics of single units
         splits              training and test images
         accuracy            accuracies, published values, differences between models

@@ -204,6 +204,7 @@ SHARED_FLAGS = {
         metavar="N",
         help="worker processes (one per available CPU core); 0: work in the main process",
     ),
+    "--features-dir": dict(metavar="DIR", help="cache of computed features; default: features in --save-dir"),
     "--image-size": dict(default=224, type=number(int, 32), metavar="PIXELS", help="input resolution of the network"),
     "--batch-size": dict(
         flags=["-b", "--batch-size"],

@@ -227,19 +227,25 @@ def refuse_overwrite(path, overwrite):
     return path
 
 
-def lock(folder):
-    """Lock folder against other processes until the returned file is closed or this process ends.
+def lock(folder, name=".run.lock", wait=False):
+    """Lock folder, or what else name stands for, until the returned file is closed or this process ends.
 
-    UserError if another process has it locked. On file systems and machines without locks nothing is locked.
+    If another process has it locked, wait or raise a UserError. On file systems and machines without locks nothing is
+    locked.
     """
-    file = open(Path(folder) / ".run.lock", "a", encoding="utf-8")  # noqa: SIM115 (it stays open)
+    file = open(Path(folder) / name, "a", encoding="utf-8")  # noqa: SIM115 (it stays open)
     try:
         if fcntl:
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
         if error.errno in (errno.EACCES, errno.EAGAIN):
-            raise UserError(f"another run is writing to {folder}; wait for it, or choose another --save-dir") from error
-        if error.errno not in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP):
+            if not wait:
+                raise UserError(
+                    f"another run is writing to {folder}; wait for it, or choose another --save-dir"
+                ) from error
+            print(f"waiting for another run that writes to {folder}", flush=True)
+            fcntl.lockf(file, fcntl.LOCK_EX)
+        elif error.errno not in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP):
             raise
     return file
 

@@ -9,7 +9,7 @@
 #SBATCH --requeue
 #SBATCH --open-mode=append
 #SBATCH --output=%x_%A_%a.out
-# Embeddings of images. The tasks of an array share the images; the one that ends last joins their parts.
+# Embeddings of images. Each task of an array writes those of its share of the images to a folder in SAVE, shard_I_of_N.
 #     DATA=stimuli SAVE=embeddings MODELS=TC-S.tar:random sbatch scripts/embeddings.sh [flags of embeddings.py]
 set -euo pipefail
 project=${PROJECT_DIR:-${SLURM_SUBMIT_DIR:-$(dirname "$0")/..}}

@@ -5,7 +5,6 @@ import os
 
 import numpy as np
 import pytest
-import torch
 
 import highly_activating_imgs as script
 from moco import plots
@@ -18,8 +17,6 @@ from tests.support import golden
 
 pytestmark = pytest.mark.usefixtures("empty_figures")
 
-CPU = torch.device("cpu")
-
 
 def show(data, save_dir, network, *words):
     """Run the script on small images; what it says of the units, and the names of what it leaves."""
@@ -29,43 +26,33 @@ def show(data, save_dir, network, *words):
     return json.loads(path.read_text()), sorted(os.listdir(save_dir))
 
 
-def every_mean(network, frames, layer=1):
+def every_mean(network, frames, tmp_path, layer="penultimate"):
     model = opening.open_model(network).network
-    data = features.EvalData(frames, 64, CPU)
-    return np.concatenate([rows for (rows,), *_ in units.layer_means(model, [layer], data, 64)])
+    (rows,) = features.extract_features(model, frames, np.arange(len(frames)), tmp_path, 64, names=[layer])
+    return rows
 
 
-def test_the_order_of_all_images_is_the_published_one():
+def test_the_order_of_all_images_is_the_published_one(tmp_path):
     frames, expected = FrameFolder(golden.IMAGES), np.load(golden.DATA / "inside.npz")
-    _, counts, best = script.measure(golden.model(), 1, features.EvalData(frames, 224, CPU), None, 48, 20)
-    assert counts.sum() == 48
+    (rows,) = features.extract_features(golden.model(), frames, np.arange(48), tmp_path, 224, names=["features.18"])
+    values, found = units.top_images(rows, np.arange(8), 48)
     order, activation = expected["order"], expected["activation"]
-    np.testing.assert_allclose(best.values[:, :8], activation, atol=1e-3)
+    np.testing.assert_allclose(values, activation, atol=1e-3)
     apart = np.abs(np.diff(activation, axis=0)) > 1e-5
     edge = np.full((1, 8), True)
     certain = np.concatenate([edge, apart]) & np.concatenate([apart, edge])
     assert certain.sum() > 200
-    np.testing.assert_array_equal(best.indices[:, :8][certain], order[certain])
+    np.testing.assert_array_equal(found[certain], order[certain])
 
 
 @pytest.mark.parametrize("k", [1, 10, 500])
-def test_running_best_is_the_best_of_all(k):
-    draws = np.random.default_rng(0)
-    rows = draws.integers(0, 50, (300, 7)).astype(np.float32)  # with many ties
-    running = units.TopK(k)
-    for part in np.array_split(np.arange(300), 11):
-        running.add(rows[part], part)
-    expected = np.argsort(-rows, axis=0, kind="stable")[:k]
-    np.testing.assert_array_equal(running.indices, expected)
-    np.testing.assert_array_equal(running.values, np.take_along_axis(rows, expected, 0))
-
-
-def test_memory_does_not_grow_with_the_images():
-    running = units.TopK(10)
-    for start in range(0, 5000, 100):
-        running.add(np.random.default_rng(start).random((100, 4)), np.arange(start, start + 100))
-    assert running.values.shape == running.indices.shape == (10, 4)
-    assert running.values.base is None or running.values.base.shape == (10, 4)
+def test_top_images_are_the_best_of_all_in_order(k):
+    rows = np.random.default_rng(0).integers(0, 50, (300, 7)).astype(np.float32)  # with many ties
+    rows[[4, 70]] = np.nan
+    values, found = units.top_images(rows, [2, 6], k)
+    expected = np.argsort(-np.nan_to_num(rows, nan=-1)[:, [2, 6]], axis=0, kind="stable")[: min(k, 298)]
+    np.testing.assert_array_equal(found, expected)
+    np.testing.assert_array_equal(values, np.take_along_axis(rows[:, [2, 6]], expected, 0))
 
 
 def test_the_sample_is_random_without_repeats_and_the_seed_decides():
@@ -79,8 +66,12 @@ def test_the_sample_is_random_without_repeats_and_the_seed_decides():
 
 def test_one_unit_under_its_published_name(frames, tmp_path, network):
     found, names = show(frames, tmp_path / "out", network)
-    assert names == ["args.json", *(f"highly_activating_imgs_neuron_276.{ending}" for ending in ("json", "pdf", "png"))]
-    values, images = every_mean(network, FrameFolder(frames))[:, 276], FrameFolder(frames)
+    assert names == [
+        "args.json",
+        "features",
+        *(f"highly_activating_imgs_neuron_276.{ending}" for ending in ("json", "pdf", "png")),
+    ]
+    values, images = every_mean(network, FrameFolder(frames), tmp_path)[:, 276], FrameFolder(frames)
     best = np.argsort(-values, kind="stable")[:10]
     assert found[0]["files"] == [str(images.path(i).relative_to(frames)) for i in best]
     np.testing.assert_allclose(found[0]["activations"], values[best], rtol=1e-4)
@@ -91,7 +82,7 @@ def test_several_units_have_a_row_each_with_selectivity_and_preferred_class(fram
     monkeypatch.setattr(plots, "image_rows", lambda rows, path: drawn.extend(rows))
     found, _ = show(frames, tmp_path / "out", network, "--neuron_idx", 5, 3, "--top", 4, "--layer", 10)
     images = FrameFolder(frames)
-    rows = every_mean(network, images, 10)
+    rows = every_mean(network, images, tmp_path, "relu")
     class_means = np.stack([rows[images.labels() == label].mean(0) for label in range(3)])
     selectivity, preferred_class = units.selectivity(class_means)
     for unit, entry, (margin, shown) in zip((5, 3), found, drawn, strict=True):
@@ -103,12 +94,12 @@ def test_several_units_have_a_row_each_with_selectivity_and_preferred_class(fram
 
 
 def test_the_most_selective_units_are_picked(frames, tmp_path, network):
-    found, names = show(frames, tmp_path / "out", network, "--most-selective", 3, "--top", 2, "--all", "-b", 7)
+    found, names = show(frames, tmp_path / "out", network, "--most-selective", 3, "--top", 2, "--all")
     assert "highly_activating_imgs_most_selective_3.pdf" in names
     values = [entry["selectivity"] for entry in found]
     assert values == sorted(values, reverse=True)
     images = FrameFolder(frames)
-    rows = every_mean(network, images)
+    rows = every_mean(network, images, tmp_path)
     everyone = units.selectivity(np.stack([rows[images.labels() == label].mean(0) for label in range(3)]))[0]
     np.testing.assert_allclose(values, np.sort(everyone)[::-1][:3], atol=1e-4)
 
@@ -140,7 +131,7 @@ def test_mistakes_are_one_line_and_leave_nothing(frames, tmp_path, network, monk
     monkeypatch.undo()
     with pytest.raises(UserError, match="have one class; --most-selective"):
         show(frames / "class_0000", tmp_path / "out", network, "--most-selective", 2)
-    assert not os.listdir(tmp_path / "out")
+    assert os.listdir(tmp_path / "out") == ["features"]
     (tmp_path / "out" / "highly_activating_imgs_neuron_276.pdf").write_bytes(b"precious")
     with pytest.raises(UserError, match="neuron_276.pdf exists; give --overwrite"):
         show(frames, tmp_path / "out", network)

@@ -146,12 +146,11 @@ class AlwaysEval(nn.Module):
 
 def test_cached_and_uncached_decoding_are_equal(tmp_path):
     frames = FrameFolder(golden.IMAGES)
-    data = features.EvalData(frames, 64, CPU)
     torch.manual_seed(0)
     trunk = architectures.freeze(architectures.remove_head(architectures.build(ARCH, 5)))
     images = np.arange(len(frames))
-    features.adapt_batch_norm(trunk, data, images, 0, tmp_path)
-    rows = features.extract_features(trunk, data, images, tmp_path)
+    features.adapt_batch_norm(trunk, frames, images, 0, 64)
+    (rows,) = features.extract_features(trunk, frames, images, tmp_path, 64)
     labels = torch.from_numpy(frames.labels())
     for seed in range(5):
         train = np.random.default_rng(seed).permutation(images)[:24]

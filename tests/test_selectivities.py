@@ -13,21 +13,25 @@ from moco import files, plots
 from moco.analysis import features, units
 from moco.cli import UserError
 from moco.data.folders import FrameFolder
-from moco.networks import architectures
+from moco.networks import architectures, layers
 from tests.support import golden
 from tests.support.inputs import make_frames
 
 pytestmark = pytest.mark.usefixtures("empty_figures")
 
-CPU = torch.device("cpu")
 LAYERS = [1, 2, 6, 10, 14, 18]
 
 
 def measure(data, save_dir, network, *words):
-    """Run the script on small images; the names of the files it writes, without args.json."""
+    """Run the script on small images; the names of the files it writes, without args.json and features."""
     flags = ["--model-path", network, "--image-size", 64, "--device", "cpu", "--workers", 0, "--save-dir", save_dir]
     script.main([str(word) for word in (data, *flags, *words)])
-    return sorted(set(os.listdir(save_dir)) - {"args.json"})
+    return sorted(set(os.listdir(save_dir)) - {"args.json", "features"})
+
+
+def selectivity(features, labels):
+    """(C,) of features (N, C) of images with labels (N,)."""
+    return units.selectivity(units.class_means(features, labels, labels.max() + 1)[0])[0]
 
 
 def plain(features, labels):
@@ -40,18 +44,15 @@ def plain(features, labels):
     return np.array(found)
 
 
-def test_six_layers_in_one_pass_are_the_published_ones():
-    frames, expected = FrameFolder(golden.IMAGES), np.load(golden.DATA / "inside.npz")
-    rows = list(units.layer_means(golden.model(), LAYERS, features.EvalData(frames, 224, CPU), 17))
-    labels = np.concatenate([batch[1] for batch in rows])
-    assert labels.tolist() == sorted([0, 1, 2, 3] * 12)
-    silent = []
-    for position, layer in enumerate(LAYERS):
-        means = np.concatenate([batch[0][position] for batch in rows])
+def test_six_layers_in_one_pass_are_the_published_ones(tmp_path):
+    frames, expected, model = FrameFolder(golden.IMAGES), np.load(golden.DATA / "inside.npz"), golden.model()
+    names, silent = [layers.layer_name(model, layer) for layer in LAYERS], []
+    rows = features.extract_features(model, frames, np.arange(48), tmp_path, 224, names=names)
+    for layer, means in zip(LAYERS, rows, strict=True):
         np.testing.assert_allclose(means[::6, ::8], expected[f"features_{layer}"], atol=1e-3)
         published = expected[f"selectivity_{layer}"]
         silent.append(np.isnan(published).sum())
-        np.testing.assert_allclose(script.selectivity(means, labels), np.nan_to_num(published), atol=1e-3)
+        np.testing.assert_allclose(selectivity(means, frames.labels()), np.nan_to_num(published), atol=1e-3)
     assert silent == [13, 13, 4, 9, 8, 0]
 
 
@@ -61,24 +62,25 @@ def test_selectivity_is_the_equation(n_classes):
     labels = draws.permutation(np.arange(200) % n_classes)
     features = draws.random((200, 30), np.float32) * draws.random((n_classes, 30), np.float32)[labels]
     features[:, 3] = 0
-    np.testing.assert_allclose(script.selectivity(features, labels), plain(features, labels), atol=1e-6)
+    np.testing.assert_allclose(selectivity(features, labels), plain(features, labels), atol=1e-6)
 
 
 def test_extreme_selectivities():
     """A unit for one class only, one that responds equally to all, a silent one, and one whose means cancel out."""
     labels = np.array([0, 0, 1, 1, 2, 2])
     features = np.array([[0, 0, 4, 2, 0, 0], [5] * 6, [0] * 6, [2, 2, -2, -2, -2, -2]], np.float32).T
-    assert script.selectivity(features, labels).tolist() == [1, 0, 0, 0]
+    assert selectivity(features, labels).tolist() == [1, 0, 0, 0]
 
 
-def test_classes_without_images_do_not_count():
+def test_classes_without_images_do_not_count(monkeypatch):
     draws = np.random.default_rng(0)
-    features, labels = draws.random((20, 5), np.float32), np.repeat([1, 4], 10)
-    means = units.ClassMeans(6)
-    means.add(features[:7], labels[:7])
-    means.add(features[7:], labels[7:])
-    assert means.counts.tolist() == [0, 10, 0, 0, 10, 0]
-    found, preferred_class = units.selectivity(means.means())
+    features, labels = draws.random((21, 5), np.float32), np.append(np.repeat([1, 4], 10), 2)
+    features[20] = np.nan  # an image that cannot be read
+    monkeypatch.setattr(units, "BLOCK", 7)
+    means, counts = units.class_means(features, labels, 6)
+    assert counts.tolist() == [0, 10, 0, 0, 10, 0]
+    found, preferred_class = units.selectivity(means)
+    features, labels = features[:20], labels[:20]
     np.testing.assert_allclose(found, plain(features, labels))
     assert set(preferred_class) <= {1, 4}
     np.testing.assert_array_equal(preferred_class == 4, features[labels == 4].mean(0) > features[labels == 1].mean(0))
@@ -86,7 +88,7 @@ def test_classes_without_images_do_not_count():
 
 def test_one_class_has_no_selectivity():
     with pytest.raises(ValueError, match="at least two classes"):
-        script.selectivity(np.ones((4, 2), np.float32), np.full(4, 3))
+        selectivity(np.ones((4, 2), np.float32), np.full(4, 3))
 
 
 def test_the_script_writes_every_layer_and_the_figure(frames, tmp_path, network):
@@ -102,9 +104,9 @@ def test_the_script_writes_every_layer_and_the_figure(frames, tmp_path, network)
         np.testing.assert_array_equal(archive["preferred_class"], archive["class_means"].argmax(0))
 
 
-def test_batch_size_workers_and_other_layers_do_not_matter(frames, tmp_path, network):
+def test_workers_and_other_layers_do_not_matter(frames, tmp_path, network):
     measure(frames, tmp_path / "a", network, "--layer", 2)
-    measure(frames, tmp_path / "b", network, "--layer", 10, 2, 2, "--batch-size", 5, "--workers", 2)
+    measure(frames, tmp_path / "b", network, "--layer", 10, 2, 2, "--workers", 2)
     a, b = (np.load(tmp_path / name / "selectivity_2.npy") for name in "ab")
     np.testing.assert_allclose(a, b, atol=1e-4)
 
@@ -133,7 +135,7 @@ def test_mistakes_are_one_line_and_leave_nothing(frames, tmp_path, network):
         images.path(i).write_bytes(b"no image")
     with pytest.raises(UserError, match="none of the 24 images"):
         measure(frames, tmp_path / "out", network)
-    assert not os.listdir(tmp_path / "out")
+    assert os.listdir(tmp_path / "out") == ["features"]
     (tmp_path / "out" / "selectivity_1.npy").write_bytes(b"precious")
     with pytest.raises(UserError, match="selectivity_1.npy exists; give --overwrite"):
         measure(frames, tmp_path / "out", network)
@@ -143,18 +145,17 @@ def test_features_that_are_not_finite_are_an_error(frames, tmp_path):
     model = architectures.build("resnet18", 3)
     model.conv1.weight.data[:] = torch.nan
     with pytest.raises(UserError, match="class_0000/img_0000.jpeg are not finite"):
-        list(units.layer_means(model, [1], features.EvalData(FrameFolder(frames), 64, CPU), 8))
+        features.extract_features(model, FrameFolder(frames), np.arange(24), tmp_path, 64, names=["penultimate"])
 
 
-def test_the_covariance_of_parts_is_that_of_all_rows():
+def test_the_covariance_is_that_of_all_known_rows(monkeypatch):
     draws = np.random.default_rng(0)
     rows = (1000 + draws.normal(size=(300, 6)) @ np.diag([5, 3, 1, 0.5, 0, 0])).astype(np.float32)
-    running = script.Covariance()
-    for part in np.array_split(rows, 7):
-        running.add(part)
-    np.testing.assert_allclose(running.matrix(), np.cov(rows.T.astype(np.float64), bias=True), atol=1e-4)
+    monkeypatch.setattr(units, "BLOCK", 44)
+    found = units.covariance(np.insert(rows, 50, np.nan, axis=0))
+    np.testing.assert_allclose(found, np.cov(rows.T.astype(np.float64), bias=True), atol=1e-4)
     singular = np.linalg.svd(rows.astype(np.float64) - rows.mean(0, dtype=np.float64), compute_uv=False) ** 2
-    share = script.variance_explained(running.matrix())
+    share = script.variance_explained(found)
     np.testing.assert_allclose(share, np.cumsum(singular) / singular.sum(), atol=1e-6)
     assert share[-1] == pytest.approx(1)
     assert script.variance_explained(np.zeros((3, 3))).tolist() == [1, 1, 1]
@@ -201,13 +202,13 @@ def test_numbers_are_on_disk_before_the_first_figure(frames, tmp_path, network, 
     with pytest.raises(TypeError):
         measure(frames, tmp_path / "out", network, "--layer", 1, 2)
     arrays = [f"selectivity_{layer}.{ending}" for layer in (1, 2) for ending in ("npy", "npz")]
-    assert sorted(os.listdir(tmp_path / "out")) == ["args.json", *arrays]
+    assert sorted(os.listdir(tmp_path / "out")) == ["args.json", "features", *arrays]
 
 
-def test_units_are_measured_in_float32(frames):
+def test_units_are_measured_in_float32(frames, tmp_path):
     seen, model = [], architectures.build("resnet18", 3)
     model.conv1.register_forward_hook(lambda *_: seen.append(torch.backends.cudnn.allow_tf32))
-    list(units.layer_means(model, [1], features.EvalData(FrameFolder(frames), 64, CPU), 8))
+    features.extract_features(model, FrameFolder(frames), np.arange(24), tmp_path, 64, names=["penultimate"])
     assert torch.backends.cudnn.allow_tf32 and seen and not any(seen)
 
 
@@ -217,15 +218,17 @@ def test_cached_features_give_the_same_and_are_read_again(frames, network, tmp_p
     measure(frames, tmp_path / "plain", network, *words)
     cache = tmp_path / "cache"
     measure(frames, tmp_path / "first", network, *words, "--features-dir", cache)
-    (line,) = [json.loads(line) for line in (cache / "index.jsonl").open()]
-    assert line["what"].startswith("means of the layers 1, 6 of resnet18 from ")
+    lines = [json.loads(line)["what"] for line in (cache / "index.jsonl").open()]
+    assert [line.split(" from ")[0] for line in lines] == [
+        f"layer {name} of resnet18" for name in ("penultimate", "layer2.1.relu")
+    ]
     os.utime(frames / "class_0001" / "img_0003.jpeg", (0, 0))
     measure(frames, tmp_path / "other", network, "--layer", 6, 1, "--features-dir", cache)
-    assert len(list(cache.glob("*.npy"))) == 2
+    assert len(list(cache.glob("*.npy"))) == 4
     read = []
     monkeypatch.setattr(FrameFolder, "read", lambda self, i: read.append(int(i)) or b"")
     measure(frames, tmp_path / "again", network, "--layer", 6, 1, "--features-dir", cache)
-    assert read == [11]  # an image that could not be read is tried again
+    assert set(read) == {11}  # an image that could not be read is tried again
     for name, layer in itertools.product(("first", "other", "again"), (1, 6)):
         plain, found = (np.load(tmp_path / each / f"selectivity_{layer}.npz") for each in ("plain", name))
         assert found["images"].tolist() == [8, 7, 8]

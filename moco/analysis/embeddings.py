@@ -1,7 +1,6 @@
-"""Export the embeddings of many images: which images, what is known of each, and files that are written in parts."""
+"""Export the embeddings of many images: which images, and what is known of each."""
 
 import os
-from itertools import groupby, pairwise
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +10,6 @@ from moco.analysis import features, splits
 from moco.cli import UserError
 from moco.files import printable
 
-PART = 64 * features.BATCH  # images per part; batches never span parts, so that they do not depend on a resume
 SOURCE = ("recording", "frame", "second", "child", "date", "age_months")
 
 
@@ -91,63 +89,8 @@ def table(frames, plan, images):
         yield row
 
 
-def _part_path(folder, part):
-    return Path(folder) / f"{part:06d}.npy"
-
-
-def missing_parts(folder, n, shard=(0, 1)):
-    """The numbers of the parts of n images that are not in folder yet, of those of a shard (number, of how many)."""
-    return [part for part in range(shard[0], -(-n // PART), shard[1]) if not _part_path(folder, part).exists()]
-
-
-def write_parts(network, widths, data, images, folder, shard=(0, 1)):
-    """Write the embeddings of some images to folder, in parts of PART images; existing parts are kept.
-
-    network: images to layers of these widths, on the device of data, a features.EvalData. images: (N,) increasing
-    indices. A part has a row for each image, of all layers side by side, float32; of NaN for images that cannot be
-    read. UserError if an embedding is not finite.
-    """
-    missing = missing_parts(folder, len(images), shard)
-    if not missing:
-        return
-    width = sum(widths)
-    todo = np.concatenate([images[PART * part : PART * (part + 1)] for part in missing])
-
-    def part_of(batch):
-        return int(np.searchsorted(images, batch[2][0])) // PART
-
-    for part, batches in groupby(features.forward(network, data, todo, features.BATCH), part_of):
-        of_part = images[PART * part : PART * (part + 1)]
-        block = np.full((len(of_part), width), np.nan, np.float32)
-        for rows, _, indices in batches:
-            block[np.searchsorted(of_part, indices)] = np.concatenate(rows, 1)
-        _write_part(folder, part, block)
-    for part in missing_parts(folder, len(images), shard):  # not one of their images can be read
-        _write_part(folder, part, np.full((len(images[PART * part : PART * (part + 1)]), width), np.nan, np.float32))
-
-
-def _write_part(folder, part, block):
-    with files.atomic_write(_part_path(folder, part)) as temporary:
-        np.save(temporary, block)
-
-
-def join_parts(folder, paths, widths, dtype):
-    """Join the parts in folder to a file (N, C) of each layer; returns the numbers of the rows that are NaN.
-
-    paths, widths: of the layers, in the order of the columns of the parts. dtype: of the files. UserError for values
-    that exceed it.
-    """
-    parts = sorted(Path(folder).glob("[0-9]*.npy"))  # without temporary files of a killed run
-    unreadable = np.concatenate([np.isnan(np.load(part, mmap_mode="r")[:, 0]) for part in parts])
-    ends = np.cumsum([0, *widths])
-    for path, (first, end) in zip(paths, pairwise(ends), strict=True):
-        header = {"descr": np.dtype(dtype).str, "fortran_order": False, "shape": (len(unreadable), int(end - first))}
-        with files.atomic_write(path) as temporary, open(temporary, "wb") as file:
-            np.lib.format.write_array_header_1_0(file, header)
-            for part in parts:
-                with np.errstate(over="ignore"):
-                    block = np.load(part, mmap_mode="r")[:, first:end].astype(dtype)
-                if np.isinf(block).any():
-                    raise UserError(f"{path.name} has values beyond the range of {dtype}; use --dtype float32")
-                file.write(np.ascontiguousarray(block).data)
-    return np.flatnonzero(unreadable)
+def shard(images, i, n):
+    """Part i of n of images (N,): whole batches, so that their features are those of one run to the bit."""
+    n_batches = -(-len(images) // features.BATCH)
+    start, end = (features.BATCH * (n_batches * part // n) for part in (i, i + 1))
+    return images[start:end]

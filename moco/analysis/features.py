@@ -1,13 +1,11 @@
-"""Features of images from a frozen trunk, and batch-norm statistics adapted to images, both cached on disk."""
+"""Features of images as arrays on disk, which a killed run completes; batch-norm statistics adapted to images."""
 
 import copy
 import hashlib
 import json
-import os
 import time
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from itertools import chain
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 import numpy as np
@@ -15,56 +13,154 @@ import torch
 
 from moco import cli, distributed, files
 from moco.cli import UserError
-from moco.data import loader
-from moco.data.folders import FrameFolder
-from moco.networks import architectures, checkpoint
+from moco.data import augment, loader
+from moco.networks import architectures, checkpoint, layers
 
 BATCH = 64  # images per forward pass: as fast as larger batches, and small in memory
+BLOCK = 64 * BATCH  # rows or images at a time, where all are gone through
 INDEX = "index.jsonl"  # what each file of a cache is
 THREADS = 16  # a network disk serves several requests at once
 
 
-@dataclass(frozen=True)
-class EvalData:
-    """A folder of images and how they are read for evaluation: a center square of size pixels, no augmentation."""
+def compute_rows(paths, frames, images, compute, dtype=np.float32):
+    """Features of some images of frames as read-only arrays on disk, [(N, C), ...]; NaN for images that cannot be read.
 
-    frames: FrameFolder
-    size: int
-    device: torch.device
-    workers: int = 0
+    A row of NaN is one that is still to be computed: a missing file is created full of them, and every batch of BATCH
+    consecutive rows with some is computed and written in place. So a run goes on where it was killed, its batches and
+    the last bits of its features are those of an undisturbed run, and what could not be read is tried again.
 
-    def batches(self, images=None, batch_size=BATCH):
-        """Iterate over (images (n, 3, size, size) on the device, labels (n,), indices (n,)) once, in order.
+    paths: of the files; a process that computes one of them keeps others waiting. images: (N,) increasing indices.
+    compute(needed): yields (indices (n,), [rows (n, C), ...]) of those of the needed images that can be read, with rows
+    for each path. UserError if no image can be read, a feature is not finite in dtype, or the disk is full.
+    """
+    with ExitStack() as locks:
+        needed = _needed_rows(paths, frames, images)
+        if len(needed):
+            for path in sorted(set(paths)):
+                locks.enter_context(files.lock(path.parent, f".{path.name}.lock", wait=True))
+            needed = _needed_rows(paths, frames, images)  # of which another process may have computed some meanwhile
+        for indices, blocks in compute(images[needed]) if len(needed) else ():
+            for path, block in zip(paths, blocks, strict=True):
+                with np.errstate(over="ignore"):
+                    block = block.astype(dtype)
+                check_finite(block, frames, indices)
+                if not path.exists():
+                    _create(path, len(images), block.shape[1], dtype)
+                # mapped anew each time: what was written through an open map would count as memory in use
+                np.load(path, mmap_mode="r+")[np.searchsorted(images, indices)] = block
+    if not all(path.exists() for path in paths):
+        raise UserError(f"none of the {len(images)} images in {frames.folder} can be read")
+    return [np.load(path, mmap_mode="r") for path in paths]
 
-        images: indices of the images to read, (N,); None reads all. Images that cannot be read are left out.
-        """
-        return loader.in_order(self.frames, self.size, self.device, self.workers, images, batch_size).epoch(0)
+
+def _needed_rows(paths, frames, images):
+    """The rows of all batches that have a row of NaN in one of the files, unless its image still cannot be read."""
+    is_missing = np.zeros(len(images), bool)
+    for path in paths:
+        for start in range(0, len(images), BLOCK):
+            block = slice(start, start + BLOCK)
+            is_missing[block] |= np.isnan(np.load(path, mmap_mode="r")[block]).any(1) if path.exists() else True
+    needed = [np.array([], int)]
+    for batch in np.split(np.arange(len(images)), range(BATCH, len(images), BATCH)):
+        missing = batch[is_missing[batch]]
+        if len(missing) == len(batch) or any(_can_be_read(frames, images[row]) for row in missing):
+            needed.append(batch)
+    return np.concatenate(needed)
 
 
-def adapt_batch_norm(trunk, data, images, seed, cache, what="a network"):
-    """Set the batch-norm statistics of trunk to those of some images in random batches. Labels are not used.
+def _can_be_read(frames, i):
+    with suppress(augment.BadImage, OSError):
+        augment.decode(frames.read(i))
+        return True
+    return False
 
-    trunk is changed in place; its previous statistics do not matter. data: EvalData. images: (N,) indices. cache:
-    folder in which the statistics are kept. what: the network in words, for the index of the cache. UserError if fewer
+
+def _create(path, n, width, dtype):
+    """Create an array (n, width) of NaN on disk, complete or not at all: a full disk shows now, not at a later row."""
+    files.remove_temporary_files(path.parent, idle=600)  # of killed processes
+    header = {"descr": np.dtype(dtype).str, "fortran_order": False, "shape": (n, width)}
+    with files.atomic_write(path) as part, open(part, "wb") as file:
+        np.lib.format.write_array_header_1_0(file, header)
+        for start in range(0, n, BLOCK):
+            file.write(np.full((min(BLOCK, n - start), width), np.nan, dtype).data)
+
+
+def check_finite(features, frames, indices):
+    """UserError that names the first image whose row of features (N, C) contains NaN or infinity.
+
+    indices: (N,) of the images in frames.
+    """
+    faulty = np.flatnonzero(~np.isfinite(features).all(1))
+    if len(faulty):
+        path, dtype = frames.path(int(indices[faulty[0]])), features.dtype
+        raise UserError(f"the features of {path} are not finite in {dtype}; check the image and the model's weights")
+
+
+def write_features(network, names, paths, frames, images, size, workers=0, dtype=np.float32):
+    """compute_rows() of some layers of network, as a forward pass gives them.
+
+    network: on the device to use, evaluated in eval mode. names: of its layers, a file in paths for each; see
+    layers.layer_means. size: of the images' center squares, in pixels.
+    """
+    network = copy.deepcopy(network).eval().to(memory_format=torch.channels_last)  # faster; the original stays as it is
+
+    def compute(needed):
+        with cli.Progress(len(needed), "features", "images") as progress, distributed.no_tf32():
+            for pictures, _, indices in batches(network, frames, needed, size, workers):
+                with torch.inference_mode():
+                    means = layers.layer_means(network, names, pictures)
+                progress.update(len(indices))
+                yield indices.numpy(), [each.cpu().numpy() for each in means]
+
+    return compute_rows(paths, frames, images, compute, dtype)
+
+
+def batches(network, frames, images, size, workers):
+    """Yield (images (n, 3, size, size) on the device of network, labels (n,), indices (n,)), in order, unaugmented."""
+    device = next(network.parameters(), torch.empty(0)).device
+    return loader.in_order(frames, size, device, workers, images, BATCH).epoch(0)
+
+
+def extract_features(network, frames, images, cache, size, workers=0, what="a network", names=(layers.OUTPUT,)):
+    """write_features() to files in the folder cache, whose names depend on everything that the features depend on.
+
+    what: the network in words, for the index of the cache. names: of layers; what the network returns by default.
+    """
+    key = cache_key(frames, images, "features", size, _digest(network, network.state_dict().items()))
+    paths = [Path(cache) / f"{'-'.join(filter(None, (key, name)))}.npy" for name in names]
+    for name, path in zip(names, paths, strict=True):
+        if not path.exists():
+            of = f"{what}, {size} pixels, of {len(images)} images in {frames.folder}"
+            add_to_index(path, f"{f'layer {name}' if name else 'features'} of {of}")
+    return write_features(network, names, paths, frames, images, size, workers)
+
+
+def adapt_batch_norm(network, frames, images, seed, size, workers=0, cache=None, what="a network"):
+    """Set the batch-norm statistics of network to those of some images in random batches. Labels are not used.
+
+    network: changed in place, on its device; its previous statistics do not matter. images: (N,) indices. cache: folder
+    in which the statistics are kept, if any. what: the network in words, for the index of the cache. UserError if fewer
     than two images can be read, or a statistic is not finite.
     """
-    key = cache_key(data.frames, images, "statistics", seed, data.size, _digest(trunk, trunk.named_parameters()))
-    path = Path(cache) / f"{key}.tar"
-    if path.exists():
-        statistics = checkpoint.read(path)
-        for name, buffer in trunk.named_buffers():
-            buffer.copy_(statistics[name])
-        return
+    if cache:
+        digest = _digest(network, network.named_parameters())
+        path = Path(cache) / f"{cache_key(frames, images, 'statistics', seed, size, digest)}.tar"
+        if path.exists():
+            statistics = checkpoint.read(path)
+            for name, buffer in network.named_buffers():
+                buffer.copy_(statistics[name])
+            return
     order = np.random.default_rng(seed).permutation(images)
     with cli.Progress(len(images), "batch-norm statistics", "images") as progress, distributed.no_tf32():
-        architectures.adapt_batch_norm(trunk, _batches_of_two_or_more(data.batches(order), progress))
-    statistics = {name: buffer.cpu() for name, buffer in trunk.named_buffers()}
+        pictures = _batches_of_two_or_more(batches(network, frames, order, size, workers), progress)
+        architectures.adapt_batch_norm(network, pictures)
+    statistics = {name: buffer.cpu() for name, buffer in network.named_buffers()}
     if not all(values.isfinite().all() for values in statistics.values()):
         raise UserError("the adapted batch-norm statistics are not finite; check the model's weights")
-    if progress.n == len(images):  # else an image that cannot be read now is tried again next time
+    if cache and progress.n == len(images):  # else an image that cannot be read now is tried again next time
         checkpoint.write(path, statistics)
-        of = f"{len(images)} images in {data.frames.folder}, seed {seed}"
-        add_to_index(path, f"batch-norm statistics of {what}, {data.size} pixels, of {of}")
+        of = f"{len(images)} images in {frames.folder}, seed {seed}"
+        add_to_index(path, f"batch-norm statistics of {what}, {size} pixels, of {of}")
 
 
 def _batches_of_two_or_more(batches, progress):
@@ -82,84 +178,23 @@ def _batches_of_two_or_more(batches, progress):
     yield pending
 
 
-def forward(network, data, images=None, batch_size=BATCH):
-    """Yield (features, labels, indices) batch by batch: [(n, C), ...] float32, (n,), (n,), as NumPy arrays.
+def cache_key(frames, images, *settings):
+    """A file name for what is computed from some images of frames with some settings.
 
-    network: images (n, 3, H, W) to a list of features, in evaluation mode on data.device. data: EvalData. images:
-    indices of the images to use, (N,); None: all. Images that cannot be read are left out. batch_size: images per
-    batch; the features do not depend on it. UserError if a feature is not finite.
+    It depends on the images' names and on what frames.state() says of their content; no image is opened.
     """
-    total = len(data.frames) if images is None else len(images)
-    with cli.Progress(total, "features", "images") as progress, distributed.no_tf32():
-        for pictures, labels, indices in data.batches(images, batch_size):
-            with torch.inference_mode():  # in parts: the maps of a layer near the input are large
-                parts = [network(part) for part in pictures.split(BATCH)]
-            rows = [torch.cat(layer).cpu().numpy() for layer in zip(*parts, strict=True)]
-            for each in rows:
-                check_finite(each, data.frames, indices)
-            progress.update(len(indices))
-            yield rows, labels.cpu().numpy(), indices.numpy()
 
+    def state(i):
+        try:
+            return frames.name(i), frames.state(i)
+        except OSError as error:
+            return frames.name(i), error.strerror
 
-def extract_features(trunk, data, images, cache, what="features"):
-    """The features (N, C) of some images, float32, as an array on disk; NaN for images that cannot be read.
-
-    trunk: images to features, on data.device; evaluated in eval mode. data: EvalData. images: (N,) increasing indices.
-    cache: folder in which features are kept. what: the features in words, for the index of the cache. UserError if no
-    image can be read, or a feature is not finite.
-    """
-    key = cache_key(data.frames, images, "features", data.size, _digest(trunk, trunk.state_dict().items()))
-    network = copy.deepcopy(trunk).eval().to(memory_format=torch.channels_last)  # faster; trunk keeps its layout
-
-    def compute(missing):
-        for (rows,), _, indices in forward(lambda pictures: [network(pictures)], data, missing):
-            yield indices, rows
-
-    what = f"{what}, {data.size} pixels"
-    return cached_rows(Path(cache) / f"{key}.npy", data.frames, images, compute, what)
-
-
-def check_finite(features, frames, indices):
-    """UserError that names the first image whose row of features (N, C) contains NaN or infinity.
-
-    indices: (N,) of the images in frames.
-    """
-    faulty = np.flatnonzero(~np.isfinite(features).all(1))
-    if len(faulty):
-        path = frames.path(int(indices[faulty[0]]))
-        raise UserError(f"the features of {path} are not finite; check the image and the model's weights")
-
-
-# --- cache
-
-
-def cached_rows(path, frames, images, compute, what):
-    """Rows of features (N, C) of some images of frames, float32, as a read-only array in the file path.
-
-    compute(missing) yields (indices (n,), rows (n, C)) of those of the missing images that can be read; the other rows
-    are NaN, and are tried again when the file is used next. what: the features in words. UserError if no image can be
-    read.
-    """
-    kept = np.load(path, mmap_mode="r") if path.exists() else None
-    missing = images if kept is None else images[np.isnan(kept[:, 0])]
-    if not len(missing):
-        return kept
-    parts = compute(missing)
-    first = next(parts, None)
-    if first is None:
-        if kept is None:
-            raise UserError(f"none of the {len(images)} images in {frames.folder} can be read")
-        return kept
-    with files.atomic_write(path) as part:
-        rows = _empty_rows(part, len(images), first[1].shape[1])
-        if kept is not None:
-            rows[:] = kept
-        for indices, values in chain([first], parts):
-            rows[np.searchsorted(images, indices)] = values
-        rows.flush()
-    if kept is None:
-        add_to_index(path, f"{what}, of {len(images)} images in {frames.folder}")
-    return np.load(path, mmap_mode="r")
+    digest = hashlib.sha256(repr(settings).encode())
+    with ThreadPoolExecutor(THREADS) as threads:
+        for start in range(0, len(images), BLOCK):
+            digest.update(repr([*threads.map(state, images[start : start + BLOCK])]).encode())
+    return digest.hexdigest()[:32]
 
 
 def add_to_index(path, what):
@@ -169,38 +204,6 @@ def add_to_index(path, what):
     """
     line = {"file": path.name, "what": what, "date": time.strftime("%Y-%m-%d %H:%M:%S")}
     files.append(path.with_name(INDEX), json.dumps(line) + "\n")
-
-
-def _empty_rows(path, n, width):
-    """A new array (n, width) on disk at path, float32, of NaN."""
-    rows = np.lib.format.open_memmap(path, "w+", np.float32, (n, width))
-    if hasattr(os, "posix_fallocate"):  # a full disk would otherwise end the process by SIGBUS
-        with open(path, "rb+") as file:
-            os.posix_fallocate(file.fileno(), 0, os.path.getsize(path))
-    rows[:] = np.nan
-    return rows
-
-
-def cache_key(frames, images, *settings):
-    """A file name for what is computed from some images of frames with some settings.
-
-    It depends on the images' names, sizes and times; no image is opened for it.
-    """
-    digest = hashlib.sha256(repr(settings).encode())
-    with ThreadPoolExecutor(THREADS) as threads:
-        for start in range(0, len(images), 4096):
-            for line in threads.map(lambda i: _file_state(frames, i), images[start : start + 4096]):
-                digest.update(line)
-    return digest.hexdigest()[:32]
-
-
-def _file_state(frames, i):
-    """What identifies the present content of image i, as bytes."""
-    try:
-        facts = frames.state(i)
-    except OSError as error:
-        facts = error.strerror
-    return os.fsencode(f"{frames.name(i)} {facts}\n")
 
 
 def _digest(network, tensors):

@@ -42,9 +42,8 @@ def add_flags(parser):
         help="also report K-nearest-neighbor accuracies, by DINO's rule: votes weighted by exp(cosine / 0.07)",
     )
     add("--compare", nargs="+", default=[], metavar="JSON", help="results.json files to include in table and figure")
-    add("--features-dir", metavar="DIR", help="cache of computed features; default: features in --save-dir")
     splits.add_flags(parser)
-    cli.shared_flags(parser, "--save-dir", "--seed", "--workers", "--overwrite")
+    cli.shared_flags(parser, "--features-dir", "--save-dir", "--seed", "--workers", "--overwrite")
 
 
 # --- readouts

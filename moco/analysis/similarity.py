@@ -1,4 +1,4 @@
-"""Similarity of embeddings: dissimilarity matrices, t-SNE and nearest neighbors. Rows of NaN are left out."""
+"""Similarity of embeddings: dissimilarity matrices and t-SNE. Rows of NaN are left out."""
 
 import numpy as np
 
@@ -64,24 +64,3 @@ def tsne(embeddings, seed):
     points = np.full((len(known), 2), np.nan, np.float32)
     points[known] = TSNE(perplexity=min(30, (len(rows) - 1) / 3), random_state=seed).fit_transform(rows)
     return points
-
-
-def nearest(embeddings, k):
-    """The k nearest other images of each by cosine: their numbers and similarities, both (N, min(k, N - 1)).
-
-    Nearest first; -1 and NaN for rows of NaN. UserError for fewer than two images.
-    """
-    import sklearn
-    from sklearn.neighbors import NearestNeighbors
-
-    known = np.flatnonzero(~np.isnan(embeddings[:, 0]))
-    if len(known) < 2:
-        raise UserError(f"--nearest needs at least two images; {len(known)} can be read")
-    k = min(k, len(known) - 1)
-    search = NearestNeighbors(n_neighbors=k, metric="cosine", algorithm="brute")
-    with sklearn.config_context(working_memory=MEMORY):
-        distances, neighbors = search.fit(np.asarray(embeddings[known], np.float32)).kneighbors()
-    numbers, similarities = np.full((len(embeddings), k), -1), np.full((len(embeddings), k), np.nan)
-    numbers[known] = known[neighbors]
-    similarities[known] = 1 - distances
-    return numbers, similarities

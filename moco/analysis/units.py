@@ -1,85 +1,34 @@
-"""Activations of single units: their means over space layer by layer, over classes, and their top images."""
+"""Statistics of units from their activations: class means, selectivity, top images, covariance; without rows of NaN.
 
-from functools import partial
+Activations are arrays (N, C), a row for each image, in memory or on disk; they are read some thousand rows at a time.
+"""
 
 import numpy as np
-import torch
 
-from moco.analysis import features
-from moco.cli import UserError
-from moco.networks import layers as inner
+BLOCK = 4096  # rows
 
 
-def layer_means(model, layers, data, batch_size, images=None, cache=None, what="a network"):
-    """Yield (means, labels, indices) batch by batch: spatial means [(n, C), ...] of layers, float32; (n,); (n,).
+def _known_rows(rows):
+    """Yield parts of rows (N, C) without those of NaN: their numbers (n,), and the rows (n, C) in float64."""
+    for start in range(0, len(rows), BLOCK):
+        block = np.array(rows[start : start + BLOCK], np.float64)
+        known = np.flatnonzero(~np.isnan(block[:, 0]))
+        yield start + known, block[known]
 
-    layers: see inner.layer_name. data: features.EvalData. batch_size: images per batch; the means do not
-    depend on it. images: indices of the images to use; None: all. cache: folder in which the means are kept; None:
-    nowhere. what: model in words, for the index of the cache. UserError if no image can be read, or a mean is not
-    finite.
+
+def class_means(rows, labels, n_classes):
+    """Means (n_classes, C) of rows (N, C) with labels (N,) over each class, and the number of rows (n_classes,).
+
+    Means of classes without images are NaN.
     """
-    total = len(data.frames) if images is None else len(images)
-    model = model.eval().to(data.device, memory_format=torch.channels_last)
-    names = [inner.layer_name(model, layer) for layer in layers]
-    if cache is None:
-        batches = features.forward(partial(inner.layer_means, model, names), data, images, batch_size)
-    else:
-        what = f"means of the layers {', '.join(map(str, layers))} of {what}"
-        images = np.arange(total) if images is None else images
-        batches = _cached_means(_Joined(model, names), data, images, batch_size, cache, what)
-    seen = 0
-    for means, labels, indices in batches:
-        seen += len(indices)
-        yield means, labels, indices
-    if not seen:
-        raise UserError(f"none of the {total} images in {data.frames.folder} can be read")
-
-
-class _Joined(torch.nn.Module):
-    """Layers of a network side by side: images (N, 3, H, W) to (N, sum of C)."""
-
-    def __init__(self, network, names):
-        super().__init__()
-        self.network = network
-        self.names = names
-
-    def extra_repr(self):
-        return f"layers: {self.names}"
-
-    def forward(self, images):
-        return torch.cat(inner.layer_means(self.network, self.names, images), 1)
-
-
-def _cached_means(network, data, images, batch_size, cache, what):
-    """features.forward() of a _Joined network, by way of a file in cache."""
-    rows = features.extract_features(network, data, images, cache, what)
-    ends = np.cumsum(inner.widths(network.network, network.names, data.size))[:-1]
-    for start in range(0, len(images), batch_size):
-        block, indices = rows[start : start + batch_size], images[start : start + batch_size]
-        known = ~np.isnan(block[:, 0])
-        labels = np.array([data.frames.label(i) for i in indices[known]], int)
-        yield np.split(block[known], ends, axis=1), labels, indices[known]
-
-
-class ClassMeans:
-    """Running means of rows of features (n, C) over each of n_classes classes, in float64."""
-
-    def __init__(self, n_classes):
-        self.sums = None
-        self.counts = np.zeros(n_classes, int)
-
-    def add(self, rows, labels):
-        """Add rows (n, C) with their labels (n,)."""
-        if self.sums is None:
-            self.sums = np.zeros((len(self.counts), rows.shape[1]))
-        for label in np.unique(labels):
-            self.sums[label] += rows[labels == label].sum(0, dtype=np.float64)
-        self.counts += np.bincount(labels, minlength=len(self.counts))
-
-    def means(self):
-        """(n_classes, C); rows of classes without images are NaN."""
-        with np.errstate(invalid="ignore"):
-            return self.sums / self.counts[:, None]
+    sums, counts = np.zeros((n_classes, rows.shape[1])), np.zeros(n_classes, int)
+    for numbers, block in _known_rows(rows):
+        for label in np.unique(labels[numbers]):
+            of_class = labels[numbers] == label
+            sums[label] += block[of_class].sum(0)
+            counts[label] += of_class.sum()
+    with np.errstate(invalid="ignore"):
+        return sums / counts[:, None], counts
 
 
 def selectivity(class_means):
@@ -102,25 +51,18 @@ def selectivity(class_means):
     return values, known[means.argmax(0)]
 
 
-def top_k(values, indices, k):
-    """The k largest of each column of values (N, C), largest first, and their indices: both (min(k, N), C).
+def top_images(rows, units, k):
+    """The k highest activations of some units, highest first, and their row numbers: both (min(k, n), len(units)).
 
-    indices: (N, C). The order of equal values is kept.
+    n: the number of rows (N, C) that are not NaN. The order of equal values is kept.
     """
-    order = np.argsort(-values, axis=0, kind="stable")[:k]
-    return np.take_along_axis(values, order, 0), np.take_along_axis(indices, order, 0)
+    values = np.array(rows[:, units])
+    order = np.argsort(-values, axis=0, kind="stable")[: min(k, np.count_nonzero(~np.isnan(values[:, 0])))]
+    return np.take_along_axis(values, order, 0), order
 
 
-class TopK:
-    """Running top_k(): the k highest values in each column of all rows added so far, and their indices."""
-
-    def __init__(self, k):
-        self.k = k
-        self.values = self.indices = None
-
-    def add(self, rows, indices):
-        """Add rows (n, C) of the images with these indices (n,)."""
-        columns = np.broadcast_to(indices[:, None], rows.shape)
-        if self.values is not None:
-            rows, columns = np.concatenate([self.values, rows]), np.concatenate([self.indices, columns])
-        self.values, self.indices = top_k(rows, columns, self.k)
+def covariance(rows):
+    """The covariance (C, C) of rows (N, C), divided by the number of rows."""
+    n = sum(len(block) for _, block in _known_rows(rows))
+    mean = sum(block.sum(0) for _, block in _known_rows(rows)) / n
+    return sum((block - mean).T @ (block - mean) for _, block in _known_rows(rows)) / n

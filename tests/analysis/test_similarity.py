@@ -48,19 +48,3 @@ def test_tsne_is_scikit_learns_on_principal_components(rows):
     assert np.isnan(similarity.tsne(rows, 3)).any(1).tolist() == [False] * 4 + [True] * 26
     with pytest.raises(UserError, match="--tsne needs at least four images; 3 can be read"):
         similarity.tsne(rows[1:], 3)
-
-
-def test_nearest_images_are_those_of_a_full_search(rows, monkeypatch):
-    monkeypatch.setattr(similarity, "MEMORY", 0.01)
-    rows[7] = np.nan
-    numbers, cosines = similarity.nearest(rows, 5)
-    expected = 1 - distance.cdist(rows, rows, "cosine")
-    np.fill_diagonal(expected, -np.inf)
-    for row in np.delete(np.arange(30), 7):
-        best = np.argsort(-np.nan_to_num(expected[row], nan=-np.inf))[:5]
-        assert numbers[row].tolist() == best.tolist()
-        np.testing.assert_allclose(cosines[row], expected[row, best], atol=1e-6)
-    assert (numbers[7] == -1).all() and np.isnan(cosines[7]).all()
-    assert similarity.nearest(rows[:4], 9)[0].shape == (4, 3)
-    with pytest.raises(UserError, match="--nearest needs at least two images; 1 can be read"):
-        similarity.nearest(rows[7:9], 1)

@@ -3,9 +3,6 @@
 import csv
 import itertools
 import json
-import signal
-import subprocess
-import sys
 
 import cv2
 import numpy as np
@@ -23,7 +20,7 @@ from moco.data import loader, manifest
 from moco.data.folders import FrameFolder
 from moco.networks import architectures, layers, opening
 from scripts import embeddings as script
-from tests.support import ROOT, golden
+from tests.support import golden
 from tests.support.inputs import make_frames, save_network
 from tests.support.videos import number, write_video
 
@@ -33,10 +30,8 @@ ARCH = "shufflenet_v2_x0_5"
 
 
 @pytest.fixture(autouse=True)
-def small_parts(monkeypatch, one_thread):
-    """Parts of 8 images, in batches of 4."""
+def small_batches(monkeypatch, one_thread):
     monkeypatch.setattr(features, "BATCH", 4)
-    monkeypatch.setattr(embeddings, "PART", 8)
 
 
 def export(data, save_dir, *words):
@@ -55,7 +50,7 @@ def table(save_dir, name="images.csv"):
 
 def outputs(save_dir):
     """The bytes of all embeddings, and of the table and the summary."""
-    return {path.name: path.read_bytes() for path in save_dir.iterdir() if path.name not in ("args.json", ".run.lock")}
+    return {path.name: path.read_bytes() for path in save_dir.iterdir() if not path.name.startswith((".", "args"))}
 
 
 def plain_embeddings(network, frames, names, size):
@@ -92,10 +87,10 @@ def test_random_weights_have_statistics_of_the_images(frames, tmp_path):
     export(frames, tmp_path / "out", *words)
     torch.manual_seed(3)
     trunk = architectures.remove_head(architectures.build("resnet18"))
-    data = features.EvalData(FrameFolder(frames), 32, torch.device("cpu"))
-    features.adapt_batch_norm(trunk, data, np.arange(24), 3, tmp_path)
+    images = FrameFolder(frames)
+    features.adapt_batch_norm(trunk, images, np.arange(24), 3, 32)
     with torch.no_grad():
-        expected = torch.cat([trunk(pictures) for pictures, *_ in data.batches()])
+        expected = torch.cat([trunk(pictures) for pictures, *_ in features.batches(trunk, images, None, 32, 0)])
     found = np.load(tmp_path / "out" / "random_layer_penultimate.npy")
     np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-4)
 
@@ -110,100 +105,63 @@ def test_layers_of_several_models_are_those_of_layer_means(frames, network, tmp_
     assert {path.name for path in (tmp_path / "out").glob("random*.npy")} == {
         f"random_layer_{layer}.npy" for layer in chosen
     }
-    data = features.EvalData(FrameFolder(frames), 32, torch.device("cpu"))
+    model = opening.open_model(network).network.eval()
     with torch.no_grad():
-        pictures = torch.cat([pictures for pictures, *_ in data.batches()])
+        pictures = torch.cat([pictures for pictures, *_ in features.batches(model, FrameFolder(frames), None, 32, 0)])
         for layer in chosen:
-            model = opening.open_model(network).network.eval()
             (expected,) = layers.layer_means(model, [layers.layer_name(model, layer)], pictures)
             found = np.load(tmp_path / "out" / f"net_layer_{layer}.npy")
             np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
 
 
-KILLED = """
-import os, signal, sys
-import torch
-from moco.analysis import embeddings, features
-from scripts import embeddings as script
-torch.set_num_threads(1)
-features.BATCH, embeddings.PART = 4, 8
-write = embeddings._write_part
-def killed(folder, part, block):
-    if part == 1:
-        (folder / ".half.moco-tmp.npy").write_bytes(b"half")
-        os.kill(os.getpid(), signal.SIGKILL)
-    write(folder, part, block)
-embeddings._write_part = killed
-script.main(sys.argv[1:])
-"""
+class Killed(BaseException):
+    """Ends a run at once."""
 
 
-def test_a_killed_and_resumed_export_is_equal_byte_for_byte(frames, tmp_path, monkeypatch):
-    monkeypatch.setattr(sys, "argv", ["-c"])  # as in the killed process
+@pytest.mark.parametrize("n", [0, 1, 4])
+def test_an_interrupted_export_is_completed_to_the_same_bytes(frames, tmp_path, monkeypatch, n):
+    """After n batches of 6, without computing them again."""
+    words = ["--layer", "penultimate", "conv5", "--dtype", "float16"]
     (frames / "class_0001" / "img_0003.jpeg").write_bytes(b"no image")
-    export(frames, tmp_path / "a")
-    words = [frames, "--model-path", "random", "--model", ARCH, "--image-size", 32, "--device", "cpu", "--workers", 0]
-    words += ["--save-dir", tmp_path / "b"]
-    done = subprocess.run([sys.executable, "-c", KILLED, *map(str, words)], cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == -signal.SIGKILL, done.stderr
-    (folder,) = (tmp_path / "b").glob("parts-*/random")
-    assert [path.name for path in folder.glob("[0-9]*")] == ["000000.npy"]
-    assert not (tmp_path / "b" / "embeddings.json").exists()
-    export(frames, tmp_path / "b")
+    export(frames, tmp_path / "a", *words)
+    network, passes = layers.layer_means, []
+
+    def failing(*arguments):
+        passes.append(1)
+        if len(passes) == n + 1:
+            raise Killed
+        return network(*arguments)
+
+    monkeypatch.setattr(layers, "layer_means", failing)
+    with pytest.raises(Killed):
+        export(frames, tmp_path / "b", *words)
+    assert "unreadable" not in json.loads((tmp_path / "b" / "embeddings.json").read_text())
+    export(frames, tmp_path / "b", *words)
+    assert len(passes) == 7
     assert outputs(tmp_path / "a") == outputs(tmp_path / "b")
 
 
-def test_what_is_on_disk_is_not_computed_again(frames, tmp_path, monkeypatch):
-    write = embeddings._write_part
-
-    def failing(folder, part, block):
-        if part == 2:
-            raise KeyboardInterrupt
-        write(folder, part, block)
-
-    monkeypatch.setattr(embeddings, "_write_part", failing)
-    with pytest.raises(KeyboardInterrupt):
-        export(frames, tmp_path / "out")
-    monkeypatch.setattr(embeddings, "_write_part", write)
-    seen, read = [], FrameFolder.read
-    monkeypatch.setattr(FrameFolder, "read", lambda self, i: seen.append(int(i)) or read(self, i))
-    export(frames, tmp_path / "out")
-    assert seen == list(range(16, 24))
-
-
-@pytest.mark.parametrize("order", [(0, 1, 2), (2, 0, 1)])
-def test_shards_write_the_files_of_one_run(tmp_path, order):
+@pytest.mark.parametrize("n", [3, 12])
+def test_shards_concatenated_are_one_run(tmp_path, n, capsys):
     frames = make_frames(tmp_path / "frames", ["a", "b"], 14)
     export(frames, tmp_path / "one")
-    for shard in order:
-        summary = export(frames, tmp_path / "shards", "--shard", f"{shard}/3")
-        assert bool(summary) == (shard == order[-1])
-    assert outputs(tmp_path / "one") == outputs(tmp_path / "shards")
-    export(frames, tmp_path / "shards", "--shard", "1/3")  # requeued late
-    assert outputs(tmp_path / "one") == outputs(tmp_path / "shards")
-
-
-@pytest.mark.parametrize("other", ["is joining", "has joined"])
-def test_one_of_two_shards_that_end_together_joins_the_parts(frames, tmp_path, monkeypatch, capsys, other):
-    def lock(folder):
-        if other == "is joining":
-            raise UserError("another run is writing")
-        (folder / "embeddings.json").write_text("{}")
-        return open(folder / ".run.lock", "w")
-
-    export(frames, tmp_path / "out", "--shard", "0/2")
-    monkeypatch.setattr(files, "lock", lock)
-    monkeypatch.setattr(script, "join", None)
-    export(frames, tmp_path / "out", "--shard", "1/2")
-    assert capsys.readouterr().out.endswith("another shard joins the parts\n")
+    for shard in reversed(range(n)):
+        export(frames, tmp_path / "shards", "--shard", f"{shard}/{n}")
+    folders = sorted((tmp_path / "shards").iterdir())
+    assert len(folders) == min(n, 7) and {"shard_2_of_3", "shard_01_of_12"} & {folder.name for folder in folders}
+    assert capsys.readouterr().out.count("there are no images for shard_") == n - len(folders)
+    name = "random_layer_penultimate.npy"
+    found = np.concatenate([np.load(folder / name) for folder in folders])
+    np.testing.assert_array_equal(found, np.load(tmp_path / "one" / name))
+    assert [row for folder in folders for row in table(folder)] == table(tmp_path / "one")
 
 
 def test_a_corrupt_image_keeps_its_row_and_is_reported(frames, tmp_path, capsys):
-    corrupt = [3, *range(8, 16)]  # a whole part, too
+    corrupt = [3, *range(8, 16)]  # two whole batches, too
     images = FrameFolder(frames)
     for i in corrupt:
         images.path(i).write_bytes(b"no image")
-    summary = export(frames, tmp_path / "out", "--rdm", "cosine", "--tsne", "--nearest", 3)
+    summary = export(frames, tmp_path / "out", "--rdm", "cosine", "--tsne")
     found = np.load(tmp_path / "out" / "random_layer_penultimate.npy")
     assert np.flatnonzero(np.isnan(found).all(1)).tolist() == np.flatnonzero(np.isnan(found).any(1)).tolist() == corrupt
     names = [images.name(i) for i in corrupt]
@@ -213,8 +171,10 @@ def test_a_corrupt_image_keeps_its_row_and_is_reported(frames, tmp_path, capsys)
     assert np.flatnonzero(np.isnan(matrix).all(1)).tolist() == corrupt
     points = table(tmp_path / "out", "random_layer_penultimate_tsne.csv")
     assert [i for i, row in enumerate(points) if row["x"] == "nan"] == corrupt
-    neighbors = table(tmp_path / "out", "random_layer_penultimate_nearest.csv")
-    assert not {row[key] for row in neighbors for key in ("file", "neighbor")} & set(names)
+    images.path(3).write_bytes(images.path(4).read_bytes())  # which was away for a moment
+    assert export(frames, tmp_path / "out")["unreadable"] == names[1:]
+    again = np.load(tmp_path / "out" / "random_layer_penultimate.npy")
+    assert np.isfinite(again[3]).all() and np.flatnonzero(np.isnan(again).all(1)).tolist() == corrupt[1:]
 
 
 @pytest.fixture(scope="module")
@@ -277,9 +237,9 @@ def test_half_precision(frames, tmp_path, monkeypatch):
         export(frames, tmp_path / dtype, "--dtype", dtype)
     single, half = (np.load(tmp_path / f"float{n}" / "random_layer_penultimate.npy") for n in (32, 16))
     np.testing.assert_array_equal(single.astype(np.float16), half)
-    write = embeddings._write_part
-    monkeypatch.setattr(embeddings, "_write_part", lambda folder, part, block: write(folder, part, 1e6 + block))
-    with pytest.raises(UserError, match="random_layer_penultimate.npy has values beyond the range of float16; use"):
+    network = layers.layer_means
+    monkeypatch.setattr(layers, "layer_means", lambda *words: [1e6 + rows for rows in network(*words)])
+    with pytest.raises(UserError, match="class_0000/img_0000.jpeg are not finite in float16"):
         export(frames, tmp_path / "out", "--dtype", "float16")
 
 
@@ -290,7 +250,7 @@ def test_a_finished_export_is_kept_and_analyzed_further(frames, tmp_path, monkey
         export(frames, tmp_path / "out", "--layer", 1)
     assert outputs(tmp_path / "out") == before
     with monkeypatch.context() as patch:
-        patch.setattr(features, "forward", None)  # computing anything is an error
+        patch.setattr(features, "write_features", None)  # computing anything is an error
         export(frames, tmp_path / "out", "--rdm", "euclidean")
     after = outputs(tmp_path / "out")
     assert before.items() <= after.items()
@@ -312,7 +272,7 @@ def test_models_of_equal_names_are_told_apart_by_their_folders(frames, tmp_path)
 
 
 def test_mistakes_are_one_line_before_any_work(frames, tmp_path, monkeypatch):
-    monkeypatch.setattr(features, "forward", None)  # computing anything is an error
+    monkeypatch.setattr(features, "write_features", None)  # computing anything is an error
     monkeypatch.setattr(similarity, "RDM_IMAGES", 20)
     for name, text in {
         "no_file": "image\n1.png",
@@ -332,7 +292,7 @@ def test_mistakes_are_one_line_before_any_work(frames, tmp_path, monkeypatch):
         (None, ["--list", tmp_path / "gone.csv"], r"there is no file x.png \(and 1 more\)"),
         (None, ["--list", tmp_path / "ragged.csv"], "ragged.csv, line 2: it does not have 1 columns"),
         (frames, ["--save-dir", frames / "out"], "is inside the data folder"),
-        (frames, ["--shard", "0/2", "--overwrite"], "--overwrite would discard the work of other shards"),
+        (frames, ["--shard", "0/2", "--tsne"], "--rdm and --tsne compare all images; give them without --shard"),
         (frames, ["--model-path", "none.tar"], "no checkpoint none.tar"),
     ]:
         with pytest.raises(UserError, match=message):

@@ -145,8 +145,9 @@ def retry_transient(path, read):
 
 
 def printable(name):
-    r"""A path as text, with the bytes that are not valid UTF-8 escaped: \udcff for the byte 0xff."""
-    return str(name).encode(errors="backslashreplace").decode()
+    r"""A path as text, with control characters, and bytes that are not UTF-8, escaped: \udcff for the byte 0xff."""
+    escaped = re.compile(r"[\0-\x1f\x7f-\x9f\ud800-\udfff]")
+    return escaped.sub(lambda found: found[0].encode("unicode_escape").decode(), str(name))
 
 
 def read_text(path):

@@ -195,3 +195,8 @@ def test_the_limit_is_raised_as_far_as_allowed(monkeypatch, hard, expected):
     monkeypatch.setattr(resource, "setrlimit", lambda which, values: limits.append(values))
     files.raise_open_file_limit()
     assert limits == [(expected, hard)]
+
+
+def test_control_characters_in_a_name_are_escaped():
+    assert files.printable("ü 赤.mp4") == "ü 赤.mp4"
+    assert files.printable("a\x1b[2J\n\udcff.mp4") == r"a\x1b[2J\n\udcff.mp4"

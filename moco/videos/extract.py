@@ -94,11 +94,6 @@ def _check(root, name):
     return None, state.st_size
 
 
-def printable(name):
-    """A file's name with control characters and undecodable bytes escaped, which would disturb the terminal."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in name)
-
-
 def read_moments(path):
     """{file: {class: seconds}} of a CSV file with columns 'file' and 'seconds', and perhaps 'class'.
 
@@ -223,13 +218,13 @@ def matching_plan(folder, settings, listed):
     ]
     planned = {(each["folder"], each["name"]) for each in plan["videos"] + plan["left_out"]}
     present = {(number, name) for part in listed for number, name, _ in part}
-    differences += [f"{printable(name)} was not there" for _, name in sorted(present - planned)[:5]]
+    differences += [f"{files.printable(name)} was not there" for _, name in sorted(present - planned)[:5]]
     if not plan["complete"]:
         done = completed_videos(folder)
         needed = {(each["folder"], each["name"]) for n, each in enumerate(plan["videos"]) if n not in done}
         listed_now = _without_companions({name for _, name in planned})  # an earlier version planned copies, too
         gone = [name for _, name in sorted(needed - present) if name in listed_now]
-        differences += [f"{printable(name)} was there" for name in gone[:5]]
+        differences += [f"{files.printable(name)} was there" for name in gone[:5]]
     if differences:
         path = Path(folder) / manifest.NAME
         raise cli.UserError(f"{path} is of another run: {'; '.join(differences)}. Give another --save-dir")
@@ -376,7 +371,7 @@ def _with_results(plan, done):
 
 def _nothing_readable(plan):
     folders = ", ".join(plan["folders"])
-    reasons = "; ".join(f"{printable(name)}: {reason}" for name, reason in manifest.left_out(plan))
+    reasons = "; ".join(f"{files.printable(name)}: {reason}" for name, reason in manifest.left_out(plan))
     if reasons:
         return cli.UserError(f"no video could be read in {folders} ({reasons}). Give a folder of videos")
     return cli.UserError(f"there is no video in {folders}. Give a folder of videos, or --recursive for its sub-folders")
@@ -397,4 +392,4 @@ def print_summary(plan, with_size=False):
     if with_size:
         print(f"expected size: {plan['slots'] * images.mean_size(plan) / 1e9:.3g} GB")
     for name, reason in manifest.left_out(plan):
-        print(f"left out: {printable(name)}: {reason}")
+        print(f"left out: {files.printable(name)}: {reason}")

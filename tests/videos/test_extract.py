@@ -422,8 +422,3 @@ def test_links_are_followed_wherever_they_lead_but_not_in_circles(tmp_path):
     readable, left_out = extract.list_videos([tmp_path / "S"], True, tmp_path / "out")
     assert [name for _, name, _ in readable] == ["folder/a.mp4", "folder/deep/b.mp4", "linked.mp4", "own.mp4"]
     assert left_out == [(0, "itself", reason)]
-
-
-def test_control_characters_in_a_name_are_escaped():
-    assert extract.printable("ü 赤.mp4") == "ü 赤.mp4"
-    assert extract.printable("a\x1b[2J\n\udcff.mp4") == r"a\x1b[2J\n\udcff.mp4"

@@ -36,22 +36,6 @@ def parse_args(argv=None):
     return parser.parse_args(argv)
 
 
-class Progress(cli.Progress):
-    """Progress in images, with an estimate of the gigabytes that are left."""
-
-    def __init__(self, total, description):
-        super().__init__(total, description, "images")
-        self._images = self._bytes = 0
-
-    def add(self, size):
-        """Count an image of size bytes."""
-        self._images += 1
-        self._bytes += size
-        left = (self.total - self.n - 1) * self._bytes / self._images
-        self.set_postfix_str(f"{left / 1e9:.1f} GB left", refresh=False)
-        self.update()
-
-
 def pack(data, folder):
     """Pack the images of the folder data into tars in folder. Tars that exist are complete, and are kept.
 
@@ -70,7 +54,7 @@ def pack(data, folder):
             raise UserError(f"{folder} has the {manifest.NAME} of other frames; choose a new --save-dir")
         copy_plan(data, folder, plan)
     tars.mark_incomplete(folder, shlex.join(["python", "scripts/pack_frames.py", str(data), "--save-dir", str(folder)]))
-    with Progress(len(frames), "pack") as progress:
+    with cli.Progress(len(frames), "pack", "images") as progress:
         for name, numbers in own.items():
             if not (folder / name).exists():
                 tars.write(folder / name, _read(frames, numbers, progress))
@@ -112,20 +96,19 @@ def _read(frames, numbers, progress):
             progress.write(f"{frames.name(i)}: {error.strerror}; left out")
             continue
         yield frames.relative_path(i), modified, content
-        progress.add(len(content))
+        progress.update()
 
 
 def check(folder):
     """UserError unless every image of a packed folder can be read and decoded."""
     frames, bad = FrameFolder(folder), []
-    with Progress(len(frames), "verify") as progress:
+    with cli.Progress(len(frames), "verify", "images") as progress:
         for i in range(len(frames)):
-            content = _content(frames, i)[1] or b""
             try:
-                augment.decode(content)
-            except augment.BadImage as error:
+                augment.decode(frames.read(i))
+            except (augment.BadImage, OSError) as error:
                 bad.append(f"{frames.path(i)} ({error})")
-            progress.add(len(content))
+            progress.update()
     if bad:
         raise UserError(f"{len(bad)} of {len(frames)} images cannot be decoded, the first is {bad[0]}")
     print(f"{folder} has {len(frames)} images, which can all be decoded")
@@ -135,12 +118,12 @@ def verify(data, folder):
     """UserError unless the packed folder has the images of the folder data, in order and byte for byte."""
     originals, copies = FrameFolder(data), FrameFolder(folder)
     different = [copies.path(i) for i in range(len(originals), len(copies))]
-    with Progress(len(originals), "verify") as progress:
+    with cli.Progress(len(originals), "verify", "images") as progress:
         for i in range(len(originals)):
             content = _content(originals, i)
             if i >= len(copies) or _content(copies, i) != content:
                 different.append(originals.path(i))
-            progress.add(len(content[1] or b""))
+            progress.update()
     if different:
         raise UserError(
             f"{len(different)} images differ between {data} and {folder}, the first is {different[0]}; remove its tar "
@@ -164,7 +147,7 @@ def unpack(data, folder):
     if not tars.is_packed(data):
         raise UserError(f"{data} has no tars to unpack")
     frames, plan = FrameFolder(data), manifest.read(data)
-    with Progress(len(frames), "unpack") as progress:
+    with cli.Progress(len(frames), "unpack", "images") as progress:
         for i in range(len(frames)):
             name, content = _content(frames, i)
             if not tars.is_safe_name(name):
@@ -179,7 +162,7 @@ def unpack(data, folder):
             if present != content:
                 path.parent.mkdir(parents=True, exist_ok=True)
                 path.write_bytes(content)
-            progress.add(len(content))
+            progress.update()
     if plan is not None:
         copy_plan(data, folder, plan)
 

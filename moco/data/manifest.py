@@ -3,6 +3,7 @@
 import copy
 import json
 import os
+import shlex
 from bisect import bisect_right
 from functools import cached_property
 from itertools import accumulate, pairwise
@@ -58,7 +59,7 @@ def command(plan, folder):
         if value is not False and value is not None:
             values = [] if value is True else value if isinstance(value, list) else [value]
             words += [f"--{flag}", *map(str, values)]
-    return " ".join(f"'{word}'" if " " in word else word for word in words)
+    return shlex.join(words)
 
 
 def make(settings, folders, videos, left_out):

@@ -107,7 +107,7 @@ def from_name(name):
         return Recording()
     child, day, months, days, part = match.groups()
     try:
-        day = date(int(day[:4]), int(day[4:6]), int(day[6:])).isoformat()
+        day = date.fromisoformat(day).isoformat()
     except ValueError:  # no day of the calendar: not a name of this form
         return Recording()
     months, days = int(months), int(days)

@@ -4,7 +4,6 @@ import json
 import os
 import subprocess
 import sys
-import time
 from collections import Counter
 from pathlib import Path
 
@@ -318,20 +317,6 @@ def test_what_a_table_says_wins_over_the_name():
     video = {"name": NAMES[0], "child": "B", "age_months": 9.0}
     assert recordings.from_entry(video) == recordings.Recording("B", age_months=9.0)
     assert recordings.from_entry({"name": NAMES[0]}).child == "A"
-
-
-def test_a_manifest_of_eight_million_frames_opens_with_a_selection_at_once():
-    """No promise of seconds on a busy machine; but nothing is made for each image, which would take minutes."""
-    names = [f"S_2013{month:02d}{day:02d}_{month:02d}{day:02d}_{k:02d}.mp4"
-             for month in range(1, 13) for day in range(1, 29) for k in range(6)]  # fmt: skip
-    plan = make_plan([4000] * len(names), names=names)
-    start = time.process_time()
-    selected = manifest.Manifest(plan)
-    known = [selected.recording(number) for number in range(len(names))]
-    chosen = Selection(ages=(3, 6)).choose(known)
-    selected = selected.select({i: seconds / known[i][2] for i, seconds in chosen.items()})
-    print(f"{time.process_time() - start:.3f} s for {len(names)} recordings of {plan['slots']} frames")
-    assert len(selected) == 3 * 28 * 6 * 4000 and plan["slots"] > 8_000_000
 
 
 @pytest.mark.usefixtures("handlers", "one_thread")

@@ -85,7 +85,7 @@ def test_damaged_times_are_named(tmp_path):
             manifest.load(tmp_path).source(3)
 
 
-def test_ten_million_frames_open_in_under_a_second(tmp_path):
+def test_ten_million_frames_open_and_are_selected_in_under_a_second(tmp_path):
     plan = make([2000] * 5000, range(0, 10_000_000, 5000), **{"seg-len": 288.0})
     (tmp_path / "manifest.json").write_text(json.dumps(plan))
     start = time.process_time()
@@ -94,6 +94,9 @@ def test_ten_million_frames_open_in_under_a_second(tmp_path):
     assert len(found) == 10_000_000 - 2000
     assert found.path(0) == "class_0000/img_0001.jpeg"
     assert found.path(len(found) - 1) == "class_6944/img_0639.jpeg"
+    start = time.process_time()
+    assert len(found.select({1: 1, 4999: 0.5})) == 2000 + 1000
+    assert time.process_time() - start < 1
 
 
 def test_numbers_get_wider_only_where_the_plan_needs_it():

@@ -1,6 +1,7 @@
 """The images of frame folders and of any other folders, as files or in tars, by index."""
 
 import os
+import tarfile
 from bisect import bisect_right
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -184,9 +185,12 @@ def _open(folder):
     if tars.is_packed(folder):
         packed = tars.Tars(folder, images)
         return packed if images is None else images, packed
+    images = Files(folder) if images is None else images
     if beside := tars.list_tars(folder):
+        if len(images) and "/" not in images.path(0) and not tarfile.is_tarfile(folder / beside[0]):
+            raise UserError(f"{folder / beside[0]} is not a tar of images; give a folder of images, not of checkpoints")
         print(f"{printable(folder)} has images or folders: {printable(beside[0])} and other tars in it are not read")
-    return Files(folder) if images is None else images, None
+    return images, None
 
 
 def _select(folders, parts, selection):

@@ -276,6 +276,10 @@ def test_tars_beside_images_are_not_read_and_named(tmp_path, capsys):
     (tmp_path / "tree" / "last.tar").write_bytes(b"checkpoint")
     assert len(FrameFolder(tmp_path / "tree")) == 24
     assert "tree has images or folders: last.tar and other tars in it are not read" in capsys.readouterr().out
+    make_frames(tmp_path / "run", ["."], n=1)
+    (tmp_path / "run" / "last.tar").write_bytes(b"checkpoint")
+    with pytest.raises(UserError, match="last.tar is not a tar of images; give a folder of images, not of checkpoints"):
+        FrameFolder(tmp_path / "run")
 
 
 def test_an_index_older_than_its_tars_is_made_again(tmp_path, capsys):

@@ -101,13 +101,26 @@ def test_tables_have_a_row_per_image_and_per_video(videos, tmp_path):
     assert [row["file"] for row in frames] == [images.path(i) for i in range(len(images))]
     for i, row in enumerate(frames):
         source = images.source(i)
-        assert (row["recording"], int(row["frame"])) == (source.name, source.frame)
+        assert (row["recording"], row["video"], int(row["frame"])) == (source.name, source.name, source.frame)
         assert (row["child"], row["room"]) == ("T" if source.name == NAMES[0] else source.name[0], row["room"])
     by_name = {row["file"]: row for row in recordings}
     assert len(by_name) == 3 and by_name[NAMES[0]]["room"] == "kitchen" and by_name[NAMES[0]]["age_days"] == "200"
     assert by_name[NAMES[2]]["date"] == "2013-08-14" and float(by_name[NAMES[2]]["age_months"]) == 5.23
     assert sum(int(row["images"]) for row in recordings) == len(images)
     assert float(by_name[NAMES[0]]["seconds"]) == pytest.approx(120 / float(RATE), abs=1e-3)
+
+
+def test_the_chapters_of_a_recording_follow_one_another_and_are_one_in_tables(tmp_path):
+    folder = tmp_path / "videos"
+    names = ["GX010001.MP4", "GX020001.MP4", "GX010002.MP4", "GX020002.MP4", "GX100002.MP4"]
+    folder.mkdir()
+    for name in names:
+        write_video(folder / name, 30)
+    images = read(folder, tmp_path / "out", "--seg-len", 1)
+    assert [video["name"] for video in images.videos] == names
+    look_up(tmp_path / "out", "--table")
+    pairs = {row["video"]: row["recording"] for row in rows(tmp_path / "out" / "frames.csv")}
+    assert pairs == dict(zip(names, ["GX0001.MP4"] * 2 + ["GX0002.MP4"] * 3, strict=True))
 
 
 def test_the_reader_takes_selected_recordings_only(tmp_path, capsys):

@@ -8,9 +8,10 @@ import numpy as np
 from moco import files
 from moco.analysis import features, splits
 from moco.cli import UserError
+from moco.data import recordings
 from moco.files import printable
 
-SOURCE = ("recording", "frame", "second", "child", "date", "age_months")
+SOURCE = ("recording", "video", "frame", "second", "child", "date", "age_months")
 
 
 class ImageList:
@@ -85,7 +86,8 @@ def table(frames, plan, images):
         elif plan:
             source = plan.source(int(i))
             known = source.recording
-            row += [source.name, source.frame, round(source.second, 3), known.child, known.date, known.age_months]
+            row += [recordings.chapter(source.name)[0], source.name, source.frame, round(source.second, 3)]
+            row += [known.child, known.date, known.age_months]
         yield row
 
 

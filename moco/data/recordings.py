@@ -338,10 +338,12 @@ def write_frames_table(images):
     def rows():
         for i in range(len(images)):
             path, source = images.path(i), images.source(i)
-            row = {"file": path, "class": path.rpartition("/")[0], "recording": source.name}
+            row = {"file": path, "class": path.rpartition("/")[0]}
+            row |= {"recording": chapter(source.name)[0], "video": source.name}
             yield row | {"frame": source.frame, "second": round(source.second, 3)} | _cells(source.recording)
 
-    return _write_table(images, FRAMES_TABLE, ["file", "class", "recording", "frame", "second"], [], rows())
+    columns = ["file", "class", "recording", "video", "frame", "second"]
+    return _write_table(images, FRAMES_TABLE, columns, [], rows())
 
 
 def write_videos_table(images):

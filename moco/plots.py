@@ -362,34 +362,3 @@ def image_rows(rows, path):
             for column, image in enumerate(images):
                 left = margin + 1.02 * column
                 axes.imshow(image, extent=(left, left + 0.96, top + 0.96, top), aspect="auto")
-
-
-def pipeline(stages, path):
-    """Stages from left to right with arrows between them, to path + '.pdf' and '.png'.
-
-    stages: [(title, images, columns)], images (H, W, 3) uint8 in a grid of columns.
-    """
-    height, gap = 2.6, 0.5
-    widths = [_grid_width(images, columns, height) for _, images, columns in stages]
-    lefts = 0.05 + np.cumsum([0, *(width + gap for width in widths)])
-    with _page(path, lefts[-1] - gap + 0.05, height + 0.4) as axes:
-        for number, (title, images, columns) in enumerate(stages):
-            left, width, middle = lefts[number], widths[number], 0.35 + height / 2
-            axes.text(left + width / 2, 0.17, title, ha="center", va="center", fontsize=11)
-            if number:
-                arrow = dict(arrowstyle="-|>", linewidth=2, color="0.4", mutation_scale=18)
-                axes.annotate("", (left - 0.06, middle), (left - gap + 0.06, middle), arrowprops=arrow)
-            rows = -(-len(images) // columns)
-            for i, image in enumerate(images):
-                cell_width, cell_height = width / columns, height / rows
-                x, y = left + i % columns * cell_width, 0.35 + i // columns * cell_height
-                scale = 0.96 * min(cell_width / image.shape[1], cell_height / image.shape[0])
-                w, h = scale * image.shape[1], scale * image.shape[0]
-                x, y = x + (cell_width - w) / 2, y + (cell_height - h) / 2
-                axes.imshow(image, extent=(x, x + w, y + h, y), aspect="auto")
-
-
-def _grid_width(images, columns, height):
-    """The width of a grid of images (H, W, 3) in columns that has a height."""
-    rows = -(-len(images) // columns)
-    return columns * max(image.shape[1] / image.shape[0] for image in images) * height / rows

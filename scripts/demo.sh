@@ -104,4 +104,15 @@ step "Attention maps and a film of class $class"
     --class-idx "$class" --image-size 128 --frames 100 --side-by-side --save-dir demo/films
 
 step "Done: open demo/report.html"
-"$python" scripts/demo_report.py demo
+learned=("${names[@]:1}")
+"$python" scripts/report.py "${learned[@]/#/demo/}" demo/{decoding,embeddings,maps,films} --out demo/report.html --overwrite
+"$python" - >demo/results.json <<'END' # the accuracies alone: {MODEL: {TASK: {mean, std}}, majority, chance}
+import json
+
+results = json.load(open("demo/decoding/results.json"))
+summary = {key: results[key] for key in ("majority", "chance")}
+for model, by_task in results["models"].items():
+    entries = {task: {key: entry[key] for key in ("mean", "std")} for task, entry in by_task.items()}
+    summary["hog" if model == "HOG" else model] = entries
+print(json.dumps(summary, indent=1))
+END

@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
-# All steps from videos and labeled images to accuracies, figures and films, as a chain of SLURM jobs:
+# All steps from videos and labeled images to a page of accuracies, figures and films, as a chain of SLURM jobs:
 #     bash scripts/pipeline.sh VIDEO_DIR LABELED_DIR [--local | --dry-run]
 # --local runs the steps on this machine, one after another; --dry-run prints them. A step whose result exists is skipped,
 # so re-run the command after a failure. Variables, with their defaults:
-#     OUT=pipeline              output folder
+#     OUT=pipeline              output folder; the page is report.html
 #     MODEL=resnext50_32x4d     architecture
 #     EPOCHS=16                 epochs of temporal classification (MoCo: 12)
 #     MOCO=                     'yes': also train moco_img and moco_temp
@@ -54,4 +54,8 @@ step film TC "$OUT/films/intphys_feature_animation_1.mp4" DATA="$frames" MODEL_P
     feature_animation "${analysis_flags[@]}"
 step class_film decoding "$OUT/films/computers_feature_animation_0.mp4" DATA="$frames" MODEL_PATH="$decoded" \
     SAVE="$OUT/films" feature_animation_class --class-idx 0 "${analysis_flags[@]}"
+pages=''
+for name in "${trained[@]}" decoding maps selectivities top_images films; do pages+=:$OUT/$name; done
+[ "$mode" = --dry-run ] || rm -f "$OUT/report.html"
+when=afterany step report "${!job[*]}" "$OUT/report.html" FOLDERS="${pages#:}" OUT="$OUT/report.html" report
 chain_end

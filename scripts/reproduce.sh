@@ -7,7 +7,7 @@
 # or TOYBOX_FRAMES: its frames. IMAGENET: train/ and val/. Experiments whose data is not given are skipped; the page lists
 # them. --local runs the steps on this machine, one after another; --dry-run prints them; --tiny runs all experiments on
 # the small synthetic data set of the demo. Re-run the command after a failure. Further variables:
-#     OUT=reproduction                    output folder; the page is report.html and report.md
+#     OUT=reproduction                    output folder; the page is report.html
 #     MODEL=resnext50_32x4d, BASELINES=random:imagenet
 #     TC_FLAGS, MOCO_FLAGS, DECODE_FLAGS, HOG_FLAGS, ANALYSIS_FLAGS, IMAGENET_FLAGS     further flags of the scripts
 #     SBATCH_FLAGS, SBATCH_FLAGS_NAME     further flags of every sbatch, or of that of step NAME (with _ for -)
@@ -180,6 +180,12 @@ if [ -n "$best" ] && [ -n "${IMAGENET:-}" ]; then
     imagenet imagenet-part-linear imagenet-part "$OUT/imagenet-part/ft_IN_$(basename "$tc")" --freeze-trunk
 fi
 
+pages=''
+for name in TC-{S,A,Y,SAY} moco_{img,temp}-S TC-S-{1-fps,half-length,no-augmentation} \
+    decoding-{labeled_S,labeled_S-subsampled,labeled_S-binary,variants,toybox} maps-{class-only,others} selectivities \
+    top_images imagenet-{linear,part,part-linear} films; do
+    pages+=:$OUT/$name
+done
 [ "$mode" = --dry-run ] || rm -f "$OUT/report.html"
-when=afterany step report "${!job[*]}" "$OUT/report.html" OUT="$OUT" paper_report
+when=afterany step report "${!job[*]}" "$OUT/report.html" FOLDERS="${pages#:}" OUT="$OUT/report.html" report
 chain_end

@@ -1,6 +1,7 @@
 """README.md: every command in it runs on small inputs with the paths it names; its links and images exist."""
 
 import importlib
+import json
 import os
 import re
 import shlex
@@ -39,6 +40,7 @@ FLAGS = {  # appended to a command, they make its work small
     "feature_animation_class.py": f"{SMALL} --frames 5",
     "scripts/embeddings.py": "--image-size 32 --workers 0",
     "scripts/pack_frames.py": "",
+    "scripts/report.py": "",
 }
 
 
@@ -139,7 +141,7 @@ def link_inputs(words, inputs, folder):
 def test_a_python_command_runs(line, inputs, tmp_path, monkeypatch, handlers, one_thread, request):
     words = shlex.split(line)
     script = next(word for word in words if word.endswith(".py"))
-    if "results.json" in line:
+    if "results.json" in line or "report.py" in line:
         request.getfixturevalue("results")
     link_inputs(words, inputs, tmp_path)
     for word, folder in {"stimuli.csv": "labeled_S", "--locate": "frames_S"}.items():
@@ -165,7 +167,7 @@ def test_a_python_command_runs(line, inputs, tmp_path, monkeypatch, handlers, on
 
 def test_every_script_has_a_command():
     scripts = {path.name for path in ROOT.glob("*.py")} - {"moco_utils.py"}
-    scripts |= {"scripts/embeddings.py", "scripts/pack_frames.py"}
+    scripts |= {f"scripts/{name}.py" for name in ("embeddings", "pack_frames", "report")}
     assert {word for line in PYTHON for word in line.split() if word.endswith(".py")} == scripts == set(FLAGS)
 
 
@@ -246,6 +248,9 @@ def test_the_demo_runs_to_its_table(project, line):
     done = run_in_shell(f"IMAGES=1 {line}")
     assert done.returncode == 0, done.stdout + done.stderr
     assert re.search(r"^TC +\d", done.stdout, re.MULTILINE)
+    assert "films" in Path("demo/report.html").read_text()
+    accuracies = json.loads(Path("demo/results.json").read_text())
+    assert {"TC", "random", "hog", "majority", "chance"} <= set(accuracies) and accuracies["TC"]["iid"]["mean"] >= 0
 
 
 def test_every_command_of_the_page_is_tested():

@@ -8,7 +8,7 @@ import pytest
 
 from tests.support import ROOT
 
-STEPS = ["frames", "TC", "hog", "decoding", "maps", "selectivities", "top_images", "film", "class_film"]
+STEPS = ["frames", "TC", "hog", "decoding", "maps", "selectivities", "top_images", "film", "class_film", "report"]
 RESULTS = {
     "read_saycam.py": "manifest.json",
     "temporal_classification.py": "tiny_epoch_1.tar",
@@ -24,7 +24,8 @@ PYTHON = """#!/usr/bin/env bash
 script=$(basename "$1")
 (IFS='|' && echo "$script|${*:2}" >> "$CALLS")
 [ "$script" != "${FAILS:-}" ] || exit "${STATUS:-2}"
-while [ "$1" != --save-dir ]; do shift; done
+while [ "$1" != --save-dir ] && [ "$1" != --out ]; do shift; done
+[ "$1" = --save-dir ] || { touch "$2" && exit; }
 mkdir -p "$2"
 echo '"complete": true' > "$2/$(sed -n "s/^$script //p" "$RESULTS")"
 """
@@ -57,19 +58,22 @@ def pipeline(tmp_path):
 def test_local_steps_run_in_order_and_only_once(pipeline, tmp_path):
     done, calls = pipeline("my videos", "labeled", "--local")
     assert done.returncode == 0, done.stderr
-    assert [call.split("|")[0] for call in calls] == list(RESULTS)
+    assert [call.split("|")[0] for call in calls] == [*RESULTS, "report.py"]
+    folders = [f"pipeline/{name}" for name in ("TC", "decoding", "maps", "selectivities", "top_images", "films")]
+    assert calls[-1] == "|".join(["report.py", *folders, "--out", "pipeline/report.html"])
     assert calls[0] == f"read_saycam.py|{tmp_path}/my videos|--save-dir|pipeline/frames"
     assert calls[1].endswith("--model|tiny|--save-dir|pipeline/TC|--epochs|2|--resume")
     (tmp_path / "pipeline" / "maps" / RESULTS["linear_combination_maps.py"]).unlink()
     done, calls = pipeline("my videos", "labeled", "--local")
-    assert [call.split("|")[0] for call in calls] == ["linear_combination_maps.py"]
+    assert [call.split("|")[0] for call in calls] == ["linear_combination_maps.py", "report.py"]
     assert done.stdout.count("already done") == 8
 
 
 def test_a_folder_of_frames_is_done_only_when_it_is_complete(pipeline, tmp_path):
     pipeline("my videos", "labeled", "--local")
     (tmp_path / "pipeline" / "frames" / "manifest.json").write_text('"complete": false')
-    assert [call.split("|")[0] for call in pipeline("my videos", "labeled", "--local")[1]] == ["read_saycam.py"]
+    _, calls = pipeline("my videos", "labeled", "--local")
+    assert [call.split("|")[0] for call in calls] == ["read_saycam.py", "report.py"]
 
 
 @pytest.mark.parametrize("status, end, word", [("2", 1, "step TC failed with status 2"), ("75", 75, "has saved")])

@@ -84,7 +84,7 @@ def steps_done(folder):
 
 @pytest.mark.parametrize("step", STEPS)
 def test_slurm_accepts_the_resources_of_a_step(step):
-    assert len(STEPS) == 15  # the published steps, paper_report, embeddings and pack_frames
+    assert len(STEPS) == 15  # the published steps, embeddings, pack_frames and report
     output_of("sbatch", "--test-only", f"scripts/{step}.sh")
 
 

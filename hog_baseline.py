@@ -22,7 +22,7 @@ from moco.analysis import features, report
 from moco.cli import UserError
 from moco.data import augment
 from moco.data.folders import read_part
-from moco.pool import WorkerPool
+from moco.videos.pool import WorkerPool
 
 BLOCK = 48  # pixels: 3x3 cells
 IMAGES_PER_WORKER = 200  # of 224x224 pixels; they take as long as the start of a worker

@@ -6,7 +6,6 @@ directly in this folder may be imported from anywhere, those of a sub-package by
 
     cli                     command-line flags, errors as one line, progress
     files                   atomic writes, output folders, small text files, args.json
-    pool                    worker processes of hog_baseline.py
     distributed             processes and devices
     rendezvous              ranks and addresses from torchrun and SLURM
     gpus                    GPUs, and why torch cannot use them

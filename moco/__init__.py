@@ -6,9 +6,7 @@ directly in this folder may be imported from anywhere, those of a sub-package by
 
     cli                     command-line flags, errors as one line, progress
     files                   atomic writes, output folders, small text files, args.json
-    distributed             processes and devices
-    rendezvous              ranks and addresses from torchrun and SLURM
-    gpus                    GPUs, and why torch cannot use them
+    distributed             devices, and the processes of a job
     builder                 MoCo, as in its paper
     plots                   every figure
 

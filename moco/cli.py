@@ -8,6 +8,7 @@ import platform
 import subprocess
 import sys
 import textwrap
+import traceback
 from contextlib import suppress
 from importlib import metadata
 from pathlib import Path
@@ -28,15 +29,23 @@ def run(main):
         sys.stdout.reconfigure(errors="backslashreplace", line_buffering=True)
     try:
         sys.exit(main())
-    except KeyboardInterrupt:
-        print(f"\n{program()}: interrupted", file=sys.stderr)
-        sys.exit(130)
-    except Exception as error:
-        message = user_message(error)
-        if message is None:
+    except (KeyboardInterrupt, Exception) as error:
+        status, text = failure(error)
+        if status == 1:
             raise
-    print(f"{program()}: error: {message}", file=sys.stderr)
-    sys.exit(2)
+        print(text, end="", file=sys.stderr)
+        sys.exit(status)
+
+
+def failure(error):
+    """The exit status of a process that an exception ends, and what it prints: a line that helps, or the traceback."""
+    if isinstance(error, SystemExit):
+        return int(error.code or 0), ""
+    if isinstance(error, KeyboardInterrupt):
+        return 130, f"\n{program()}: interrupted\n"
+    if message := user_message(error):
+        return 2, f"{program()}: error: {message}\n"
+    return 1, "".join(traceback.format_exception(error))
 
 
 ADVICE = {  # words in an error's type or text: what to do; the first that are there count

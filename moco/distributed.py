@@ -1,25 +1,29 @@
 """Devices and processes: choose a device, start or join the processes of a job, wrap a model, reduce over processes."""
 
+import logging
 import os
 import signal
+import socket
 import sys
+import threading
 import time
-import traceback
 from argparse import Namespace
 from contextlib import contextmanager
 from dataclasses import dataclass
-from multiprocessing import connection
+from pathlib import Path
 from urllib.parse import urlsplit
 
 import torch
 from torch import distributed as dist
 from torch import multiprocessing, nn
 
-from moco import gpus, rendezvous
-from moco.cli import UserError, cores, number, program, user_message
+from moco.cli import UserError, cores, failure, number
 
 STOP_SIGNALS = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGUSR1", "SIGUSR2") if hasattr(signal, name))
-GRACE_SECONDS = 5  # between the failure of a process and the end of those that wait for it
+GRACE_SECONDS = 3  # after the failure of a process: for the others to end, and again after SIGTERM
+WAIT_SECONDS = 20  # for the other processes of a job, before a line says so
+TORCHRUN = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+DEVICE_FILE = Path("/dev/nvidia0")  # the first GPU of a machine
 
 
 @dataclass(frozen=True)
@@ -43,7 +47,7 @@ class ProcessContext:
 
 def add_flags(parser):
     """Add the flags of PyTorch's ImageNet example, as published, to parser."""
-    group = parser.add_argument_group("several processes (torchrun and srun need none of these)")
+    group = parser.add_argument_group("several processes (torchrun and scripts/*.sh need none of these)")
     add = group.add_argument
     add(
         "--multiprocessing-distributed",
@@ -66,24 +70,29 @@ def add_flags(parser):
 # --- devices
 
 
-def select_device(name, local_rank=0):
+def select_device(name, gpu=0):
     """The torch device for --device: 'auto' is CUDA if available, else Apple's GPU, else the CPU.
 
-    local_rank: the index of the GPU. Raises UserError if the device is not available, and for 'auto' if the machine
-    or the job has GPUs that torch cannot use.
+    gpu: the index of the GPU. Raises UserError if the device is not available, and for 'auto' if there is an NVIDIA GPU
+    that torch cannot use, unless CUDA_VISIBLE_DEVICES hides it.
     """
-    cuda = torch.cuda.is_available()
-    if name == "auto" and not cuda and gpus.is_given(os.environ):
-        raise UserError(f"torch cannot use the GPU of this machine: {gpus.why_unusable()}")
-    if name == "auto":
-        name = "cuda" if cuda else "mps" if torch.backends.mps.is_available() else "cpu"
-    if name == "cuda":
-        if not cuda:
-            raise UserError(f"--device cuda: torch finds no usable GPU: {gpus.why_unusable()}")
-        return gpus.cuda_device(local_rank)
-    if name == "mps" and not torch.backends.mps.is_available():
+    cuda, mps = torch.cuda.is_available(), torch.backends.mps.is_available()
+    present = DEVICE_FILE.exists() or os.environ.get("SLURM_GPUS_ON_NODE", "0") != "0"
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES", "0" if present else "")
+    has_gpu = visible.strip() not in ("", "-1", "NoDevFiles")  # SLURM sets the last one in jobs without GPUs
+    if not cuda and (name == "cuda" or (name == "auto" and has_gpu)):
+        build = f"CUDA {torch.version.cuda}" if torch.version.cuda else "CPUs only"
+        raise UserError(
+            f"--device {name}: torch {torch.__version__}, which is built for {build}, finds no GPU that it can use; "
+            "install a build that fits the driver, which nvidia-smi shows, or give --device cpu"
+        )
+    if name == "mps" and not mps:
         raise UserError("--device mps: torch finds no Apple GPU; give --device cpu")
-    return torch.device(name)
+    if name == "auto":
+        name = "cuda" if cuda else "mps" if mps else "cpu"
+    if name == "cuda" and gpu >= torch.cuda.device_count():
+        raise UserError(f"there is no GPU {gpu}: this process sees {torch.cuda.device_count()}")
+    return torch.device(name, gpu) if name == "cuda" else torch.device(name)
 
 
 @contextmanager
@@ -104,76 +113,75 @@ def no_tf32():
 def launch(train, args):
     """Run train(args, context) in this process, or in one process per GPU, and return the exit status.
 
-    Under torchrun, and under srun with several tasks, this process is one of those they started. Otherwise one process
-    per visible GPU is started here, --processes-per-node on each of --world-size nodes; a single one is this process
-    itself. The default number of --workers is divided among the processes of a node.
+    Under torchrun and scripts/step.sh, which set the variables TORCHRUN, this process is one of those they started.
+    Otherwise one process per visible GPU is started here, --processes-per-node on each of --world-size nodes; a single
+    one is this process itself. The default number of --workers is divided among the processes of a node.
 
     An error in one of several processes is printed and ends all of them within seconds. Raises UserError for flags or
     environment variables that contradict each other.
     """
-    _check_flags(args)
-    if task := rendezvous.current_task(os.environ):
-        return _join_task(train, args, task)
-    nodes = max(args.world_size, 1)
+    if any(name in os.environ for name in TORCHRUN[:3]):
+        _check_environment(args)
+        return _join(train, args if _is_slurm_task() else _divide_workers(args, int(os.environ["LOCAL_WORLD_SIZE"])))
+    nodes, tasks = max(args.world_size, 1), os.environ.get("SLURM_STEP_NUM_TASKS", "1")
+    if nodes == 1 and tasks != "1":
+        raise UserError(
+            f"this SLURM step has {tasks} tasks, which do not know their ranks: start the script with scripts/step.sh, "
+            "as the files beside it do, or with torchrun"
+        )
+    if args.rank >= nodes or (nodes > 1 and args.rank < 0):
+        raise UserError(f"--rank {args.rank}: give the rank of this node among --world-size {nodes}, 0 to {nodes - 1}")
+    if nodes > 1 and not args.dist_url:
+        raise UserError("several nodes need --dist-url tcp://HOST:PORT, the same on all of them")
     device = select_device(args.device, args.gpu or 0)
     processes = _processes_per_node(args, device)
     if nodes * processes > 1:
-        url = args.dist_url or rendezvous.local_url()
-        return _spawn(train, args, _Node(max(args.rank, 0), nodes, processes, url))
+        return _spawn(train, args, nodes, processes)
     if device.type == "cuda":
         torch.cuda.set_device(device)
     return train(args, ProcessContext(device=device))
 
 
-def _check_flags(args):
-    """Raise UserError for flags of add_flags() that contradict each other."""
-    if args.world_size == 0 or args.world_size < -1:
-        raise UserError(f"--world-size {args.world_size} is not a number of nodes; give 1 or more")
-    nodes = max(args.world_size, 1)
-    if nodes == 1 and args.rank > 0:
-        raise UserError(f"--rank {args.rank} needs --world-size, the number of nodes")
-    if not (-1 if nodes == 1 else 0) <= args.rank < nodes:
-        raise UserError(f"--rank {args.rank}: give the rank of this node among --world-size {nodes}, 0 to {nodes - 1}")
-    if nodes > 1 and not args.dist_url:
-        raise UserError("several nodes need --dist-url tcp://HOST:PORT, the same on all of them")
-    if args.dist_url:
-        rendezvous.check_url(args.dist_url)
+def _check_environment(args):
+    """UserError if some of torchrun's variables are missing, or flags contradict them."""
+    if missing := [name for name in TORCHRUN if not os.environ.get(name)]:
+        raise UserError(
+            f"the environment has some of torchrun's variables, but not {', '.join(missing)}: unset "
+            f"{', '.join(TORCHRUN[:3])}, or start the processes with torchrun"
+        )
+    for name in ("world_size", "rank", "gpu", "processes_per_node", "dist_url"):
+        if getattr(args, name) not in (None, -1):
+            raise UserError(f"--{name.replace('_', '-')} has no effect under torchrun and step.sh: leave it out")
+
+
+def _is_slurm_task():
+    """Whether this process is a task of SLURM, which gives it cores of its own, and maybe GPUs of its own."""
+    return os.environ.get("SLURM_NTASKS") == os.environ["WORLD_SIZE"]
+
+
+def _own_gpu():
+    """The index of this process's GPU among those it sees: in a SLURM task all of the node, or only its own."""
+    local_rank, processes = int(os.environ["LOCAL_RANK"]), int(os.environ["LOCAL_WORLD_SIZE"])
+    visible = torch.cuda.device_count()
+    if not _is_slurm_task():
+        return local_rank
+    if visible >= processes:  # several each with --gpus-per-task
+        return local_rank * (visible // processes)
+    return 0 if visible == 1 or "SLURM_GPUS_PER_TASK" in os.environ else local_rank
 
 
 def _processes_per_node(args, device):
     """The number of processes that train on this node."""
-    if args.gpu is not None:
-        if args.world_size > 1 or args.multiprocessing_distributed or (args.processes_per_node or 1) > 1:
-            raise UserError(
-                f"--gpu {args.gpu} is for a single process; use CUDA_VISIBLE_DEVICES to choose several GPUs"
-            )
-        if device.type != "cuda":
-            raise UserError(f"--gpu {args.gpu}: there is no GPU with --device {args.device}; leave --gpu out")
-        return 1
-    if device.type != "cuda":
-        return args.processes_per_node or 1
-    visible = torch.cuda.device_count()
-    if (args.processes_per_node or 1) > visible:
-        raise UserError(f"--processes-per-node {args.processes_per_node} is more than the {visible} visible GPUs")
-    return args.processes_per_node or visible
-
-
-def _join_task(train, args, task):
-    """Run train as a process that torchrun or srun started; a task alone on its node starts one process per GPU."""
-    names = ["world_size", "rank", "gpu", "processes_per_node"]
-    for name in [*names, "dist_url"] if task.launcher == "torchrun" else names:
-        if getattr(args, name) not in (None, -1):
-            raise UserError(f"--{name.replace('_', '-')} has no effect under {task.launcher}: leave it out")
-    url = "env://" if task.launcher == "torchrun" else args.dist_url or rendezvous.slurm_url(os.environ)
-    if task.launcher == "srun" and task.local_world_size == 1:
-        processes = _processes_per_node(args, select_device(args.device))
-        if processes > 1:
-            return _spawn(train, args, _Node(task.rank, task.world_size, processes, url))
-    if not task.own_cores:
-        args = _divide_workers(args, task.local_world_size)
-    sees_one = task.launcher == "srun" and torch.cuda.device_count() == 1  # its own, by --gpu-bind
-    local_rank = 0 if task.own_gpus or sees_one else task.local_rank
-    return _join(train, args, task.rank, task.world_size, local_rank, url)
+    asked, visible = args.processes_per_node or 0, torch.cuda.device_count() if device.type == "cuda" else 0
+    several = args.world_size > 1 or args.multiprocessing_distributed or asked > 1
+    if args.gpu is not None and (several or not visible):
+        raise UserError(
+            f"--gpu {args.gpu} is for one process with a GPU, here on {device.type}: leave it out; "
+            "CUDA_VISIBLE_DEVICES chooses several GPUs"
+        )
+    if visible and asked > visible:
+        raise UserError(f"--processes-per-node {asked} is more than the {visible} visible GPUs")
+    return 1 if args.gpu is not None else asked or visible or 1
 
 
 def _divide_workers(args, processes):
@@ -183,85 +191,65 @@ def _divide_workers(args, processes):
     return Namespace(**{**vars(args), "workers": max(1, cores() // processes)})
 
 
-def _join(train, args, rank, world_size, local_rank, url, report=None):
-    """Run train as one of world_size processes and return its exit status.
-
-    After an error this process ends here, once the error is reported: destroy_process_group() would wait for the other
-    processes, with NCCL for up to half an hour. report: called with the error; prints it by default.
-    """
-    try:
-        status = train(args, _connect(args, rank, world_size, local_rank, url))
-    except BaseException as error:
-        (report or _print_error)(error)
-        _exit_now(_exit_status(error))
-    dist.destroy_process_group()
-    return status
-
-
-def _connect(args, rank, world_size, local_rank, url):
-    """Join the process group and return this process's ProcessContext; UserError if that fails."""
-    device = select_device(args.device, local_rank)
+def _connect(args):
+    """Join the processes of the variables TORCHRUN and return this one's ProcessContext; UserError if that fails."""
+    rank, world_size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    device = select_device(args.device, _own_gpu())
     if device.type == "cuda":
         torch.cuda.set_device(device)
     elif args.dist_backend == "nccl":
         raise UserError(f"--dist-backend nccl needs GPUs, and the device is {device}; leave it out")
     backend = args.dist_backend or ("nccl" if device.type == "cuda" else "gloo")
+    address = args.dist_url or f"tcp://{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
+    waiting = f"rank {rank} waits for the other {world_size - 1} processes at {address}"
+    reminder = threading.Timer(WAIT_SECONDS, print, [waiting], {"file": sys.stderr, "flush": True})
+    reminder.start()
     try:
-        dist.init_process_group(backend, init_method=url, rank=rank, world_size=world_size)
+        if host := urlsplit(address).hostname:
+            socket.getaddrinfo(host, None)  # torch would look for an unknown host for half an hour
+        dist.init_process_group(backend, init_method=args.dist_url or "env://", rank=rank, world_size=world_size)
     except (RuntimeError, ValueError, OSError) as error:
-        host = urlsplit(url).hostname or os.environ.get("MASTER_ADDR", "localhost")
         reason = str(error).split("\n")[0]
-        raise UserError(
-            f"rank {rank} cannot join the processes at {host}: {reason}{rendezvous.loopback_hint(host)}"
-        ) from error
+        hint = "; GLOO_SOCKET_IFNAME names the network to use" if "127." in str(error) and "127." not in address else ""
+        raise UserError(f"rank {rank} cannot join the processes at {address}: {reason}{hint}") from error
+    finally:
+        reminder.cancel()
     return ProcessContext(rank, world_size, device)
 
 
-def _print_error(error):
-    """Print an error as cli.run() and Python would."""
-    if message := user_message(error):
-        print(f"{program()}: error: {message}", file=sys.stderr)
-    elif isinstance(error, Exception):
-        traceback.print_exception(error)
+def _join(train, args, errors=None):
+    """Run train as one of the processes of the variables TORCHRUN and return its exit status.
+
+    errors: a queue for the exit status and what is to be printed about an error, which is printed here by default.
+    After it this process ends here: destroy_process_group() would wait for the others, with NCCL for half an hour.
+    """
+    try:
+        status = train(args, _connect(args))
+    except BaseException as error:
+        status, text = failure(error)
+        if errors:
+            errors.put((status, text))
+            time.sleep(status == 1)  # if it follows from the end of another process, that one is to end first
+        else:
+            print(text, end="", file=sys.stderr)
+        for worker in multiprocessing.active_children():
+            worker.kill()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
+    dist.destroy_process_group()
+    return status
 
 
-def _exit_status(error):
-    """The exit status of a process that an exception ends."""
-    if isinstance(error, SystemExit):
-        return error.code if isinstance(error.code, int) else int(error.code is not None)
-    if isinstance(error, KeyboardInterrupt):
-        return 130
-    return 2 if user_message(error) else 1
-
-
-def _exit_now(status):
-    """End this process and its workers without waiting for anything."""
-    for worker in multiprocessing.active_children():
-        worker.kill()
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(status)
-
-
-@dataclass(frozen=True)
-class _Node:
-    """A node of a job: its rank among nodes with as many processes each, which meet at url."""
-
-    rank: int
-    nodes: int
-    processes: int
-    url: str
-
-    @property
-    def first_rank(self):
-        return self.rank * self.processes
-
-
-def _spawn(train, args, node):
+def _spawn(train, args, nodes, processes):
     """Start the processes of this node, pass stop signals on to them, wait for them and return the exit status."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]  # a free one
+    variables = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    variables |= {"WORLD_SIZE": nodes * processes, "LOCAL_WORLD_SIZE": processes}
     errors = multiprocessing.get_context("spawn").SimpleQueue()
-    arguments = (train, _divide_workers(args, node.processes), node, multiprocessing.get_start_method(), errors)
-    children = multiprocessing.spawn(_child, arguments, nprocs=node.processes, join=False)
+    arguments = (train, _divide_workers(args, processes), variables, multiprocessing.get_start_method(), errors)
+    children = multiprocessing.spawn(_child, arguments, nprocs=processes, join=False)
 
     def forward(number, frame):
         for process in children.processes:
@@ -270,60 +258,37 @@ def _spawn(train, args, node):
 
     for stop in STOP_SIGNALS:
         signal.signal(stop, forward)
-    statuses = _wait(children.processes)
-    return _report_failure(statuses, node.first_rank, errors) if any(statuses) else 0
-
-
-def _wait(processes):
-    """Wait for processes and return their exit statuses, 128 + N for signal N; None for those that got stuck.
-
-    Once one has failed, and after Ctrl-C, those still alive GRACE_SECONDS later are killed: they wait for the others.
-    """
+    logging.getLogger("torch.multiprocessing.spawn").setLevel(logging.ERROR)  # else join() says which ones it ends
     try:
-        while running := [process.sentinel for process in processes if process.exitcode is None]:
-            if any(process.exitcode for process in processes):
-                break
-            connection.wait(running)
-    finally:
-        end = time.monotonic() + GRACE_SECONDS
-        for process in processes:
-            process.join(max(0, end - time.monotonic()))
-        codes = [process.exitcode for process in processes]
-        for process in processes:
+        while not children.join(grace_period=GRACE_SECONDS):
+            pass
+    except multiprocessing.ProcessExitedException as first:
+        if first.exit_code < 0:
+            rank, reason = max(args.rank, 0) * processes + first.error_index, signal.Signals(-first.exit_code).name
+            memory = " (out of memory?)" if reason == "SIGKILL" else ""
+            print(f"process {rank} was killed by {reason}{memory}; re-run with --resume to continue", file=sys.stderr)
+            return 1
+        status, text = (first.exit_code, "") if errors.empty() else errors.get()  # the others follow from the first
+        print(text, end="", file=sys.stderr)
+        return status
+    finally:  # after Ctrl-C
+        for process in children.processes:
+            process.join(GRACE_SECONDS)
             process.kill()
-    return [128 - code if code is not None and code < 0 else code for code in codes]
+    return 0
 
 
-def _report_failure(statuses, first_rank, errors):
-    """Print or raise the error that ended the processes, and return the exit status."""
-    error = None if errors.empty() else errors.get()  # the first one, from which those of the others follow
-    if isinstance(error, UserError):
-        raise error
-    if 128 + signal.SIGKILL in statuses:
-        rank = first_rank + statuses.index(128 + signal.SIGKILL)
-        print(f"process {rank} was killed (out of memory?); re-run with --resume to continue", file=sys.stderr)
-        return 1
-    if error:
-        print(error, end="", file=sys.stderr)
-    return next(status for status in statuses if status)
-
-
-def _child(local_rank, train, args, node, start_method, errors):
+def _child(local_rank, train, args, variables, start_method, errors):
     """A process of _spawn().
 
     start_method: of its loader workers. They would be spawned by default, and each would import torch.
     """
+    variables = variables | {"LOCAL_RANK": local_rank}
+    variables["RANK"] = max(args.rank, 0) * variables["LOCAL_WORLD_SIZE"] + local_rank
+    os.environ.update({name: str(value) for name, value in variables.items()})
     multiprocessing.set_start_method(start_method, force=True)
-    torch.set_num_threads(max(1, cores() // node.processes))
-
-    def report(error):
-        if message := user_message(error):
-            errors.put(UserError(message))
-        elif isinstance(error, Exception):
-            errors.put("".join(traceback.format_exception(error)))
-
-    rank, world_size = node.first_rank + local_rank, node.nodes * node.processes
-    sys.exit(_join(train, args, rank, world_size, local_rank, node.url, report))
+    torch.set_num_threads(max(1, cores() // variables["LOCAL_WORLD_SIZE"]))
+    sys.exit(_join(train, args, errors))
 
 
 # --- models and tensors

@@ -12,8 +12,10 @@
 # Film of a class activation map over the frames of a folder or a video.
 #     DATA=frames_S SAVE=films sbatch scripts/feature_animation_class.sh [flags of feature_animation_class.py]
 set -euo pipefail
-project=${PROJECT_DIR:-${SLURM_SUBMIT_DIR:-$(dirname "$0")/..}}
-source "$project/scripts/step.sh"
+for project in "${PROJECT_DIR:-}" "$(dirname "$0")/.." "${SLURM_SUBMIT_DIR:-}" ""; do
+    [ ! -e "$project/scripts/step.sh" ] || break
+done
+source "${project:?set PROJECT_DIR to the folder of this project}/scripts/step.sh"
 
 DATA=${DATA:-frames_S}
 SAVE=${SAVE:-films}

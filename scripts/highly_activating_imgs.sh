@@ -12,8 +12,10 @@
 # Images that activate units of a network most strongly.
 #     DATA=labeled_S SAVE=top_images sbatch scripts/highly_activating_imgs.sh [flags of highly_activating_imgs.py]
 set -euo pipefail
-project=${PROJECT_DIR:-${SLURM_SUBMIT_DIR:-$(dirname "$0")/..}}
-source "$project/scripts/step.sh"
+for project in "${PROJECT_DIR:-}" "$(dirname "$0")/.." "${SLURM_SUBMIT_DIR:-}" ""; do
+    [ ! -e "$project/scripts/step.sh" ] || break
+done
+source "${project:?set PROJECT_DIR to the folder of this project}/scripts/step.sh"
 
 DATA=${DATA:-labeled_S}
 SAVE=${SAVE:-top_images}

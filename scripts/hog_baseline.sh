@@ -11,8 +11,10 @@
 # HOG baseline: a linear classifier of HOG features. For more cores: sbatch --cpus-per-task=N.
 #     DATA=labeled_S SAVE=hog sbatch scripts/hog_baseline.sh [flags of hog_baseline.py]
 set -euo pipefail
-project=${PROJECT_DIR:-${SLURM_SUBMIT_DIR:-$(dirname "$0")/..}}
-source "$project/scripts/step.sh"
+for project in "${PROJECT_DIR:-}" "$(dirname "$0")/.." "${SLURM_SUBMIT_DIR:-}" ""; do
+    [ ! -e "$project/scripts/step.sh" ] || break
+done
+source "${project:?set PROJECT_DIR to the folder of this project}/scripts/step.sh"
 
 DATA=${DATA:-labeled_S}
 SAVE=${SAVE:-hog}

@@ -14,8 +14,10 @@
 # Before its time limit the job saves, is requeued, and resumes.
 #     DATA=imagenet SAVE=imagenet-TC-SAY sbatch [--nodes=2] scripts/imagenet_finetuning.sh [flags of imagenet_finetuning.py]
 set -euo pipefail
-project=${PROJECT_DIR:-${SLURM_SUBMIT_DIR:-$(dirname "$0")/..}}
-source "$project/scripts/step.sh"
+for project in "${PROJECT_DIR:-}" "$(dirname "$0")/.." "${SLURM_SUBMIT_DIR:-}" ""; do
+    [ ! -e "$project/scripts/step.sh" ] || break
+done
+source "${project:?set PROJECT_DIR to the folder of this project}/scripts/step.sh"
 
 DATA=${DATA:-imagenet}
 SAVE=${SAVE:-imagenet-TC-SAY}

@@ -12,8 +12,10 @@
 # Class activation maps of a network with a linear classifier.
 #     DATA=labeled_S SAVE=maps sbatch scripts/linear_combination_maps.sh [flags of linear_combination_maps.py]
 set -euo pipefail
-project=${PROJECT_DIR:-${SLURM_SUBMIT_DIR:-$(dirname "$0")/..}}
-source "$project/scripts/step.sh"
+for project in "${PROJECT_DIR:-}" "$(dirname "$0")/.." "${SLURM_SUBMIT_DIR:-}" ""; do
+    [ ! -e "$project/scripts/step.sh" ] || break
+done
+source "${project:?set PROJECT_DIR to the folder of this project}/scripts/step.sh"
 
 DATA=${DATA:-labeled_S}
 SAVE=${SAVE:-maps}

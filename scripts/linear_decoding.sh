@@ -12,8 +12,10 @@
 # Linear decoding from frozen networks. In a job array each task decodes one of MODELS into SAVE/NAME.
 #     DATA=labeled_S SAVE=decoding sbatch scripts/linear_decoding.sh [flags of linear_decoding.py]
 set -euo pipefail
-project=${PROJECT_DIR:-${SLURM_SUBMIT_DIR:-$(dirname "$0")/..}}
-source "$project/scripts/step.sh"
+for project in "${PROJECT_DIR:-}" "$(dirname "$0")/.." "${SLURM_SUBMIT_DIR:-}" ""; do
+    [ ! -e "$project/scripts/step.sh" ] || break
+done
+source "${project:?set PROJECT_DIR to the folder of this project}/scripts/step.sh"
 
 DATA=${DATA:-labeled_S}
 SAVE=${SAVE:-decoding}
@@ -23,6 +25,8 @@ NAMES=${NAMES:-random:TC-S}                                # their names in the 
 IFS=: read -ra models <<<"$MODELS"
 IFS=: read -ra names <<<"$NAMES"
 if [ -n "${SLURM_ARRAY_TASK_ID:-}" ]; then
+    [[ $SLURM_ARRAY_TASK_ID -lt ${#models[@]} && ${#names[@]} = "${#models[@]}" ]] ||
+        fail "there is no model or name number $SLURM_ARRAY_TASK_ID, from 0, in MODELS=$MODELS and NAMES=$NAMES"
     models=("${models[SLURM_ARRAY_TASK_ID]}") names=("${names[SLURM_ARRAY_TASK_ID]}")
     SAVE=$SAVE/${names[0]}
 fi

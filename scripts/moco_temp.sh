@@ -14,8 +14,10 @@
 # Before its time limit the job saves, is requeued, and resumes.
 #     DATA=frames_S SAVE=moco_temp-S sbatch [--nodes=2] scripts/moco_temp.sh [flags of moco_temp.py]
 set -euo pipefail
-project=${PROJECT_DIR:-${SLURM_SUBMIT_DIR:-$(dirname "$0")/..}}
-source "$project/scripts/step.sh"
+for project in "${PROJECT_DIR:-}" "$(dirname "$0")/.." "${SLURM_SUBMIT_DIR:-}" ""; do
+    [ ! -e "$project/scripts/step.sh" ] || break
+done
+source "${project:?set PROJECT_DIR to the folder of this project}/scripts/step.sh"
 
 DATA=${DATA:-frames_S} # one folder, or several as frames_S:frames_A
 SAVE=${SAVE:-moco_temp-S}

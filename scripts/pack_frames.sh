@@ -11,8 +11,10 @@
 # A folder of images into tars; a tar that is complete is not written again.
 #     DATA=frames_S SAVE=packed_S sbatch scripts/pack_frames.sh [flags of pack_frames.py]
 set -euo pipefail
-project=${PROJECT_DIR:-${SLURM_SUBMIT_DIR:-$(dirname "$0")/..}}
-source "$project/scripts/step.sh"
+for project in "${PROJECT_DIR:-}" "$(dirname "$0")/.." "${SLURM_SUBMIT_DIR:-}" ""; do
+    [ ! -e "$project/scripts/step.sh" ] || break
+done
+source "${project:?set PROJECT_DIR to the folder of this project}/scripts/step.sh"
 
 DATA=${DATA:-frames_S}
 SAVE=${SAVE:-packed_S}

@@ -9,8 +9,10 @@
 # One page with the results in FOLDERS so far.
 #     FOLDERS=TC:decoding OUT=report.html sbatch scripts/report.sh [flags of report.py]
 set -euo pipefail
-project=${PROJECT_DIR:-${SLURM_SUBMIT_DIR:-$(dirname "$0")/..}}
-source "$project/scripts/step.sh"
+for project in "${PROJECT_DIR:-}" "$(dirname "$0")/.." "${SLURM_SUBMIT_DIR:-}" ""; do
+    [ ! -e "$project/scripts/step.sh" ] || break
+done
+source "${project:?set PROJECT_DIR to the folder of this project}/scripts/step.sh"
 
 IFS=: read -ra folders <<<"${FOLDERS:-TC-S:decoding}"
 run scripts/report.py "${folders[@]}" --out "${OUT:-report.html}" "$@"

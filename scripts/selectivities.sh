@@ -12,8 +12,10 @@
 # Class selectivity of the units of some layers, and with --pca the dimensionality of their features.
 #     DATA=labeled_S SAVE=selectivities sbatch scripts/selectivities.sh [flags of selectivities.py]
 set -euo pipefail
-project=${PROJECT_DIR:-${SLURM_SUBMIT_DIR:-$(dirname "$0")/..}}
-source "$project/scripts/step.sh"
+for project in "${PROJECT_DIR:-}" "$(dirname "$0")/.." "${SLURM_SUBMIT_DIR:-}" ""; do
+    [ ! -e "$project/scripts/step.sh" ] || break
+done
+source "${project:?set PROJECT_DIR to the folder of this project}/scripts/step.sh"
 
 DATA=${DATA:-labeled_S}
 SAVE=${SAVE:-selectivities}

@@ -1,16 +1,15 @@
 """Devices, processes, and the ways in which a job of several processes ends."""
 
 import argparse
-import multiprocessing
 import os
 import re
 import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from argparse import Namespace
-from multiprocessing import connection
 from pathlib import Path
 
 import pytest
@@ -18,7 +17,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from moco import cli, distributed, gpus, rendezvous
+from moco import cli, distributed
 from moco.cli import UserError
 from moco.distributed import ProcessContext
 from tests import support
@@ -88,34 +87,29 @@ def test_two_processes_train_the_network_that_one_would(tmp_path, forked_launch)
 
 # --- the ends of a job
 
-
-def launcher(kind):
-    """A command that starts a Python module in two processes."""
-    if kind == "spawn":
-        return [sys.executable, "-m"], ["--processes-per-node", "2"]
-    return [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m"], []
-
-
 THOROUGH = pytest.mark.thorough
+SPAWN = [sys.executable, "-m", "tests.support.job", "--processes-per-node", "2"]
+TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m"]
+TORCHRUN += ["tests.support.job"]
 
 
-@pytest.mark.parametrize("kind, end, workers", [
-    ("spawn", "mistake", 1), ("spawn", "killed", 2), ("torchrun", "mistake", 2),
-    *(pytest.param("spawn", end, workers, marks=THOROUGH) for end in ENDS for workers in (0, 1, 2)),
-    *(pytest.param("torchrun", end, workers, marks=THOROUGH) for end in ENDS for workers in (0, 1, 2)),
+@pytest.mark.parametrize("command, end, workers", [
+    (SPAWN, "mistake", 1), (SPAWN, "killed", 2), (TORCHRUN, "mistake", 2),
+    *(pytest.param(command, end, workers, marks=THOROUGH)
+      for command in (SPAWN, TORCHRUN) for end in ENDS for workers in (0, 1, 2)),
 ])  # fmt: skip
-def test_any_end_of_one_process_ends_the_job(kind, end, workers):
+def test_any_end_of_one_process_ends_the_job(command, end, workers):
     """With its message and status, although the other process waits forever, and with all loader workers."""
-    command, flags = launcher(kind)
-    command = [*command, "tests.support.job", end, "--workers", str(workers), *flags]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, cwd=support.ROOT)
+    done = subprocess.run(
+        [*command, end, "--workers", str(workers)], capture_output=True, text=True, timeout=120, cwd=support.ROOT
+    )
     status, message = ENDS[end]
-    if kind == "torchrun":  # which has its own status and report
+    if command == TORCHRUN:  # which has its own status and report
         status = min(status, 1)
         message = "SIGKILL" if end == "killed" else message
     assert done.returncode == status, done.stderr
     assert message in done.stderr
-    if end == "mistake" and kind == "spawn":
+    if end == "mistake" and command == SPAWN:
         assert done.stderr == "job.py: error: the folder x is empty\n"
     pids = [int(number) for number in re.findall(r"\d+", done.stdout)]  # lines of both processes may run together
     each = max(1, cli.cores() // 2) if workers == cli.cores() else workers  # the default is divided among processes
@@ -131,79 +125,41 @@ def wait_until_gone(pids):
         time.sleep(0.1)
 
 
-@pytest.mark.parametrize("end", ["mistake", pytest.param("bug", marks=THOROUGH)])
-def test_any_end_of_one_process_ends_its_srun_task(end):
-    """srun --kill-on-bad-exit then ends the others."""
-    slurm = {"SLURM_STEP_NUM_TASKS": "2", "SLURM_STEP_NUM_NODES": "1", "SLURM_JOB_ID": "1"}
-    command = [sys.executable, "-m", "tests.support.job", end, "--workers", "1", "--dist-url", rendezvous.local_url()]
+def test_ctrl_c_ends_all_processes():
+    options = dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=support.ROOT)
+    with subprocess.Popen([*SPAWN, "wait", "--workers", "1"], start_new_session=True, **options) as job:
+        pids = [int(number) for _ in range(2) for number in re.findall(r"\d+", job.stdout.readline())]
+        os.killpg(job.pid, signal.SIGINT)
+        assert (job.wait(60), job.stderr.read()) == (130, "\njob.py: interrupted\n")
+    assert len(pids) == 4
+    wait_until_gone(pids)
+
+
+STEP = f'project={support.ROOT}; source {support.ROOT}/scripts/step.sh; task 127.0.0.1 %d "$@"'
+
+
+@pytest.mark.parametrize("end", ["mistake", pytest.param("bug", marks=THOROUGH), pytest.param("stop", marks=THOROUGH)])
+def test_any_end_of_one_process_ends_its_slurm_task(end):
+    """srun --kill-on-bad-exit then ends the others; here two tasks of scripts/step.sh without SLURM, nor scontrol."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        step = STEP % server.getsockname()[1]
+    slurm = {"SLURM_NTASKS": "2", "SLURM_NNODES": "1", "SLURM_STEP_NUM_TASKS": "2", "PYTHON": sys.executable}
     tasks = [
         subprocess.Popen(
-            command,
+            ["bash", "-c", step, "bash", sys.executable, "-m", "tests.support.job", end, "--workers", "1"],
             env={**os.environ, **slurm, "SLURM_PROCID": str(rank), "SLURM_LOCALID": str(rank)},
-            cwd=support.ROOT,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=support.ROOT, start_new_session=True,
         )
         for rank in (0, 1)
-    ]
+    ]  # fmt: skip
     try:
         output, errors = tasks[1].communicate(timeout=120)
         status, message = ENDS[end]
         assert tasks[1].returncode == status and message in errors
         wait_until_gone([int(word) for word in output.split()[1:]])
     finally:
-        tasks[0].kill()
+        os.killpg(tasks[0].pid, signal.SIGKILL)
         tasks[0].communicate()
-
-
-def test_a_mistake_in_a_process_is_raised_as_in_a_single_one():
-    with pytest.raises(UserError, match="the folder x is empty"):
-        distributed.launch(makes_a_mistake, TWO_PROCESSES)
-
-
-def makes_a_mistake(args, context):
-    raise UserError("the folder x is empty")
-
-
-class Process:
-    """A process whose exit status is the next of codes each time it is read."""
-
-    def __init__(self, *codes):
-        self.codes = list(codes)
-        self.sentinel, _ = connection.Pipe()  # the other end is closed: it is ready
-
-    @property
-    def exitcode(self):
-        return self.codes.pop(0) if len(self.codes) > 1 else self.codes[0]
-
-    def join(self, timeout):
-        assert timeout <= distributed.GRACE_SECONDS
-
-    def kill(self):
-        pass
-
-
-@pytest.mark.parametrize("processes, statuses", [
-    ([Process(0), Process(0)], [0, 0]),
-    ([Process(None, 0), Process(None, 0)], [0, 0]),
-    ([Process(None, None, -9), Process(None)], [137, None]),
-    ([Process(None), Process(2)], [None, 2]),
-    ([Process(None, None, 0), Process(None, -15)], [0, 143]),
-])  # fmt: skip
-def test_waiting_never_misses_a_process_that_ends_meanwhile(processes, statuses):
-    assert distributed._wait(processes) == statuses
-
-
-def test_processes_that_do_not_end_are_killed(monkeypatch):
-    monkeypatch.setattr(distributed, "GRACE_SECONDS", 0.1)
-    fork = multiprocessing.get_context("fork")
-    processes = [fork.Process(target=time.sleep, args=(3600,)), fork.Process(target=sys.exit, args=(3,))]
-    for process in processes:
-        process.start()
-    assert distributed._wait(processes) == [None, 3]
-    processes[0].join()
-    assert processes[0].exitcode == -signal.SIGKILL
 
 
 # --- which processes are started, and on which devices
@@ -220,22 +176,17 @@ def parse(*flags):
 @pytest.fixture
 def machine(monkeypatch):
     """A function that makes up GPUs and environment variables, and returns the list of current devices set."""
-    for name in [*rendezvous.TORCHRUN, *(name for name in os.environ if name.startswith(("SLURM_", "CUDA_")))]:
+    for name in [*distributed.TORCHRUN, *(name for name in os.environ if name.startswith(("SLURM_", "CUDA_")))]:
         monkeypatch.delenv(name, raising=False)
-    monkeypatch.setattr(gpus, "DEVICE_FILE", Path("/nonexistent"))
+    monkeypatch.setattr(distributed, "DEVICE_FILE", Path("/nonexistent"))
     monkeypatch.setattr(distributed, "cores", lambda: 8)
-    monkeypatch.setattr(distributed, "_spawn", lambda train, args, node: ("spawn", node, args.workers))
-    monkeypatch.setattr(
-        distributed, "_join", lambda train, args, rank, world, local, url: ("join", rank, world, local, args.workers)
-    )
-    monkeypatch.setattr(rendezvous, "slurm_url", lambda environment: "tcp://node1:20000")
+    monkeypatch.setattr(distributed, "_spawn", lambda _, args, nodes, processes: (nodes, max(args.rank, 0), processes))
+    monkeypatch.setattr(distributed, "_join", lambda train, args: (distributed._own_gpu(), args.workers))
 
     def make(count, **environment):
         devices = []
         monkeypatch.setattr(torch.cuda, "is_available", lambda: count > 0)
         monkeypatch.setattr(torch.cuda, "device_count", lambda: count)
-        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index: (8, 0))
-        monkeypatch.setattr(torch.cuda, "get_arch_list", lambda: ["sm_75", "sm_80", "compute_90"])
         monkeypatch.setattr(torch.cuda, "set_device", devices.append)
         for name, value in environment.items():
             monkeypatch.setenv(name, str(value))
@@ -244,26 +195,20 @@ def machine(monkeypatch):
     return make
 
 
-def context_of(*flags):
-    return distributed.launch(lambda args, context: context, parse(*flags))
-
-
-@pytest.mark.parametrize("count, flags, node, workers", [
-    (4, [], (0, 1, 4), 2),
-    (4, ["--multiprocessing-distributed"], (0, 1, 4), 2),
-    (4, ["--processes-per-node", "2", "--workers", "3"], (0, 1, 2), 3),
-    (4, ["--device", "cpu", "--processes-per-node", "3"], (0, 1, 3), 2),
-    (0, ["--processes-per-node", "16"], (0, 1, 16), 1),
-    (0, ["--world-size", "2", "--rank", "1", "--dist-url", "tcp://127.0.0.1:2"], (1, 2, 1), 8),
-    (4, ["--world-size", "3", "--rank", "0", "--dist-url", "tcp://127.0.0.1:2"], (0, 3, 4), 2),
+@pytest.mark.parametrize("count, flags, started, workers", [
+    (4, [], (1, 0, 4), 2),
+    (4, ["--multiprocessing-distributed"], (1, 0, 4), 2),
+    (4, ["--processes-per-node", "2", "--workers", "3"], (1, 0, 2), 3),
+    (4, ["--device", "cpu", "--processes-per-node", "3"], (1, 0, 3), 2),
+    (0, ["--processes-per-node", "16"], (1, 0, 16), 1),
+    (0, ["--world-size", "2", "--rank", "1", "--dist-url", "tcp://127.0.0.1:2"], (2, 1, 1), 8),
+    (4, ["--world-size", "3", "--rank", "0", "--dist-url", "tcp://127.0.0.1:2"], (3, 0, 4), 2),
 ])  # fmt: skip
-def test_one_process_per_gpu_is_started(machine, count, flags, node, workers):
+def test_one_process_per_gpu_is_started(machine, count, flags, started, workers):
     """The default number of workers is divided among them; a given one is not."""
     machine(count)
-    kind, started, _ = distributed.launch(None, parse(*flags))
-    assert kind == "spawn" and (started.rank, started.nodes, started.processes) == node
-    assert distributed._divide_workers(parse(*flags), started.processes).workers == workers
-    assert started.url == (flags[-1] if "--dist-url" in flags else started.url) and started.url.startswith("tcp://127.")
+    assert distributed.launch(None, parse(*flags)) == started
+    assert distributed._divide_workers(parse(*flags), started[2]).workers == workers
 
 
 @pytest.mark.parametrize("count, flags, device", [
@@ -275,28 +220,52 @@ def test_one_process_per_gpu_is_started(machine, count, flags, node, workers):
     (0, ["--multiprocessing-distributed"], "cpu"),
 ])  # fmt: skip
 def test_a_single_process_is_this_one(machine, count, flags, device):
-    devices = machine(count)
-    assert context_of(*flags) == ProcessContext(device=torch.device(device))
+    devices = machine(count, SLURM_STEP_NUM_TASKS=1, SLURM_NTASKS=1)
+    context = distributed.launch(lambda args, context: context, parse(*flags))
+    assert context == ProcessContext(device=torch.device(device))
     assert devices == ([torch.device(device)] if device != "cpu" else [])
 
 
-@pytest.mark.parametrize("count, flags, message", [
-    (0, ["--gpu", "3"], "--gpu 3: there is no GPU with --device auto"),
-    (2, ["--gpu", "0", "--device", "cpu"], "--gpu 0: there is no GPU with --device cpu"),
-    (2, ["--gpu", "3"], "there is no GPU 3: this process sees 2"),
-    (2, ["--gpu", "1", "--multiprocessing-distributed"], "--gpu 1 is for a single process"),
-    (2, ["--gpu", "1", "--processes-per-node", "2"], "--gpu 1 is for a single process"),
-    (2, ["--processes-per-node", "3"], "--processes-per-node 3 is more than the 2 visible GPUs"),
-    (0, ["--rank", "1"], "--rank 1 needs --world-size"),
-    (0, ["--rank", "-3"], "--rank -3"),
-    (0, ["--world-size", "0"], "--world-size 0 is not a number of nodes"),
-    (0, ["--world-size", "2", "--dist-url", "tcp://127.0.0.1:2"], "--rank -1: give the rank of this node"),
-    (0, ["--world-size", "2", "--rank", "2", "--dist-url", "tcp://127.0.0.1:2"], "--rank 2: give the rank"),
-    (0, ["--world-size", "2", "--rank", "1"], "several nodes need --dist-url"),
-    (0, ["--dist-url", "foo"], "--dist-url foo is not an address"),
+RANK_5 = {"RANK": 5, "WORLD_SIZE": 8, "LOCAL_RANK": 1, "LOCAL_WORLD_SIZE": 4, "MASTER_ADDR": "n", "MASTER_PORT": 1}
+TASK = RANK_5 | {"SLURM_NTASKS": 8, "SLURM_STEP_NUM_TASKS": 8}
+
+
+@pytest.mark.parametrize("count, environment, gpu, workers", [
+    (4, RANK_5, 1, 2),
+    (1, RANK_5, 1, 2),  # and refused
+    (8, RANK_5 | {"SLURM_NTASKS": 2, "SLURM_STEP_NUM_TASKS": 2}, 1, 2),  # torchrun on two nodes
+    (0, TASK, 1, 8),
+    (4, TASK, 1, 8),
+    (1, TASK, 0, 8),  # --gpu-bind=single:1
+    (2, TASK | {"SLURM_GPUS_PER_TASK": 2}, 0, 8),
+    (2, TASK, 1, 8),  # two GPUs for four tasks: the last two are refused
+    *((8, TASK | {"SLURM_GPUS_PER_TASK": 2, "LOCAL_RANK": rank}, 2 * rank, 8) for rank in range(4)),  # --gpu-bind=none
 ])  # fmt: skip
-def test_flags_that_contradict_each_other_are_refused(machine, count, flags, message):
-    machine(count)
+def test_a_process_of_a_launcher_has_its_own_gpu_and_its_share_of_the_cores(machine, count, environment, gpu, workers):
+    machine(count, **environment)
+    assert distributed.launch(None, parse()) == (gpu, workers)
+
+
+@pytest.mark.parametrize("count, environment, flags, message", [
+    (0, {}, ["--gpu", "3"], "--gpu 3 is for one process with a GPU, here on cpu"),
+    (2, {}, ["--gpu", "0", "--device", "cpu"], "--gpu 0 is for one process with a GPU, here on cpu"),
+    (2, {}, ["--gpu", "3"], "there is no GPU 3: this process sees 2"),
+    (2, {}, ["--gpu", "1", "--multiprocessing-distributed"], "--gpu 1 is for one process"),
+    (2, {}, ["--gpu", "1", "--processes-per-node", "2"], "--gpu 1 is for one process"),
+    (2, {}, ["--processes-per-node", "3"], "--processes-per-node 3 is more than the 2 visible GPUs"),
+    (0, {}, ["--rank", "1"], "--rank 1: give the rank of this node among --world-size 1"),
+    (0, {}, ["--world-size", "2", "--dist-url", "tcp://127.0.0.1:2"], "--rank -1: give the rank of this node"),
+    (0, {}, ["--world-size", "2", "--rank", "2", "--dist-url", "tcp://127.0.0.1:2"], "--rank 2: give the rank"),
+    (0, {}, ["--world-size", "2", "--rank", "1"], "several nodes need --dist-url"),
+    (0, {"SLURM_STEP_NUM_TASKS": 4}, [], "SLURM step has 4 tasks, .*scripts/step.sh, .* torchrun"),  # srun --pty bash
+    (2, RANK_5, ["--gpu", "0"], "--gpu has no effect under torchrun"),
+    (2, TASK, ["--world-size", "2", "--rank", "0"], "--world-size has no effect under torchrun and step.sh"),
+    *((0, {name: value for name, value in RANK_5.items() if name != missing}, [], f"but not {missing}: unset")
+      for missing in RANK_5),
+    (0, {"WORLD_SIZE": 2}, [], "but not RANK, LOCAL_RANK, LOCAL_WORLD_SIZE, MASTER_ADDR, MASTER_PORT: unset"),
+])  # fmt: skip
+def test_flags_and_variables_that_contradict_each_other_are_refused(machine, count, environment, flags, message):
+    machine(count, **environment)
     with pytest.raises(UserError, match=message):
         distributed.launch(None, parse(*flags))
 
@@ -307,59 +276,48 @@ def test_a_negative_gpu_is_refused(capsys):
     assert "argument --gpu" in capsys.readouterr().err
 
 
-def test_nccl_is_refused_on_a_cpu():
-    args = Namespace(**{**vars(TWO_PROCESSES), "dist_backend": "nccl"})
-    with pytest.raises(UserError, match="--dist-backend nccl needs GPUs"):
-        distributed._connect(args, 0, 2, 0, rendezvous.local_url())
+@pytest.fixture
+def first_of_two(machine, monkeypatch):
+    """A function that lets this process join another, which is not there."""
+    machine(0, **{**RANK_5, "RANK": 0, "WORLD_SIZE": 2, "MASTER_ADDR": "127.0.0.1"})
+    return lambda *flags: distributed._connect(parse("--device", "cpu", *flags))
 
 
-def test_an_address_in_use_is_one_line():
+@pytest.mark.parametrize("url, reason", [
+    ("foo", "No rendezvous handler for ://"),
+    ("tcp://127.0.0.1", "port number missing"),
+    ("tcp://127.0.0.1:port", "port"),
+    ("tcp://no.such.host.invalid:1234", "Name or service not known|Temporary failure in name resolution"),
+])  # fmt: skip
+def test_an_address_at_which_no_processes_can_meet_is_one_line(first_of_two, url, reason):
+    with pytest.raises(UserError, match=f"rank 0 cannot join the processes at {url}: .*({reason})"):
+        first_of_two("--dist-url", url)
+
+
+def test_an_address_in_use_is_one_line(first_of_two):
     with socket.create_server(("127.0.0.1", 0)) as server:
         url = f"tcp://127.0.0.1:{server.getsockname()[1]}"
-        with pytest.raises(UserError, match="rank 0 cannot join the processes at 127.0.0.1: .*EADDRINUSE"):
-            distributed._connect(TWO_PROCESSES, 0, 2, 0, url)
+        with pytest.raises(UserError, match=f"rank 0 cannot join the processes at {url}: .*EADDRINUSE"):
+            first_of_two("--dist-url", url)
 
 
-SLURM = {"SLURM_JOB_ID": 7, "SLURM_STEP_NUM_TASKS": 2, "SLURM_PROCID": 1, "SLURM_LOCALID": 1, "SLURM_STEP_NUM_NODES": 1}
-TWO_NODES = SLURM | {"SLURM_LOCALID": 0, "SLURM_STEP_NUM_NODES": 2}
-TORCHRUN = {"RANK": 5, "WORLD_SIZE": 8, "LOCAL_RANK": 1, "LOCAL_WORLD_SIZE": 4, "MASTER_ADDR": "n", "MASTER_PORT": 1}
+def test_nccl_is_refused_on_a_cpu(first_of_two):
+    with pytest.raises(UserError, match="--dist-backend nccl needs GPUs"):
+        first_of_two("--dist-backend", "nccl")
 
 
-@pytest.mark.parametrize("count, environment, expected", [
-    (2, SLURM, ("join", 1, 2, 1, 4)),
-    (0, SLURM, ("join", 1, 2, 1, 4)),
-    (1, SLURM, ("join", 1, 2, 0, 4)),  # --gpu-bind=single:1
-    (2, SLURM | {"SLURM_GPUS_PER_TASK": 2}, ("join", 1, 2, 0, 4)),
-    (2, SLURM | {"SLURM_CPUS_PER_TASK": 8}, ("join", 1, 2, 1, 8)),
-    (1, TWO_NODES, ("join", 1, 2, 0, 8)),
-    (4, TORCHRUN, ("join", 5, 8, 1, 2)),
-    (1, TORCHRUN, ("join", 5, 8, 1, 2)),
-])  # fmt: skip
-def test_a_process_of_a_launcher_joins_the_others(machine, count, environment, expected):
-    """On its own GPU, and with its share of the workers."""
-    machine(count, **environment)
-    assert distributed.launch(None, parse()) == expected
+def test_a_process_that_waits_for_others_says_so(first_of_two, monkeypatch):
+    printed, lines = threading.Event(), []
 
+    def show(text, **_):
+        lines.append(text)
+        printed.set()
 
-@pytest.mark.parametrize("environment, node", [
-    (TWO_NODES, distributed._Node(1, 2, 4, "tcp://node1:20000")),
-    (SLURM | {"SLURM_STEP_NUM_TASKS": 1, "SLURM_PROCID": 0, "SLURM_LOCALID": 0}, None),
-])  # fmt: skip
-def test_a_task_alone_on_a_node_starts_one_process_per_gpu(machine, environment, node):
-    machine(4, **environment)
-    kind, started, _ = distributed.launch(None, parse())
-    assert kind == "spawn" and started == (node or distributed._Node(0, 1, 4, started.url))
-
-
-@pytest.mark.parametrize("environment", [SLURM, TORCHRUN])
-@pytest.mark.parametrize("flags", [
-    ["--gpu", "0"], ["--processes-per-node", "2"],
-    ["--world-size", "2", "--rank", "0", "--dist-url", "tcp://127.0.0.1:2"],
-])  # fmt: skip
-def test_flags_without_effect_under_a_launcher_are_refused(machine, environment, flags):
-    machine(2, **environment)
-    with pytest.raises(UserError, match=f"{flags[0]} has no effect under (srun|torchrun)"):
-        distributed.launch(None, parse(*flags))
+    monkeypatch.setattr(distributed, "print", show, raising=False)
+    monkeypatch.setattr(distributed, "WAIT_SECONDS", 0)
+    monkeypatch.setattr(distributed.dist, "init_process_group", lambda *_, **__: printed.wait(60))
+    assert first_of_two().world_size == 2
+    assert lines == ["rank 0 waits for the other 1 processes at tcp://127.0.0.1:1"]
 
 
 # --- devices and models
@@ -369,23 +327,27 @@ def test_devices_that_are_not_available_are_refused(machine):
     machine(0)
     with pytest.raises(UserError, match="--device mps: torch finds no Apple GPU"):
         distributed.select_device("mps")
-    with pytest.raises(UserError, match="--device cuda: torch finds no usable GPU"):
+    with pytest.raises(UserError, match="--device cuda: torch .* finds no GPU that it can use"):
         distributed.select_device("cuda")
 
 
-@pytest.mark.parametrize(
-    "name, value", [("SLURM_JOB_GPUS", "0"), ("SLURM_GPUS_ON_NODE", "4"), ("CUDA_VISIBLE_DEVICES", "1")]
-)
-def test_auto_does_not_ignore_gpus_that_were_given(machine, monkeypatch, name, value):
-    machine(0, **{name: value})
-    with pytest.raises(UserError, match="torch cannot use the GPU of this machine: .*--device cpu"):
-        distributed.select_device("auto")
+@pytest.mark.parametrize("visible, has_file, given", [
+    (None, True, True), (None, False, False), ("0", False, True), ("GPU-8f2e", False, True),
+    ("", True, False), ("-1", True, False), ("NoDevFiles", True, False),
+])  # fmt: skip
+@pytest.mark.parametrize("cuda, build", [("13.0", "CUDA 13.0"), (None, "CPUs only")])
+def test_auto_does_not_ignore_a_gpu_unless_it_is_hidden(
+    machine, tmp_path, monkeypatch, visible, has_file, given, cuda, build
+):
+    machine(0, **({} if visible is None else {"CUDA_VISIBLE_DEVICES": visible}))
+    monkeypatch.setattr(distributed, "DEVICE_FILE", tmp_path if has_file else tmp_path / "none")
+    monkeypatch.setattr(torch.version, "cuda", cuda)
+    if given:
+        with pytest.raises(UserError, match=f"built for {build}, finds no GPU that it can use; .*--device cpu"):
+            distributed.select_device("auto")
+    else:
+        assert distributed.select_device("auto").type in ("cpu", "mps")
     assert distributed.select_device("cpu").type == "cpu"
-
-
-def test_auto_is_the_cpu_without_a_gpu(machine):
-    machine(0)
-    assert distributed.select_device("auto").type in ("cpu", "mps")
 
 
 def test_a_single_process_does_not_wrap_its_model(machine, monkeypatch):

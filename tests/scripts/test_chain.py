@@ -116,21 +116,6 @@ def test_a_missing_python_is_named(pipeline):
     assert done.returncode == 1 and "there is no no-such-python; run 'bash scripts/setup.sh'" in done.stderr
 
 
-def test_an_array_task_decodes_the_model_with_its_index(pipeline, tmp_path):
-    pipeline("my videos", "labeled", "--dry-run")  # creates the file of calls
-    variables = {
-        "SLURM_ARRAY_TASK_ID": "1",
-        "MODELS": "random:my nets/a.tar",
-        "NAMES": "random:a",
-        "PROJECT_DIR": str(ROOT),
-    }
-    variables |= {name: str(tmp_path / name.lower()) for name in ("PYTHON", "CALLS", "RESULTS")}
-    step = ["bash", str(ROOT / "scripts" / "linear_decoding.sh"), "--seeds", "2"]
-    subprocess.run(step, env=os.environ | variables, cwd=tmp_path, check=True)
-    flags = "--model-path|my nets/a.tar|--names|a|--save-dir|decoding/a|--seeds|2"
-    assert (tmp_path / "calls").read_text() == f"linear_decoding.py|labeled_S|{flags}\n"
-
-
 @pytest.mark.parametrize("flags", ["--epochs 3", "--epochs=3", "--epochs 9 --lr 1 --epochs=3"])
 def test_results_follow_the_epochs_that_the_flags_ask_for(pipeline, flags):
     done, _ = pipeline("my videos", "labeled", "--dry-run", TC_FLAGS=flags, MOCO_FLAGS=flags, MOCO="yes")
@@ -164,49 +149,3 @@ def test_a_step_that_succeeds_without_its_result_ends_the_chain(pipeline, tmp_pa
     done, calls = pipeline("my videos", "labeled", "--local")
     assert done.returncode == 1 and len(calls) == 2
     assert "step TC succeeded without writing pipeline/TC/tiny_epoch_1.tar" in done.stderr
-
-
-TRAINER = """#!/usr/bin/env bash
-folder=.
-for word; do
-    case $word in --save-dir=*) folder=${word#*=} ;; *) [ "${previous:-}" != --save-dir ] || folder=$word ;; esac
-    previous=$word
-done
-[ -n "${TRAINS_NOT:-}" ] || { mkdir -p "$folder" && touch "$folder/last.tar"; }
-exit "${STATUS:-0}"
-"""
-
-
-@pytest.mark.parametrize(
-    "arguments, variables, finished",
-    [
-        ([], {}, "out"),
-        (["--save-dir", "my folder"], {}, "my folder"),
-        (["--save-dir=other", "--lr", "1"], {}, "other"),
-        (["--evaluate"], {"TRAINS_NOT": "yes"}, None),
-        (["--help"], {"TRAINS_NOT": "yes"}, None),
-        ([], {"TRAINS_NOT": "yes"}, None),
-        ([], {"STATUS": "75"}, None),
-    ],
-)
-def test_only_a_training_that_ended_is_marked_as_finished(tmp_path, arguments, variables, finished):
-    (tmp_path / "python").write_text(TRAINER)
-    (tmp_path / "python").chmod(0o755)
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("SLURM")}
-    environment |= {"PYTHON": str(tmp_path / "python"), "SAVE": "out", **variables}
-    step = ["bash", str(ROOT / "scripts" / "imagenet_finetuning.sh"), *arguments]
-    done = subprocess.run(step, env=environment, cwd=tmp_path, capture_output=True, text=True)
-    assert done.returncode == int(variables.get("STATUS", 0)) and not done.stderr
-    folders = [path.parent.name for path in tmp_path.rglob("finished")]
-    assert folders == ([finished] if finished else [])
-
-
-def test_an_evaluation_does_not_mark_an_interrupted_training_as_finished(tmp_path):
-    (tmp_path / "out").mkdir()
-    (tmp_path / "out" / "last.tar").write_text("")
-    (tmp_path / "python").symlink_to("/bin/true")
-    step = ["bash", str(ROOT / "scripts" / "imagenet_finetuning.sh"), "--evaluate"]
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("SLURM")}
-    environment |= {"PYTHON": str(tmp_path / "python"), "SAVE": "out"}
-    assert subprocess.run(step, env=environment, cwd=tmp_path).returncode == 0
-    assert not (tmp_path / "out" / "finished").exists()

@@ -21,7 +21,7 @@ ENDS = {  # the exit status and the message of each
     "mistake": (2, "the folder x is empty"),
     "bug": (1, "ValueError: oh"),
     "memory": (2, "CUDA out of memory. Tried to allocate 2 GiB; lower --batch-size"),
-    "killed": (1, "process 1 was killed (out of memory?)"),
+    "killed": (1, "process 1 was killed by SIGKILL (out of memory?)"),
 }
 
 
@@ -32,6 +32,8 @@ def end(kind, rank):
     if kind == "normal":
         return
     dist.destroy_process_group = lambda: time.sleep(3600)
+    if kind == "wait":
+        time.sleep(3600)
     if rank == 0:
         if "TORCHELASTIC_RUN_ID" not in os.environ:  # torchrun would wait for 30 seconds before SIGKILL
             signal.signal(signal.SIGTERM, signal.SIG_IGN)
@@ -61,7 +63,7 @@ def train(args, context):
 
 def main():
     parser = argparse.ArgumentParser()
-    parser.add_argument("end", choices=ENDS)
+    parser.add_argument("end", choices=[*ENDS, "wait"])
     parser.add_argument("--workers", type=int, default=0)
     parser.add_argument("--device", default="cpu")
     distributed.add_flags(parser)

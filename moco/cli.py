@@ -1,7 +1,6 @@
 """Command-line flags that scripts share, what is recorded of them, errors as one line, and progress."""
 
 import argparse
-import importlib.util
 import io
 import os
 import platform
@@ -38,14 +37,21 @@ def run(main):
 
 
 def failure(error):
-    """The exit status of a process that an exception ends, and what it prints: a line that helps, or the traceback."""
+    """The exit status of a process that an exception ends, and what it prints.
+
+    That is one line on an error that the user can correct, which too little memory is as well, or else the traceback.
+    """
     if isinstance(error, SystemExit):
         return int(error.code or 0), ""
     if isinstance(error, KeyboardInterrupt):
         return 130, f"\n{program()}: interrupted\n"
-    if message := user_message(error):
-        return 2, f"{program()}: error: {message}\n"
-    return 1, "".join(traceback.format_exception(error))
+    message = str(error)
+    if what_to_do := advice(error):
+        what = ". ".join(message.split("\n")[0].split(". ")[:2]).rstrip(". ")
+        message = f"{what or 'out of memory'}; {what_to_do}"
+    elif not isinstance(error, UserError):
+        return 1, "".join(traceback.format_exception(error))
+    return 2, f"{program()}: error: {message}\n"
 
 
 ADVICE = {  # words in an error's type or text: what to do; the first that are there count
@@ -62,6 +68,7 @@ ADVICE = {  # words in an error's type or text: what to do; the first that are t
     "Permission denied": "choose another folder or change its permissions",
     "Operation not permitted": "choose another folder or change its permissions",
     "File name too long": "choose a shorter name",
+    "no kernel image is available": "install torch for an older CUDA, which supports this GPU, or give --device cpu",
 }
 
 
@@ -71,16 +78,6 @@ def advice(error):
         return None
     text = f"{type(error).__name__}: {error}"
     return next((advice for words, advice in ADVICE.items() if words in text), None)
-
-
-def user_message(error):
-    """One line on an error that the user can correct, which too little memory is as well. None for other errors."""
-    if isinstance(error, UserError):
-        return str(error)
-    if what_to_do := advice(error):
-        what = ". ".join(str(error).split("\n")[0].split(". ")[:2]).rstrip(". ")
-        return f"{what or 'out of memory'}; {what_to_do}"
-    return None
 
 
 def program():
@@ -106,19 +103,6 @@ def commit():
         return subprocess.run(git, capture_output=True, text=True, check=False).stdout.strip() or None
     except OSError:
         return None
-
-
-def lazy_import(name):
-    """The module called name, loaded when one of its attributes is first used: --help need not wait for torchvision."""
-    if name not in sys.modules:
-        spec = importlib.util.find_spec(name)
-        spec.loader = importlib.util.LazyLoader(spec.loader)
-        module = sys.modules[name] = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
-        parent, _, child = name.rpartition(".")
-        if parent:  # 'from parent import child' would load a module that is no attribute yet
-            setattr(sys.modules[parent], child, module)
-    return sys.modules[name]
 
 
 class _Help(argparse.HelpFormatter):

@@ -4,13 +4,11 @@ from difflib import get_close_matches
 from pathlib import Path
 
 import torch
+import torchvision
 from torch import nn
 
-from moco import cli
 from moco.cli import UserError
-
-torchvision = cli.lazy_import("torchvision")
-vit = cli.lazy_import("moco.networks.vit")  # extends a class of torchvision
+from moco.networks import vit
 
 PUBLISHED = ("resnet50", "resnext101_32x8d", "resnext50_32x4d", "mobilenet_v2")
 RESNETS = (*PUBLISHED[:3], "resnet18", "resnet34", "resnet101", "resnet152", "wide_resnet50_2", "wide_resnet101_2")

@@ -4,13 +4,11 @@ from contextlib import ExitStack, suppress
 from difflib import get_close_matches
 
 import torch
+import torchvision
 from torch import nn
 
-from moco import cli
 from moco.cli import UserError
 from moco.networks import architectures
-
-torchvision = cli.lazy_import("torchvision")
 
 OUTPUT = ""  # layer: what the network returns
 PENULTIMATE = "penultimate"  # layer: the input of the head; of a vision transformer, the class token

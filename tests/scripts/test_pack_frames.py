@@ -210,7 +210,7 @@ def test_a_full_disk_keeps_what_is_complete(tmp_path, small_disk):
     pack(data, tmp_path / "packed", "--verify")
     with pytest.raises(OSError) as error:
         pack(tmp_path / "packed", disk / "unpacked", "--unpack")
-    assert "No space left on device" in cli.user_message(error.value)
+    assert "No space left on device" in cli.failure(error.value)[1]
 
 
 def test_two_runs_at_once_are_refused(frames, tmp_path):

@@ -55,7 +55,7 @@ step film TC "$OUT/films/intphys_feature_animation_1.mp4" DATA="$frames" MODEL_P
 step class_film decoding "$OUT/films/computers_feature_animation_0.mp4" DATA="$frames" MODEL_PATH="$decoded" \
     SAVE="$OUT/films" feature_animation_class --class-idx 0 "${analysis_flags[@]}"
 pages=''
-for name in "${trained[@]}" decoding maps selectivities top_images films; do pages+=:$OUT/$name; done
+for name in "${trained[@]}" hog decoding maps selectivities top_images films; do pages+=:$OUT/$name; done
 [ "$mode" = --dry-run ] || rm -f "$OUT/report.html"
 when=afterany step report "${!job[*]}" "$OUT/report.html" FOLDERS="${pages#:}" OUT="$OUT/report.html" report
 chain_end

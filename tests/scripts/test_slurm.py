@@ -189,14 +189,14 @@ def pipeline(world, out):
 
 def test_the_pipeline_runs_each_step_once(world, tmp_path):
     jobs, output = pipeline(world, tmp_path / "out")
-    assert len(jobs) == 9
+    assert len(jobs) == 10
     again, repeated = pipeline(world, tmp_path / "out")
-    assert not again and repeated.count("already queued") + repeated.count("already done") == 9
+    assert not again and repeated.count("already queued") + repeated.count("already done") == 10
     states = final_states(*jobs.values())
     logs = {path.name: path.read_text() for path in (tmp_path / "out" / "logs").iterdir()}
     assert set(states) == {"COMPLETED"}, logs
     results = re.findall(r"result: (\S+)", output)
-    assert len(results) == 9 and all(Path(result).exists() for result in results)
+    assert len(results) == 10 and all(Path(result).exists() for result in results)
     assert pipeline(world, tmp_path / "out")[1].count("already done") == 9
 
 
@@ -206,7 +206,7 @@ def test_a_failed_step_cancels_its_dependents_with_a_message(world, tmp_path):
     (tmp_path / "labeled").symlink_to(world / "labeled")
     jobs, _ = pipeline(tmp_path, tmp_path / "out")
     states = dict(zip(jobs, [final_states(job)[-1] for job in jobs.values()], strict=True))
-    assert states.pop("hog") == "COMPLETED" and states.pop("frames") == "FAILED"
+    assert states.pop("hog") == states.pop("report") == "COMPLETED" and states.pop("frames") == "FAILED"
     assert set(states.values()) == {"CANCELLED"}
     log = next((tmp_path / "out" / "logs").glob("frames_*.out")).read_text()
     assert "broken.mp4" in log and "failed with status 2. Dependent jobs are canceled" in log

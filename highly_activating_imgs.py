@@ -8,6 +8,7 @@ same as .json, with file names.
 """
 
 import numpy as np
+import torch
 
 from moco import cli, distributed, files, plots
 from moco.analysis import features, units
@@ -50,8 +51,10 @@ def sample(total, size, seed):
     return np.sort(np.random.default_rng(seed).permutation(total)[:size])
 
 
-def check_units(n, neurons, most_selective):
-    """UserError if a layer with n units does not have those of --neuron_idx, or enough for --most-selective."""
+def check_units(network, layer, image_size, neurons, most_selective):
+    """UserError if a layer of network does not have the units of --neuron_idx, or enough for --most-selective."""
+    with torch.no_grad():
+        n = layers.layer_means(network.eval(), [layer], torch.zeros(1, 3, image_size, image_size))[0].shape[1]
     if most_selective and most_selective > n:
         raise UserError(f"--most-selective {most_selective}: the layer has {n} units")
     if not most_selective and (faulty := [unit for unit in neurons if not 0 <= unit < n]):
@@ -100,7 +103,7 @@ def main(argv=None):
     model = opened.network
     architectures.check_image_size(model, args.image_size)
     layer = layers.layer_name(model, args.layer)
-    check_units(layers.widths(model.eval(), [layer], args.image_size)[0], args.neuron_idx, args.most_selective)
+    check_units(model, layer, args.image_size, args.neuron_idx, args.most_selective)
     path = files.make_output_dir(args.save_dir, [args.data]) / f"highly_activating_imgs_{name}"
     for ending in (".json", ".pdf", ".png"):
         files.refuse_overwrite(path.with_suffix(ending), args.overwrite)

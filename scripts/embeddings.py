@@ -19,15 +19,14 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from moco import cli, distributed, files, plots  # noqa: E402
-from moco.analysis import embeddings, features, similarity  # noqa: E402
+from moco.analysis import embeddings, features  # noqa: E402
 from moco.cli import UserError  # noqa: E402
-from moco.data import loader, manifest  # noqa: E402
+from moco.data import loader  # noqa: E402
 from moco.data.folders import FrameFolder  # noqa: E402
 from moco.networks import architectures, layers, opening, released  # noqa: E402
 
 ADAPT = 1024  # images that the batch-norm statistics of random weights are adapted to
 TRANSFORM = "RGB; minor edge resized to image_size unless the image has this size; center crop; (x / 255 - mean) / std"
-TEXT = {"encoding": "utf-8", "errors": "surrogateescape", "newline": ""}
 
 
 def parse_args(argv=None):
@@ -54,7 +53,7 @@ def parse_args(argv=None):
     add("--dtype", choices=["float32", "float16"], default="float32", help="data type of the files")
     add("--every", type=cli.number(int, 1), default=1, metavar="N", help="use every N-th image in time")
     add("--shard", type=cli.shard, metavar="I/N", help="part I of N of the images, into a folder of its own")
-    add("--rdm", choices=similarity.METRICS, help="also the dissimilarity matrix of all images, by this distance")
+    add("--rdm", choices=embeddings.METRICS, help="also the dissimilarity matrix of all images, by this distance")
     add("--tsne", action="store_true", help="also a t-SNE of the first 50 principal components")
     add("--color-by", default="class", metavar="COLUMN", help="column of images.csv that colors the t-SNE")
     cli.shared_flags(parser, "--image-size", "--workers", "--save-dir", "--seed", "--device", "--overwrite")
@@ -94,14 +93,8 @@ def open_networks(args):
 
 def write_table(path, rows):
     """Write rows to the CSV file at path."""
-    with open(path, "w", **TEXT) as file:
+    with open(path, "w", encoding="utf-8", errors="surrogateescape", newline="") as file:
         csv.writer(file, lineterminator="\n").writerows(rows)
-
-
-def read_column(path, column):
-    """The cells of a column of the CSV file at path."""
-    with open(path, **TEXT) as file:
-        return [row[column] for row in csv.DictReader(file)]
 
 
 def begin(args, records, rows, save_dir):
@@ -160,17 +153,18 @@ def compute(args, networks, records, frames, images, spread, save_dir):
 
 def analyze(args, name, layer, frames, images, save_dir):
     """What --rdm and --tsne ask for, of a layer of the model called name."""
-    path, table = array_path(save_dir, name, layer), save_dir / "images.csv"
+    path = array_path(save_dir, name, layer)
     rows, stem, title = np.load(path, mmap_mode="r"), path.with_suffix(""), f"{name}, layer {layer}"
     if args.rdm:
-        matrix = similarity.dissimilarity(rows, args.rdm)
+        matrix = embeddings.dissimilarity(rows, args.rdm)
         with files.atomic_write(f"{stem}_rdm_{args.rdm}.npy") as part:
             np.save(part, matrix)
         labels = np.array([frames.label(i) for i in images])
         plots.dissimilarity(matrix, labels, frames.classes, f"{stem}_rdm_{args.rdm}", f"{title}: {args.rdm}")
     if args.tsne:
-        points, values = similarity.tsne(rows, args.seed), read_column(table, args.color_by)
-        lines = zip(read_column(table, "file"), *points.T, values, strict=True)
+        points, table = embeddings.tsne(rows, args.seed), files.read_table(save_dir / "images.csv", args.color_by)
+        names, values = zip(*((row["file"], row[args.color_by]) for row in table), strict=True)
+        lines = zip(names, *points.T, values, strict=True)
         with files.atomic_write(f"{stem}_tsne.csv") as part:
             write_table(part, [("file", "x", "y", args.color_by), *lines])
         plots.scatter(points, values, f"{stem}_tsne", title, args.color_by)
@@ -183,8 +177,7 @@ def main(argv=None):
     if args.shard and (args.rdm or args.tsne):
         raise UserError("--rdm and --tsne compare all images; give them without --shard")
     frames = embeddings.ImageList(args.list) if args.list else FrameFolder(args.data)
-    plan = None if args.list else manifest.load(args.data)
-    images = embeddings.every_nth(frames, plan, args.every) if args.every > 1 else np.arange(len(frames))
+    images = embeddings.every_nth(frames, args.every)
     spread = images[np.unique(np.linspace(0, len(images) - 1, ADAPT).astype(int))]  # evenly, over all shards
     save_dir = Path(args.save_dir)
     if args.shard:
@@ -194,8 +187,8 @@ def main(argv=None):
             print(f"there are no images for {save_dir.name}")
             return
     if args.rdm:
-        similarity.check_rdm_size(len(images))
-    rows = embeddings.table(frames, plan, images)
+        embeddings.check_rdm_size(len(images))
+    rows = embeddings.table(frames, images)
     columns = next(rows)
     if args.tsne and args.color_by not in columns:
         raise UserError(f"--color-by {args.color_by}: images.csv has the columns {', '.join(columns)}")

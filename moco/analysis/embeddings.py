@@ -1,6 +1,5 @@
-"""Export the embeddings of many images: which images, and what is known of each."""
+"""Embeddings of many images: which images, what is known of each, how dissimilar their embeddings are."""
 
-import os
 from pathlib import Path
 
 import numpy as np
@@ -8,10 +7,14 @@ import numpy as np
 from moco import files
 from moco.analysis import features, splits
 from moco.cli import UserError
-from moco.data import recordings
-from moco.files import printable
+from moco.data import folders, manifest, recordings
 
 SOURCE = ("recording", "video", "frame", "second", "child", "date", "age_months")
+METRICS = ("correlation", "cosine", "euclidean")
+RDM_IMAGES = 20_000
+COMPONENTS = 50  # principal components that t-SNE starts from
+
+# --- images
 
 
 class ImageList:
@@ -25,33 +28,30 @@ class ImageList:
         self.folder = Path(path).parent
         self.rows = files.read_table(path, "file")
         self._names = [row.pop("file") for row in self.rows]
-        missing = [name for i, name in enumerate(self._names) if not self.path(i).is_file()]
-        if missing:
+        if missing := [name for i, name in enumerate(self._names) if not self.path(i).is_file()]:
             raise UserError(f"{path}: there is no file {missing[0]} (and {len(missing) - 1} more) in {self.folder}")
         classes = [row.pop("class", "") or self.path(i).resolve().parent.name for i, row in enumerate(self.rows)]
         self.classes = list(dict.fromkeys(classes))
         number = {name: label for label, name in enumerate(self.classes)}
-        self._labels = [number[name] for name in classes]
+        self._labels = np.array([number[name] for name in classes])
 
     def __len__(self):
         return len(self._names)
 
     def name(self, i):
         """The file of image i as the table has it, printable."""
-        return printable(self._names[i])
+        return files.printable(self._names[i])
 
     def path(self, i):
         """The path of image i."""
         return self.folder / self._names[i]
 
-    def state(self, i):
-        """The size and times of the file of image i; OSError if it is missing."""
-        state = os.stat(self.path(i))
-        return state.st_size, state.st_mtime_ns, state.st_ctime_ns
-
     def read(self, i):
-        """The bytes of the file of image i; OSError if it cannot be read."""
-        return self.path(i).read_bytes()
+        """The bytes of the file of image i; OSError if it cannot be read, UserError if the disk fails for long."""
+        return folders.read_part(self.path(i))
+
+    def source(self, i):
+        """None: no manifest says where an image is from."""
 
     def label(self, i):
         """The label of image i: an index into classes."""
@@ -59,36 +59,17 @@ class ImageList:
 
     def labels(self):
         """The labels of all images, (N,)."""
-        return np.array(self._labels)
+        return self._labels
 
 
-def every_nth(frames, plan, n):
-    """Sorted indices of every n-th image in time of each recording or, without a plan, of each class.
-
-    plan: the manifest.Manifest of frames, or None. Time in a class is the natural order of the file names.
-    """
-    if plan is None:
+def every_nth(frames, n):
+    """Sorted indices of every n-th image in time of each recording or, without a manifest, of each class."""
+    if n == 1:
+        return np.arange(len(frames))
+    if frames.source(0) is None:
         return splits.every_nth(frames.name, frames.labels(), n)
+    plan = manifest.load(frames.folder)
     return np.concatenate([np.array(plan.video_images(number)[::n], int) for number in range(len(plan.videos))])
-
-
-def table(frames, plan, images):
-    """Yield the rows of images.csv for some images (indices), as lists: first the names of its columns.
-
-    frames: a FrameFolder or ImageList. plan: its manifest.Manifest, or None.
-    """
-    rows = getattr(frames, "rows", None)
-    yield ["file", "class", *(rows[0] if rows else SOURCE if plan else ())]
-    for i in images:
-        row = [frames.name(i), frames.classes[frames.label(i)]]
-        if rows:
-            row += rows[i].values()
-        elif plan:
-            source = plan.source(int(i))
-            known = source.recording
-            row += [recordings.chapter(source.name)[0], source.name, source.frame, round(source.second, 3)]
-            row += [known.child, known.date, known.age_months]
-        yield row
 
 
 def shard(images, i, n):
@@ -96,3 +77,64 @@ def shard(images, i, n):
     n_batches = -(-len(images) // features.BATCH)
     start, end = (features.BATCH * (n_batches * part // n) for part in (i, i + 1))
     return images[start:end]
+
+
+def table(frames, images):
+    """Yield the rows of images.csv for some images (indices) of frames, as lists: first the names of its columns."""
+    rows = getattr(frames, "rows", None)
+    yield ["file", "class", *(rows[0] if rows else SOURCE if frames.source(0) else ())]
+    for i in images:
+        row = [frames.name(i), frames.classes[frames.label(i)]]
+        if rows:
+            row += rows[i].values()
+        elif source := frames.source(i):
+            known = source.recording
+            row += [recordings.chapter(source.name)[0], source.name, source.frame, round(source.second, 3)]
+            row += [known.child, known.date, known.age_months]
+        yield row
+
+
+# --- similarity; rows of NaN are left out
+
+
+def check_rdm_size(n):
+    """UserError if a dissimilarity matrix of n images is too large."""
+    if n > RDM_IMAGES:
+        raise UserError(
+            f"--rdm: the matrix of {n} images would have {4 * n * n / 1e9:.1f} GB; "
+            f"at most {RDM_IMAGES} images are compared, choose fewer with --every"
+        )
+
+
+def dissimilarity(embeddings, metric):
+    """The representational dissimilarity matrix (N, N) of embeddings (N, C), float32; NaN for rows of NaN.
+
+    metric: 1 - Pearson's correlation, 1 - cosine, or the Euclidean distance.
+    """
+    from sklearn.metrics import pairwise_distances  # here and below, as it takes a second
+
+    known = ~np.isnan(embeddings[:, 0])
+    rows = embeddings[known].astype(np.float64)
+    if metric == "correlation":  # is the cosine of centered rows
+        rows, metric = rows - rows.mean(1, keepdims=True), "cosine"
+    matrix = np.full((len(known), len(known)), np.nan, np.float32)
+    matrix[np.ix_(known, known)] = pairwise_distances(rows, metric=metric)
+    return matrix
+
+
+def tsne(embeddings, seed):
+    """Coordinates (N, 2) by scikit-learn's t-SNE on the first principal components of embeddings (N, C), in float32.
+
+    NaN for rows of NaN. UserError for fewer than four images.
+    """
+    from sklearn.decomposition import PCA
+    from sklearn.manifold import TSNE
+
+    known = ~np.isnan(embeddings[:, 0])
+    rows = np.asarray(embeddings[known], np.float32)
+    if len(rows) < 4:
+        raise UserError(f"--tsne needs at least four images; {len(rows)} can be read")
+    rows = PCA(min(COMPONENTS, *rows.shape), random_state=seed).fit_transform(rows)
+    points = np.full((len(known), 2), np.nan, np.float32)
+    points[known] = TSNE(perplexity=min(30, (len(rows) - 1) / 3), random_state=seed).fit_transform(rows)
+    return points

@@ -151,8 +151,7 @@ def adapt_batch_norm(model, batches):
     """Replace model's batch-norm statistics by those of the images in batches, each batch weighted by its images.
 
     An untrained network still has the statistics 0 and 1; with those of real images its random features are a fair
-    baseline. batches: iterable of images (N, 3, H, W); a batch of a single image, which may have no variance, is
-    skipped. Leaves model in evaluation mode.
+    baseline. batches: iterable of images (N, 3, H, W), at least two each. Leaves model in evaluation mode.
     """
     norms = [module for module in model.eval().modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
     momenta = [norm.momentum for norm in norms]
@@ -162,8 +161,6 @@ def adapt_batch_norm(model, batches):
     seen = 0
     with torch.no_grad():
         for images in batches:
-            if len(images) == 1:
-                continue
             seen += len(images)
             for norm in norms:
                 norm.momentum = len(images) / seen  # makes the running statistics the mean over all images so far

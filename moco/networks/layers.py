@@ -93,14 +93,6 @@ def layer_means(network, names, images):
     return [means[name] for name in names]
 
 
-def widths(network, names, size):
-    """The number of features C of each layer, for images of size x size pixels; network and names: see layer_means."""
-    parameter = next(network.parameters())
-    with torch.inference_mode():
-        blank = torch.zeros(1, 3, size, size, device=parameter.device)
-        return [means.shape[1] for means in layer_means(network, names, blank)]
-
-
 def _mean(output, prefix_tokens):
     """The mean (N, C) of square maps (N, C, H, W) or (N, H, W, C), or of tokens (N, T, C) without the first ones."""
     if output.ndim == 4:

@@ -184,9 +184,9 @@ def test_adapted_batch_norm_has_the_statistics_of_all_images():
     assert norm.momentum == 0.1 and not norm.training
 
 
-def test_adaptation_uses_neither_dropout_nor_single_images():
+def test_adaptation_uses_no_dropout():
     torch.manual_seed(0)
     model = nn.Sequential(nn.Dropout(0.5), nn.BatchNorm2d(3))
-    images = torch.randn(9, 3, 1, 1) + 5
-    architectures.adapt_batch_norm(model, [images[:8], images[8:]])
-    torch.testing.assert_close(model[1].running_mean, images[:8].mean((0, 2, 3)))
+    images = torch.randn(8, 3, 1, 1) + 5
+    architectures.adapt_batch_norm(model, [images])
+    torch.testing.assert_close(model[1].running_mean, images.mean((0, 2, 3)))

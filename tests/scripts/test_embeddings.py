@@ -14,7 +14,7 @@ from torch import nn
 
 import read_saycam
 from moco import files
-from moco.analysis import embeddings, features, similarity
+from moco.analysis import embeddings, features
 from moco.cli import UserError
 from moco.data import loader, manifest
 from moco.data.folders import FrameFolder
@@ -273,7 +273,7 @@ def test_models_of_equal_names_are_told_apart_by_their_folders(frames, tmp_path)
 
 def test_mistakes_are_one_line_before_any_work(frames, tmp_path, monkeypatch):
     monkeypatch.setattr(features, "write_features", None)  # computing anything is an error
-    monkeypatch.setattr(similarity, "RDM_IMAGES", 20)
+    monkeypatch.setattr(embeddings, "RDM_IMAGES", 20)
     for name, text in {
         "no_file": "image\n1.png",
         "empty": "file\n",

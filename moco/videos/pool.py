@@ -96,7 +96,9 @@ class WorkerPool:
     def _restart(self):
         """Replace all processes after the end of one, and return the WorkerCrash; UserError if it was killed."""
         self._executor.shutdown()  # waits for the others, which the executor terminates
-        statuses = {process.exitcode for process in self._processes} - {0, -signal.SIGTERM}
+        for process in self._processes:
+            process.join(10)  # without which the status of one may not be known yet
+        statuses = {process.exitcode for process in self._processes} - {0, None, -signal.SIGTERM}
         self._start()
         status = min(statuses, default=-signal.SIGTERM)
         name = signal.Signals(-status).name if status < 0 else f"exit status {status}"

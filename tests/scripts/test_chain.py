@@ -59,7 +59,7 @@ def test_local_steps_run_in_order_and_only_once(pipeline, tmp_path):
     done, calls = pipeline("my videos", "labeled", "--local")
     assert done.returncode == 0, done.stderr
     assert [call.split("|")[0] for call in calls] == [*RESULTS, "report.py"]
-    folders = [f"pipeline/{name}" for name in ("TC", "decoding", "maps", "selectivities", "top_images", "films")]
+    folders = [f"pipeline/{name}" for name in ("TC", "hog", "decoding", "maps", "selectivities", "top_images", "films")]
     assert calls[-1] == "|".join(["report.py", *folders, "--out", "pipeline/report.html"])
     assert calls[0] == f"read_saycam.py|{tmp_path}/my videos|--save-dir|pipeline/frames"
     assert calls[1].endswith("--model|tiny|--save-dir|pipeline/TC|--epochs|2|--resume")

@@ -10,6 +10,7 @@ import textwrap
 import traceback
 from contextlib import suppress
 from importlib import metadata
+from itertools import takewhile
 from pathlib import Path
 
 from tqdm import tqdm
@@ -132,6 +133,44 @@ class _Help(argparse.HelpFormatter):
 
 
 class _Parser(argparse.ArgumentParser):
+    def parse_args(self, args=None, namespace=None):
+        """As argparse, which gives a flag with several values all words up to the next flag, but for a last folder."""
+        words = sys.argv[1:] if args is None else list(args)
+        folders = self._folders_after_values(words)
+        rest = [word for i, word in enumerate(words) if i not in folders]
+        return super().parse_args([*(words[i] for i in folders), *rest], namespace)
+
+    def _folders_after_values(self, words):
+        """The numbers of the words that are the positional argument, though they follow the values of a flag.
+
+        None if the positional argument stands elsewhere, or with a flag that excludes it. Otherwise the folders at the
+        end of a flag's values, all of them for a positional that takes several, but not the only value of a flag that
+        needs one. If there are none, the last word stands for a folder that is missing.
+        """
+        positional = next((action for action in self._actions if not action.option_strings), None)
+        groups = [group._group_actions for group in self._mutually_exclusive_groups]
+        excluding = {flag for group in groups if positional in group for each in group for flag in each.option_strings}
+        if positional is None or excluding & set(words):
+            return []
+        room, lists = 0, []  # the values that a flag takes yet; nargs and values of the flags that may take several
+        for i, word in enumerate(words):
+            if word.startswith("-") and not word[1:2].isdigit():
+                nargs = getattr(self._option_string_actions.get(word), "nargs", 0)
+                room = {None: 1, "?": 1, "*": len(words), "+": len(words)}.get(nargs, nargs)
+                lists.append((nargs, []))
+            elif room:
+                room -= 1
+                lists[-1][1].append(i)
+            else:
+                return []
+        lists = [(nargs, values[nargs == "+" :]) for nargs, values in lists if nargs in ("?", "*", "+")]
+        for _, values in reversed(lists):
+            if folders := list(takewhile(lambda i: Path(words[i]).is_dir(), reversed(values))):
+                return folders[::-1] if positional.nargs in ("*", "+") else folders[:1]
+        nargs, values = lists[-1] if lists else (None, [])
+        is_missing = positional.nargs in (None, "+") and nargs != "?" and len(words) - 1 in values
+        return values[-1:] if is_missing and not words[-1].isdecimal() else []
+
     def error(self, message):
         """Exit with one line; the usage of a script with thirty flags would hide it."""
         self.exit(2, f"{self.prog}: error: {message}; see --help\n")

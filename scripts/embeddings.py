@@ -32,8 +32,10 @@ TRANSFORM = "RGB; minor edge resized to image_size unless the image has this siz
 def parse_args(argv=None):
     parser = cli.parser(__doc__)
     add = parser.add_argument
-    add("data", nargs="?", help="folder of images: frames, class folders, or a flat folder")
-    add("--list", metavar="CSV", help="in place of a folder, a table whose column 'file' has paths relative to it")
+    images = parser.add_mutually_exclusive_group(required=True)
+    images.add_argument("data", nargs="?", help="folder of images: frames, class folders, or a flat folder")
+    help_text = "in place of a folder, a table whose column 'file' has paths relative to it"
+    images.add_argument("--list", metavar="CSV", help=help_text)
     add("--model-path", nargs="+", required=True, metavar="PATH", help="checkpoints, 'random' or 'imagenet'")
     add("--model", type=architectures.arch_name, metavar="ARCH", help="architecture, if not stored in the checkpoint")
     add(
@@ -172,8 +174,6 @@ def analyze(args, name, layer, frames, images, save_dir):
 
 def main(argv=None):
     args = parse_args(argv)
-    if bool(args.data) == bool(args.list):
-        raise UserError("give a folder of images, or --list with a table of files")
     if args.shard and (args.rdm or args.tsne):
         raise UserError("--rdm and --tsne compare all images; give them without --shard")
     frames = embeddings.ImageList(args.list) if args.list else FrameFolder(args.data)

@@ -108,6 +108,65 @@ def test_a_wrong_flag_is_one_line(capsys):
     assert printed.err.count("\n") == 1 and "unrecognized arguments: --no-such-flag; see --help" in printed.err
 
 
+PUBLISHED = {  # the flags of the published scripts, as in their calls, with the folder at the end
+    "read_saycam": "--save-dir out --fps 5 --seg-len 288",
+    "temporal_classification": "-j 16 --model resnext50_32x4d --epochs 16 --start-epoch 0 -b 256 --lr 0.0005 --wd 0 "
+    "-p 10000 --n_out 2765 --augmentation --world-size 1 --rank 0 --dist-url tcp://localhost:1 --dist-backend nccl "
+    "--multiprocessing-distributed",
+    "moco_img": "-a resnext50_32x4d --lr 0.015 --batch-size 256 --epochs 12 --schedule 11 20 --moco-t 0.2 --mlp "
+    "--aug-plus --cos --multiprocessing-distributed",
+    "moco_temp": "-a resnext50_32x4d --lr 0.015 --wd 0 --momentum 0.9 --moco-dim 128 --moco-k 65536 --schedule 11 20",
+    "linear_decoding": "--num-outs 16127 --num-classes 26 --subsample --epochs 100 --lr 0.0005 --model-name random",
+    "hog_baseline": "--subsample",
+    "imagenet_finetuning": "--n_out 20 --freeze-trunk --frac-retained 0.01 -b 256 --epochs 25 --schedule 23 24",
+    "linear_combination_maps": "--model-path x.tar --n_out 12 --class-idx 6 --batch-size 36 --workers 4",
+    "highly_activating_imgs": "--model-path  --n_out 1000 --batch-size 1024 --neuron_idx 276",
+    "selectivities": "--n_out 1000 --model-path  --batch-size 580 --layer 18",
+    "feature_animation": "--model-path x.tar --n_out 2765 --batch-size 900 --feature-idx 1",
+    "feature_animation_class": "--model-path x.tar --n_out 26 --batch-size 500 --class-idx 1",
+}
+
+
+def parse(script, words):
+    return importlib.import_module(script).parse_args(words.split(" "))
+
+
+@pytest.mark.parametrize("script", PUBLISHED)
+def test_published_command_lines_are_understood(script, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "FOLDER").mkdir()
+    for words in (f"{PUBLISHED[script]} FOLDER", f"FOLDER {PUBLISHED[script]}"):
+        assert parse(script, words).data in ("FOLDER", ["FOLDER"])
+
+
+@pytest.mark.parametrize("script, words, expected", [
+    ("selectivities", "--layer 1 18 a --seed 3", {"layer": [1, 18], "data": "a"}),
+    ("selectivities", "--pca a b", {"pca": ["a"], "data": "b"}),
+    ("selectivities", "--layer 1 a --pca b", {"layer": [1, "a"], "pca": [], "data": "b"}),
+    ("selectivities", "b --pca a", {"pca": ["a"], "data": "b"}),
+    ("temporal_classification", "--children S A a b", {"children": ["S", "A"], "data": ["a", "b"]}),
+    ("temporal_classification", "--resume a", {"resume": "last", "data": ["a"]}),
+    ("read_saycam", "--locate a/x.jpeg y.mp4@3", {"locate": ["a/x.jpeg", "y.mp4@3"], "data": []}),
+    ("linear_decoding", "--model-path a b --split iid exemplar", {"model_path": ["a"], "data": "b"}),
+    ("linear_decoding", "--compare x.json y.json", {"compare": ["x.json", "y.json"], "data": None}),
+    ("scripts.embeddings", "--list x.csv --model-path a b", {"model_path": ["a", "b"], "data": None}),
+    ("scripts.embeddings", "--layer 1 2 --model-path a b", {"model_path": ["a"], "data": "b", "layer": [1, 2]}),
+])  # fmt: skip
+def test_a_folder_after_the_values_of_a_flag_is_the_positional(script, words, expected, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in "ab":
+        (tmp_path / name).mkdir()
+    args = vars(parse(script, words))
+    assert {key: args[key] for key in expected} == expected
+
+
+@pytest.mark.parametrize("words", ["--layer 18", "--layer 1 2", "--layer a", "--pca 3 --seed 1"])
+def test_a_folder_that_is_not_given_is_missing(words, capsys):
+    with pytest.raises(SystemExit):
+        parse("selectivities", words)
+    assert "required: data" in capsys.readouterr().err
+
+
 def raising(error):
     def main():
         raise error

@@ -285,8 +285,6 @@ def test_mistakes_are_one_line_before_any_work(frames, tmp_path, monkeypatch):
         (frames, ["--rdm", "cosine"], "the matrix of 24 images would have 0.0 GB"),
         (frames, ["--tsne", "--color-by", "age"], "--color-by age: images.csv has the columns file, class"),
         (frames, ["--layer", 7, "--model", "resnet18", "--layer", 77], "there is no layer 77"),
-        (frames, ["--list", "list.csv"], "give a folder of images, or --list"),
-        (None, [], "give a folder of images, or --list"),
         (None, ["--list", tmp_path / "no_file.csv"], "no_file.csv has no column 'file'"),
         (None, ["--list", tmp_path / "empty.csv"], "empty.csv has no rows"),
         (None, ["--list", tmp_path / "gone.csv"], r"there is no file x.png \(and 1 more\)"),

@@ -6,11 +6,10 @@ Input: a folder of frames in order, and a model. Output: intphys_feature_animati
 code animated videos of intuitive physics.
 """
 
-from moco import cli, distributed, files
+from moco import cli
 from moco.analysis import film
 from moco.cli import UserError
-from moco.data.folders import FrameFolder
-from moco.networks import architectures, layers, opening, vit
+from moco.networks import architectures, layers, vit
 
 
 def parse_args(argv=None):
@@ -35,31 +34,18 @@ def attention_map(network):
 
 def main(argv=None):
     args = parse_args(argv)
-    film.check_range(args.range)
-    frames = FrameFolder(args.data)
-    opened = opening.open_model(args.model_path, args.model, args.n_out, args.seed, key=args.checkpoint_key)
-    print(f"model: {opened.description}")
-    device = distributed.select_device(args.device)
-    network = architectures.freeze(opened.network).to(device)
-    architectures.check_image_size(network, args.image_size)
+    frames, opened = film.open_inputs(args)
+    network = opened.network
     if args.attention:
         vit.check(network)
-        function, shown, stride = attention_map(network), "attention", network.patch_size
+        function, name, title, stride = attention_map(network), "attention", "attention", network.patch_size
     else:
         n = architectures.head(network).in_features
         if not 0 <= args.feature_idx < n:
             raise UserError(f"--feature-idx {args.feature_idx}: the model has {n} features, 0 to {n - 1}")
-        function = feature_map(layers.spatial_trunk(network), args.feature_idx)
-        shown, stride = f"feature {args.feature_idx}", film.STRIDE
-    name = args.name or f"intphys_feature_animation_{'attention' if args.attention else args.feature_idx}.mp4"
-    path = files.refuse_overwrite(files.make_output_dir(args.save_dir, [args.data]) / name, args.overwrite)
-
-    images, maps, indices = film.images_and_maps(
-        function, frames, frames.in_time()[: args.frames], args.image_size, device, args.batch_size, args.workers
-    )
-    files.write_args(path.parent, cli.flags(args), opened.checkpoints)
-    heatmaps, titles = film.upsample(maps, images.shape[1:3], stride), film.titles(frames, indices, shown)
-    film.write(path, images, heatmaps, titles, args.fps, args.range, args.side_by_side)
+        function, stride = feature_map(layers.spatial_trunk(network), args.feature_idx), film.STRIDE
+        name, title = args.feature_idx, f"feature {args.feature_idx}"
+    film.animate(args, frames, opened, function, f"intphys_feature_animation_{name}.mp4", title, stride)
 
 
 if __name__ == "__main__":

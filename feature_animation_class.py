@@ -6,9 +6,8 @@ Input: a folder of frames in order, and a model with a linear head, such as line
 Output: computers_feature_animation_IDX.mp4 in --save-dir; the published code animated videos of computers.
 """
 
-from moco import cli, distributed, files
+from moco import cli
 from moco.analysis import film
-from moco.data.folders import FrameFolder
 from moco.networks import architectures, layers, opening
 
 
@@ -26,30 +25,12 @@ def class_map(trunk, weights):
 
 def main(argv=None):
     args = parse_args(argv)
-    film.check_range(args.range)
-    frames = FrameFolder(args.data)
-    opened = opening.open_model(args.model_path, args.model, args.n_out, args.seed, True, args.checkpoint_key)
-    print(f"model: {opened.description}")
-    device = distributed.select_device(args.device)
-    network, classes = architectures.freeze(opened.network).to(device), opened.classes
-    architectures.check_image_size(network, args.image_size)
-    trunk, weights = layers.spatial_trunk(network), architectures.head(network).weight
-    number = opening.class_number(args.class_idx, classes, len(weights))
-    name = args.name or f"computers_feature_animation_{number}.mp4"
-    path = files.refuse_overwrite(files.make_output_dir(args.save_dir, [args.data]) / name, args.overwrite)
-
-    images, maps, indices = film.images_and_maps(
-        class_map(trunk, weights[number]),
-        frames,
-        frames.in_time()[: args.frames],
-        args.image_size,
-        device,
-        args.batch_size,
-        args.workers,
-    )
-    files.write_args(path.parent, cli.flags(args), opened.checkpoints)
-    titles = film.titles(frames, indices, classes[number] if classes else f"class {number}")
-    film.write(path, images, film.upsample(maps, images.shape[1:3]), titles, args.fps, args.range, args.side_by_side)
+    frames, opened = film.open_inputs(args, head_required=True)
+    trunk, weights = layers.spatial_trunk(opened.network), architectures.head(opened.network).weight
+    number = opening.class_number(args.class_idx, opened.classes, len(weights))
+    title = opened.classes[number] if opened.classes else f"class {number}"
+    name = f"computers_feature_animation_{number}.mp4"
+    film.animate(args, frames, opened, class_map(trunk, weights[number]), name, title)
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ from moco.analysis import features, units
 from moco.cli import UserError
 from moco.data import augment
 from moco.data.folders import FrameFolder
-from moco.networks import architectures, layers, opening
+from moco.networks import layers, opening
 
 
 def parse_args(argv=None):
@@ -98,10 +98,8 @@ def main(argv=None):
     numbers = "_".join(map(str, args.neuron_idx)) if len(args.neuron_idx) <= 16 else f"{len(args.neuron_idx)}_units"
     name = f"most_selective_{args.most_selective}" if args.most_selective else f"neuron_{numbers}"
     frames, device = FrameFolder(args.data), distributed.select_device(args.device)
-    opened = opening.open_model(args.model_path, args.model, args.n_out, args.seed, key=args.checkpoint_key)
-    print(f"model: {opened.description}")
+    opened = opening.open_for(args)
     model = opened.network
-    architectures.check_image_size(model, args.image_size)
     layer = layers.layer_name(model, args.layer)
     check_units(model, layer, args.image_size, args.neuron_idx, args.most_selective)
     path = files.make_output_dir(args.save_dir, [args.data]) / f"highly_activating_imgs_{name}"

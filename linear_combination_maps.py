@@ -73,13 +73,9 @@ def draw_attention(images, maps, stride, names, heads, path):
 def main(argv=None):
     args = parse_args(argv)
     frames = FrameFolder(args.data)
-    opened = opening.open_model(
-        args.model_path, args.model, args.n_out, args.seed, not args.attention, args.checkpoint_key
-    )
-    print(f"model: {opened.description}")
+    opened = opening.open_for(args, head_required=not args.attention)
     device = distributed.select_device(args.device)
     network = architectures.freeze(opened.network).to(device)
-    architectures.check_image_size(network, args.image_size)
     classes, which = None, "all"
     if args.attention:
         vit.check(network)

@@ -14,7 +14,7 @@ from moco import cli, distributed, files, plots
 from moco.analysis import features, units
 from moco.cli import UserError
 from moco.data.folders import FrameFolder
-from moco.networks import architectures, layers, opening
+from moco.networks import layers, opening
 
 
 def parse_args(argv=None):
@@ -83,9 +83,7 @@ def main(argv=None):
     data, *further = map(FrameFolder, folders)
     if len(data.classes) < 2:
         raise UserError(f"{args.data} has one class, {data.classes[0]}; selectivity compares several")
-    opened = opening.open_model(args.model_path, args.model, args.n_out, args.seed, key=args.checkpoint_key)
-    print(f"model: {opened.description}")
-    architectures.check_image_size(opened.network, args.image_size)
+    opened = opening.open_for(args)
     names = [layers.layer_name(opened.network, layer) for layer in chosen]
     cache = files.make_output_dir(args.features_dir or save_dir / "features", folders)
 

@@ -17,7 +17,8 @@ from moco import cli, distributed, files, plots
 from moco.analysis import features
 from moco.cli import UserError
 from moco.data import augment, loader
-from moco.networks import opening
+from moco.data.folders import FrameFolder
+from moco.networks import architectures, opening
 
 STRIDE = 32  # pixels of the image per location of the last maps of a spatial trunk
 
@@ -59,11 +60,30 @@ def _file_name(text):
     return text
 
 
-def check_range(limits):
-    """limits, the (low, high) of --range or None; UserError if they do not increase."""
-    if limits and not limits[0] < limits[1]:
-        raise UserError(f"--range {limits[0]} {limits[1]}: give two numbers, the first below the second")
-    return limits
+def open_inputs(args, head_required=False):
+    """The FrameFolder and the opened model, frozen and on its device, that the flags of a film ask for."""
+    if args.range and not args.range[0] < args.range[1]:
+        raise UserError(f"--range {args.range[0]} {args.range[1]}: give two numbers, the first below the second")
+    frames, opened = FrameFolder(args.data), opening.open_for(args, head_required)
+    architectures.freeze(opened.network).to(distributed.select_device(args.device))
+    return frames, opened
+
+
+def animate(args, frames, opened, function, name, title, stride=STRIDE):
+    """Write the film that the flags ask for: the maps that function makes of the first of frames.
+
+    function: normalized images (n, 3, H, W) to maps (n, h, w), see images_and_maps. name: of the film without --name.
+    title: of all its frames. stride: pixels of the image per location of the maps.
+    """
+    save_dir = files.make_output_dir(args.save_dir, [args.data])
+    path = files.refuse_overwrite(save_dir / (args.name or name), args.overwrite)
+    device, indices = next(opened.network.parameters()).device, frames.in_time()[: args.frames]
+    images, maps, indices = images_and_maps(
+        function, frames, indices, args.image_size, device, args.batch_size, args.workers
+    )
+    files.write_args(save_dir, cli.flags(args), opened.checkpoints)
+    heatmaps = upsample(maps, images.shape[1:3], stride)
+    write(path, images, heatmaps, titles(frames, indices, title), args.fps, args.range, args.side_by_side)
 
 
 def images_and_maps(network, frames, indices, size, device, batch_size=features.BATCH, workers=0, square=False):

@@ -12,7 +12,7 @@ import torch
 
 from moco import cli, files
 from moco.cli import UserError
-from moco.networks import architectures, checkpoint, fitting, vit
+from moco.networks import architectures, checkpoint, fitting, released, vit
 from moco.networks.checkpoint import CheckpointError
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # by which all images are normalized, see data.augment
@@ -34,6 +34,12 @@ class OpenedModel:
     has_head: bool = False
     classes: list | None = None
     description: str = ""
+
+    @property
+    def title(self):
+        """A few words for figures: the name of the file, or of the weights, and the architecture."""
+        name = released.stem(self.path) if self.path else self.description.split(" with ")[1]
+        return f"{name} ({self.arch})"
 
     @property
     def checkpoints(self):
@@ -101,7 +107,7 @@ def load(model, state, path, drop_head=False):
 
 
 def add_flags(parser):
-    """Add the flags of the scripts that analyze a model; open_model takes their values."""
+    """Add the flags of the scripts that analyze a model; open_for reads them."""
     add = parser.add_argument
     add("--model-path", default="", metavar="FILE", help="checkpoint, 'random' or 'imagenet' (the default)")
     add("--model", type=architectures.arch_name, metavar="ARCH", help="architecture, if not stored in the checkpoint")
@@ -111,6 +117,17 @@ def add_flags(parser):
         help="for a checkpoint with several networks, the key of the one to use: teacher, encoder_k, ...",
     )
     add("--n_out", type=cli.number(int, 1), help="number of outputs; read from the checkpoint, checked if given")
+
+
+def open_for(args, head_required=False):
+    """The OpenedModel that args, with the flags of add_flags, --seed and --image-size, ask for; prints what it is.
+
+    UserError if it cannot process images of this size. head_required: see open_model.
+    """
+    opened = open_model(args.model_path, args.model, args.n_out, args.seed, head_required, args.checkpoint_key)
+    print(f"model: {opened.description}")
+    architectures.check_image_size(opened.network, args.image_size)
+    return opened
 
 
 def class_number(text, names, n_out):

@@ -2,13 +2,13 @@
 
 import errno
 import functools
+import hashlib
 import io
 import json
 import os
 import posixpath
 import re
 import tarfile
-import zlib
 from bisect import bisect_left
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
@@ -74,10 +74,10 @@ class Tars:
     Without a manifest, the class of an image is what WebDataset's member .cls says, or the first folder in its name, or
     the name of its tar.
 
-    The index is an array in a file of the folder, mapped into memory that all processes share. It has a row for each
-    tar: hash of its name, number of tars, time of modification, size; and one for each image: number of its tar, label,
-    offset, size and, without a manifest, path. It is made anew when a tar has changed, and kept in memory where the
-    folder cannot be written to.
+    The index is an array in a file of the folder, mapped into memory that all processes share: a row whose offset is a
+    hash of the names, sizes and times of the tars, and one for each image with the number of its tar, label, offset,
+    size and, without a manifest, path. It is made anew when a tar has changed, and kept in memory where the folder
+    cannot be written to.
 
     images: the manifest.Manifest of the folder, None without one. classes, counts: without a manifest, the names of the
     classes and the number of images in each. UserError for a file that is no tar, for missing tars, and for a folder
@@ -87,37 +87,41 @@ class Tars:
     def __init__(self, folder, images=None):
         self._paths = [folder / name for name in list_tars(folder)]
         self._index, self._open = folder / INDEX, None
-        states = [path.stat() for path in self._paths]
-        hashes = [zlib.crc32(os.fsencode(path.name)) // 2 for path in self._paths]
-        head = [(h, len(states), s.st_mtime_ns, s.st_size) for h, s in zip(hashes, states, strict=True)]
+        states = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in self._paths]
+        head = int.from_bytes(hashlib.sha256(repr(states).encode()).digest()[:7])
         self._rows = _load_index(self._index, head, images)
         if self._rows is None:
             self._make_index(folder, head, images)
         self.classes, self.counts = [], []
         if images is None:
-            labels = self._rows["label"][len(head) :]
+            labels = self._rows["label"][1:]
             starts = [bisect_left(labels, label) for label in range(labels[-1] + 2)] if len(labels) else [0]
             self.counts = np.diff(starts).tolist()
             tops = [self.path(start).rpartition("/")[0].partition("/")[0] for start in starts[:-1]]
             self.classes = [top or _class_of_tar(self._paths[0]) for top in tops]
 
     def _make_index(self, folder, head, images):
-        """Find the images in the tars, and store their rows below those of head if the folder can be written to."""
+        """Find the images in the tars, and store their rows below that of head if the folder can be written to."""
         if self._index.exists():
             name = printable(self._index)
             print(f"{name} is damaged, of an earlier version, or older than the tars; it is made again")
-        rows = _find_by_class(folder, self._paths) if images is None else _find_by_slot(folder, self._paths, images)
-        self._rows = _load_index(self._index, head, images)
-        if self._rows is None:  # else another process was faster, and uses it
-            self._rows = np.zeros(len(head) + len(rows), rows.dtype)
-            self._rows[[field for field, _ in ROW]][: len(head)] = np.array(head, ROW)
-            self._rows[len(head) :] = rows
-            try:
-                with files.atomic_write(self._index) as part, open(part, "wb") as file:
-                    np.save(file, self._rows)
-                self._rows = np.load(self._index, mmap_mode="r")
-            except (OSError, UserError):
-                self._index = None
+        left_out = Counter()
+        if images is None:
+            rows = _find_by_class(self._paths, left_out)
+        else:
+            rows = _find_by_slot(self._paths, left_out, folder, images)
+        if left_out.total():
+            counts = ", ".join(f"{what} ({n})" for what, n in left_out.items() if n)
+            print(f"{printable(folder)}: left out of its tars: {counts}")
+        self._rows = np.zeros(1 + len(rows), rows.dtype)
+        self._rows["offset"][0] = head
+        self._rows[1:] = rows
+        try:
+            with files.atomic_write(self._index) as part, open(part, "wb") as file:
+                np.save(file, self._rows)
+            self._rows = np.load(self._index, mmap_mode="r")
+        except (OSError, UserError):
+            self._index = None
 
     def __getstate__(self):
         return {**vars(self), "_rows": None if self._index else self._rows, "_open": None}
@@ -129,7 +133,7 @@ class Tars:
     def _row(self, k):
         if self._rows is None:  # in another process
             self._rows = np.load(self._index, mmap_mode="r")
-        return self._rows[len(self._paths) + k].item()
+        return self._rows[1 + k].item()
 
     def slot(self, i):
         """The row of image i without a manifest."""
@@ -178,22 +182,21 @@ def _load_index(path, head, images):
             raise UserError(f"{path.parent} is not complete; to finish it: {mark['command']}")
     with suppress(OSError, ValueError, TypeError, IndexError, EOFError):
         rows = files.retry_transient(path, lambda: np.load(path, mmap_mode="r"))
-        is_same_kind = "path" in rows.dtype.names if images is None else len(rows) - len(head) == images.slots
-        if is_same_kind and [row[:4] for row in rows[: len(head)].tolist()] == head:
+        is_same_kind = "path" in rows.dtype.names if images is None else len(rows) == 1 + images.slots
+        if is_same_kind and rows["offset"][0] == head:
             return rows
     return None
 
 
-def _find_by_slot(folder, paths, images):
+def _find_by_slot(paths, left_out, folder, images):
     """The rows of all slots of a Manifest; UserError if a tar is missing."""
-    rows, left_out = np.zeros(images.slots, ROW), Counter()
+    rows = np.zeros(images.slots, ROW)
     rows["tar"] = -1
     for number, (found, _) in enumerate(_scan(paths, left_out)):
         slots = {name: slot for name in found if (slot := images.slot_of(name)) is not None}
         left_out["images that the manifest does not have"] += len(found) - len(slots)
         for name, slot in slots.items():
             rows[slot] = number, 0, *found[name]
-    _print_left_out(folder, left_out)
     tars = {path.name for path in paths}
     missing = [
         name
@@ -208,36 +211,34 @@ def _find_by_slot(folder, paths, images):
     return rows
 
 
-def _find_by_class(folder, paths):
+def _find_by_class(paths, left_out):
     """The rows of the images in tars, in the order of torchvision's ImageFolder, or of the numbers in .cls."""
-    by_class, left_out, has_labels = {}, Counter(), False  # class -> folder -> [(file, tar, offset, size)]
-    for number, (found, labels) in enumerate(_scan(paths, left_out)):
+    found, has_labels = [], False  # (class, folder, file, number of the tar, offset, size) of each image
+    for number, (images, labels) in enumerate(_scan(paths, left_out)):
         has_labels = has_labels or bool(labels)
-        for name, position in found.items():
+        for name, position in images.items():
             label = labels.get(_key(name))
-            path = f"{label}/{name}" if label and not name.startswith(f"{label}/") else name
-            inner, _, file = path.rpartition("/")
-            by_class.setdefault(inner.partition("/")[0], {}).setdefault(inner, []).append((file, number, *position))
-    flat = by_class.pop("", {}).get("", [])
-    if by_class:
-        left_out["images beside the class folders"] += len(flat)
+            inner, _, file = name.rpartition("/")
+            if label and inner.partition("/")[0] != label:
+                inner = f"{label}/{inner}".rstrip("/")
+            found.append((inner.partition("/")[0], inner, file, number, *position))
+    if any(top for top, *_ in found):
+        left_out["images beside the class folders"] += sum(not top for top, *_ in found)
+        found = [image for image in found if image[0]]
     else:
-        for image in flat:
-            name = _class_of_tar(paths[image[1]])
-            by_class.setdefault(name, {}).setdefault(name, []).append(image)
-        if len(by_class) == 1 and len({file for file, *_ in flat}) == len(flat):  # as one folder without classes
-            by_class = {"": {"": flat}}
-    _print_left_out(folder, left_out)
-    parts = [np.zeros(0, [*ROW, ("path", "S1")])]
-    is_number = has_labels and all(name.isdecimal() for name in by_class)
-    for label, name in enumerate(sorted(by_class, key=int if is_number else None)):
-        for inner, images in sorted(by_class[name].items()):
-            times, rows = Counter(file for file, *_ in images), []
-            for file, number, *position in sorted(images):  # of several tars, images may have one name
-                names = [inner, paths[number].stem if times[file] > 1 else "", file]
-                rows.append((number, label, *position, os.fsencode("/".join(filter(None, names)))))
-            parts.append(np.array(rows, [*ROW, ("path", f"S{max(len(row[4]) for row in rows)}")]))
-    return np.concatenate(parts)
+        tops = list(map(_class_of_tar, paths))
+        if len(set(tops)) > 1 or len({file for _, _, file, *_ in found}) < len(found):  # else as one folder of images
+            found = [(tops[number], tops[number], file, number, *rest) for _, _, file, number, *rest in found]
+    tops = {top for top, *_ in found}
+    is_number = has_labels and all(top.isdecimal() for top in tops)
+    labels = {top: label for label, top in enumerate(sorted(tops, key=int if is_number else None))}
+    found.sort(key=lambda image: (labels[image[0]], *image))
+    times = Counter((inner, file) for _, inner, file, *_ in found)  # of several tars, images may have one name
+    rows = []
+    for top, inner, file, number, *position in found:
+        names = [inner, paths[number].stem if times[inner, file] > 1 else "", file]
+        rows.append((number, labels[top], *position, os.fsencode("/".join(filter(None, names)))))
+    return np.array(rows, [*ROW, ("path", f"S{max((len(row[4]) for row in rows), default=1)}")])
 
 
 def _class_of_tar(path):
@@ -252,14 +253,8 @@ def _key(name):
     return folder, file.partition(".")[0]
 
 
-def _print_left_out(folder, left_out):
-    if left_out.total():
-        counts = ", ".join(f"{what} ({n})" for what, n in left_out.items() if n)
-        print(f"{printable(folder)}: left out of its tars: {counts}")
-
-
 def _scan(paths, left_out):
-    """Yield what scan() returns for each tar, but for the Counters, which are added to left_out."""
+    """Yield (images, labels) of scan() for each tar, and add its Counters to left_out."""
     with ThreadPoolExecutor(16) as threads:  # a network disk answers several requests at once
         for images, labels, others in threads.map(lambda path: files.retry_transient(path, lambda: scan(path)), paths):
             left_out.update(others)
@@ -272,40 +267,46 @@ def scan(path):
     Links have the data of what they are to, the last one of members with one name counts, as tar extracts it, and
     hidden ones are ignored. UserError if it is no tar.
     """
-    found, links, images, labels, left_out = {}, {}, {}, {}, Counter()
+    found, images, labels, left_out = {}, {}, {}, Counter()
     try:
         tar = tarfile.TarFile(path)
     except tarfile.TarError as error:
         advice = "if it is a checkpoint, give a folder of images; else remove it"
         raise UserError(f"{path} is not an uncompressed tar; {advice}") from error
     with tar:
-        for name, target, *position in _members(path, tar):
-            left_out["earlier ones of the same name"] += name in found or name in links
-            links.pop(name, None)
-            found.pop(name, None)
-            (links if target else found)[name] = target or tuple(position)
-        for name, target in links.items():
-            if target in found:
-                found[name] = found[target]
-        for name in [*found, *(links.keys() - found.keys())]:
+        for name, data in _members(path, tar):
+            left_out["earlier ones of the same name"] += name in found
+            found[name] = data
+        for name in found:
+            data = _resolve(found, name)
             if any(part.startswith(".") for part in name.split("/")) and is_safe_name(name):
                 continue
-            if name.lower().endswith(".cls") and name in found:
-                text = os.pread(tar.fileobj.fileno(), found[name][1], found[name][0]).decode(errors="replace")
+            if name.lower().endswith(".cls") and data:
+                text = os.pread(tar.fileobj.fileno(), data[1], data[0]).decode(errors="replace")
                 labels[_key(name)] = text.strip().replace("/", "-")
             elif not name.lower().endswith(EXTENSIONS):
                 left_out["files that are no images"] += 1
             elif not is_safe_name(name):
                 left_out["names outside of the folder"] += 1
-            elif name not in found:
-                left_out["links to what is not there"] += 1
+            elif not data:
+                left_out["links to what is not there" if found[name] else "sparse files"] += 1
             else:
-                images[name] = found[name]
+                images[name] = data
     return images, labels, left_out
 
 
+def _resolve(members, name):
+    """(offset, size) of a member, or of what it is a link to; None if that is not there, or sparse."""
+    for _ in range(40):  # links in a row, as Linux follows them
+        data = members.get(name)
+        if not isinstance(data, str):
+            return data
+        name = data
+    return None
+
+
 def _members(path, tar):
-    """Yield (name, target of a link or None, offset of the data, size) of each file and link in an open tar.
+    """Yield (name, (offset of the data, size), or target of a link, or None if sparse) of the members of an open tar.
 
     What is damaged or cut off, and what follows it or the end, is left out with a message.
     """
@@ -314,13 +315,12 @@ def _members(path, tar):
     with suppress(tarfile.ReadError):  # the last member is cut
         while (member := tar.next()) and member.offset_data + member.size <= end:
             tar.members.clear()  # each would be kept
-            name, target = member.name.removeprefix("./"), None
-            if member.issym():
-                target = posixpath.normpath(posixpath.join(posixpath.dirname(name), member.linkname))
-            elif member.islnk():
-                target = posixpath.normpath(member.linkname)
-            if target or (member.isreg() and not member.issparse()):
-                yield name, target, member.offset_data, member.size
+            name = member.name.removeprefix("./")
+            if member.issym() or member.islnk():
+                start = posixpath.dirname(name) if member.issym() else ""
+                yield name, posixpath.normpath(posixpath.join(start, member.linkname))
+            elif member.isreg():
+                yield name, None if member.issparse() else (member.offset_data, member.size)
     last = min(tar.offset, end)
     if last < tar.offset or os.pread(file, tarfile.BLOCKSIZE, last).strip(b"\0"):
         print(f"{printable(path)} is cut or damaged at byte {last}; what follows is left out")

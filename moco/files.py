@@ -4,13 +4,16 @@ import codecs
 import csv
 import errno
 import hashlib
+import io
 import json
+import math
 import os
 import re
 import time
 import uuid
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from types import SimpleNamespace
 
 try:
     import fcntl
@@ -21,6 +24,7 @@ except ImportError:  # Windows
 from moco import cli
 from moco.cli import UserError
 
+MISSING = ("", "NA", "N/A", "#N/A", "n/a", "NaN", "nan", "NaT", "NULL", "null", "None", "<NA>")  # for R, pandas, Excel
 OPEN_FILES = 10_000  # enough for hundreds of worker processes; the largest that macOS takes is 10 240
 # Errors of a disk, not of a file; not every system has all of them.
 _TRANSIENT = ("EIO", "ESTALE", "EREMOTEIO", "ETIMEDOUT", "EAGAIN", "ENOTCONN", "ECONNRESET", "EHOSTDOWN")
@@ -150,43 +154,109 @@ def printable(name):
     return escaped.sub(lambda found: found[0].encode("unicode_escape").decode(), str(name))
 
 
+def decode(content):
+    """Bytes as text, of UTF-8, UTF-16 with its mark or, as Excel saves it, Windows-1252; None if it is none of them."""
+    is_utf_16 = content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+    for encoding in ["utf-16"] if is_utf_16 else ["utf-8-sig", "cp1252"]:
+        with suppress(UnicodeDecodeError):
+            return content.decode(encoding)
+    return None
+
+
 def read_text(path):
-    """The text of the file at path, in UTF-8 or, with a byte-order mark, UTF-16. UserError if it cannot be read."""
+    """The text of the file at path, see decode(). UserError if it cannot be read."""
     try:
-        content = Path(path).read_bytes()
-        if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
-            return content.decode("utf-16")
-        return content.decode("utf-8-sig", errors="surrogateescape")
+        text = decode(retry_transient(path, Path(path).read_bytes))
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path} is not a text file in UTF-8 or UTF-16; convert it") from error
+    if text is None:
+        raise UserError(f"{path} is not a text file in UTF-8, UTF-16 or Windows-1252; convert it")
+    return text
 
 
 def read_list(path):
-    """The lines of the text file at path without blank ones. UserError if there are none."""
-    lines = [line for line in re.split(r"\r?\n", read_text(path)) if line.strip()]
-    if not lines:
+    """The names in the file at path, one per line, or in the column 'file' of a table. UserError if there are none."""
+    text = read_text(path)
+    if "file" in _header(text, _delimiter(text, ["file"])):
+        return [row["file"] for _, row in read_table(path, "file")]
+    names = ["\t".join(cells) for _, cells in _records(path, text, "\t")]
+    if not names:
         raise UserError(f"{path} is empty; it must have one entry per line")
-    return lines
+    return names
 
 
-def read_table(path, *columns):
-    """The rows of the CSV file at path as a list of dicts by column, without spaces around cells.
+def read_table(path, *columns, numbers=()):
+    """The rows of the CSV file at path, [(number of its first line, {column: cell}), ...], without spaces around cells.
 
-    UserError for a file that cannot be read, that lacks one of columns, or has no rows or rows of other length.
+    Commas, tabs or semicolons separate cells, whichever gives columns their names; line breaks in quotes are kept, and
+    columns without a name left out. Cells of the columns numbers are floats, None if missing (MISSING, infinite); with
+    semicolons they may have a decimal comma. UserError, which names the line, for a file that cannot be read so, that
+    lacks one of columns, or has no rows.
     """
-    reader = csv.DictReader(read_text(path).splitlines())
-    if missing := [column for column in columns if column not in (reader.fieldnames or ())]:
+    text = read_text(path)
+    delimiter = _delimiter(text, columns)
+    rows = _records(path, text, delimiter)
+    line, header = next(rows, (1, []))
+    if missing := [column for column in columns if column not in header]:
         raise UserError(f"{path} has no column '{missing[0]}'; its first line must name the columns")
-    rows = []
-    for row in reader:
-        if None in row or None in row.values():
-            raise UserError(f"{path}, line {reader.line_num}: it does not have {len(reader.fieldnames)} columns")
-        rows.append({column: cell.strip() for column, cell in row.items()})
-    if not rows:
+    if twice := [column for column in header if column and header.count(column) > 1]:
+        raise UserError(f"{path}, line {line}: there are two columns '{twice[0]}'")
+    table = []
+    for line, cells in rows:
+        if len(cells) != len(header):
+            raise UserError(f"{path}, line {line}: it does not have {len(header)} columns")
+        row = {column: cell for column, cell in zip(header, cells, strict=True) if column}
+        for column in row.keys() & set(numbers):
+            cell = row[column].replace(",", ".") if delimiter == ";" else row[column]
+            try:
+                value = math.nan if cell in MISSING else float(cell)
+            except ValueError as error:
+                raise UserError(f"{path}, line {line}: {column} is {row[column]}, not a number") from error
+            row[column] = value if math.isfinite(value) else None
+        table.append((line, row))
+    if not table:
         raise UserError(f"{path} has no rows")
-    return rows
+    return table
+
+
+def _lines(text):
+    return io.StringIO(text, newline="\n" if "\n" in text else "\r")
+
+
+def _header(text, delimiter):
+    """The cells of the first line of a text that is not blank."""
+    first = next((line for line in _lines(text) if line.strip(",; \t\r\n")), "")
+    return [cell.strip() for cell in next(csv.reader([first], delimiter=delimiter, skipinitialspace=True))]
+
+
+def _delimiter(text, columns):
+    """What separates the columns of a table, by the names that its first line must have."""
+    return max(",\t;", key=lambda delimiter: len(set(columns) & set(_header(text, delimiter))))
+
+
+def _records(path, text, delimiter):
+    """Yield (number of the first line, cells) of the records of a CSV text; blank ones are left out."""
+    if "\0" in text:
+        line = text.count("\n", 0, text.index("\0")) + 1
+        raise UserError(f"{path}, line {line}: it has a NUL byte and is no text; save it as CSV in UTF-8")
+    reader = csv.reader(_lines(text), delimiter=delimiter, skipinitialspace=True, strict=True)
+    line = 1
+    try:
+        for cells in reader:
+            cells = [cell.strip(" \t\xa0") for cell in cells]
+            if any(cells):
+                yield line, cells
+            line = reader.line_num + 1
+    except csv.Error as error:
+        raise UserError(f"{path}, line {line}: {error}; check its quotes") from error
+
+
+def write_table(path, rows):
+    """Write rows of cells, of which the first one names the columns, as CSV to path, atomically."""
+    text = {"encoding": "utf-8", "errors": "surrogateescape", "newline": ""}  # file names may not be UTF-8
+    with atomic_write(path) as part, open(part, "w", **text) as file:
+        # A cell with the first character of csv's line break, "\r", is quoted; but lines end as those of Unix.
+        csv.writer(SimpleNamespace(write=lambda line: file.write(line[:-2] + "\n"))).writerows(rows)
 
 
 def read_json(path):

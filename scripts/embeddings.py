@@ -10,7 +10,6 @@ request, dissimilarity matrices and t-SNE, with figures. Re-run the command to r
 in the folder shard_I_of_N of --save-dir; concatenate the arrays of all shards, and their tables, in the order of I.
 """
 
-import csv
 import sys
 from itertools import chain
 from pathlib import Path
@@ -93,12 +92,6 @@ def open_networks(args):
     return networks, records
 
 
-def write_table(path, rows):
-    """Write rows to the CSV file at path."""
-    with open(path, "w", encoding="utf-8", errors="surrogateescape", newline="") as file:
-        csv.writer(file, lineterminator="\n").writerows(rows)
-
-
 def begin(args, records, rows, save_dir):
     """Write rows to images.csv, and to embeddings.json the settings of the export; returns what embeddings.json holds.
 
@@ -113,7 +106,7 @@ def begin(args, records, rows, save_dir):
     }
     summary = save_dir / "embeddings.json"
     with files.atomic_write(save_dir / "images.csv") as part:  # renamed only if the export may go there
-        write_table(part, rows)
+        files.write_table(part, rows)
         settings["images_csv_sha256"] = files.sha256(part)
         if summary.exists() and not args.overwrite:
             record = files.read_json(summary)
@@ -165,10 +158,9 @@ def analyze(args, name, layer, frames, images, save_dir):
         plots.dissimilarity(matrix, labels, frames.classes, f"{stem}_rdm_{args.rdm}", f"{title}: {args.rdm}")
     if args.tsne:
         points, table = embeddings.tsne(rows, args.seed), files.read_table(save_dir / "images.csv", args.color_by)
-        names, values = zip(*((row["file"], row[args.color_by]) for row in table), strict=True)
+        names, values = zip(*((row["file"], row[args.color_by]) for _, row in table), strict=True)
         lines = zip(names, *points.T, values, strict=True)
-        with files.atomic_write(f"{stem}_tsne.csv") as part:
-            write_table(part, [("file", "x", "y", args.color_by), *lines])
+        files.write_table(f"{stem}_tsne.csv", [("file", "x", "y", args.color_by), *lines])
         plots.scatter(points, values, f"{stem}_tsne", title, args.color_by)
 
 

@@ -1,5 +1,6 @@
 """Files are complete or not there; only temporary ones are removed; folders, lists and records are checked."""
 
+import codecs
 import errno
 import json
 import os
@@ -107,28 +108,68 @@ def test_a_disk_that_recovers_is_read_again(tmp_path, monkeypatch, number):
     assert waited[3:] == [*files.WAITS, *files.WAITS, 0] and not left
 
 
-@pytest.mark.parametrize(
-    "content",
-    [b"a\nb c\n\n", b"\xef\xbb\xbfa\nb c", "a\r\nb c\r\n".encode("utf-16"), b"\xfe\xff" + "a\nb c".encode("utf-16-be")],
-    ids=["plain", "BOM", "UTF-16", "big-endian UTF-16"],
-)
-def test_lists_are_read_in_the_encodings_of_editors(tmp_path, content):
-    (tmp_path / "list.txt").write_bytes(content)
-    assert files.read_list(tmp_path / "list.txt") == ["a", "b c"]
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-be", "cp1252"])
+@pytest.mark.parametrize("text", [
+    "é.mp4\nb c, d.mp4\n\n", "é.mp4\r\n \r\n b c, d.mp4 ", '"é.mp4"\n"b c, d.mp4"\n', "é.mp4\rb c, d.mp4",
+    'room;file\n1;é.mp4\n2;"b c, d.mp4"\n', "file\té\né.mp4\t\nb c, d.mp4\t1",
+])  # fmt: skip
+def test_lists_are_read_as_editors_and_tables_have_them(tmp_path, encoding, text):
+    mark = codecs.BOM_UTF16_BE if encoding == "utf-16-be" else b""
+    (tmp_path / "list.txt").write_bytes(mark + text.encode(encoding))
+    assert files.read_list(tmp_path / "list.txt") == ["é.mp4", "b c, d.mp4"]
 
 
-def test_names_that_are_not_utf_8_keep_their_bytes(tmp_path):
-    name = os.fsdecode(b"caf\xe9.jpeg")
-    files.write_text(tmp_path / "list.txt", name + "\n")
-    assert (tmp_path / "list.txt").read_bytes() == b"caf\xe9.jpeg\n"
-    assert files.read_list(tmp_path / "list.txt") == [name]
-
-
-@pytest.mark.parametrize("content", [b"", b"\n \n", b"\xef\xbb\xbf", b"\xff\xfe\x00"])
+@pytest.mark.parametrize("content", [b"", b"\n \n", b"\xef\xbb\xbf", b"\xff\xfe\x00", b"a\x81", b"a\n\0", b'a\n"b\n'])
 def test_an_empty_or_damaged_list_is_one_line(tmp_path, content):
     (tmp_path / "list.txt").write_bytes(content)
-    with pytest.raises(UserError, match="list.txt is (empty|not a text file)"):
+    with pytest.raises(UserError, match="list.txt(, line 2:| is empty| is not a text file)") as error:
         files.read_list(tmp_path / "list.txt")
+    assert "\n" not in str(error.value)
+
+
+TABLES = {  # text: the rows of columns file, n, words, with the numbers of their lines
+    "comma": ("file,n,words\na.mp4,384.0,look\n", [(2, 384, "look")]),
+    "tab": ("file\tn\twords\na.mp4\t1e2\ta, b; c\n", [(2, 100, "a, b; c")]),
+    "semicolon": ('"file";"n";"words"\n"a.mp4";"12,5";"a, ""b"""', [(2, 12.5, 'a, "b"')]),
+    "comma in quotes": ('words,n,file\n"a; b\t","3",a.mp4\n', [(2, 3, "a; b")]),
+    "spaces": (" file , n,\xa0words\r\n a.mp4 , 3 , look there \r\n", [(2, 3, "look there")]),
+    "index of pandas": (",file,n,words\n0,a.mp4,3,look\n", [(2, 3, "look")]),
+    "separators": ("file,n,words\na.mp4,3,a\u2028b\x0b\x1cc\x85\x0cd\n", [(2, 3, "a\u2028b\x0b\x1cc\x85\x0cd")]),
+    "breaks": ('\n\nfile,n,words\na.mp4,1,"look\nthere"\n,,\na.mp4,2,"\r"\n\na.mp4,3,x\n',
+               [(4, 1, "look\nthere"), (7, 2, "\r"), (9, 3, "x")]),
+    **{repr(cell): (f"file,n,words\na.mp4,{cell},{cell}", [(2, None, cell)])
+       for cell in ("", "NA", "NaN", "nan", "NaT", "N/A", "null", "NULL", "None", "<NA>", "inf", "-inf", "Infinity")},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", TABLES)
+def test_tables_are_read_as_programs_write_them(tmp_path, kind):
+    text, rows = TABLES[kind]
+    (tmp_path / "a.csv").write_bytes(text.encode())
+    table = files.read_table(tmp_path / "a.csv", "file", "words", numbers=["n", "none"])
+    assert [(line, row["n"], row["words"]) for line, row in table] == rows
+    assert all(row.keys() == {"file", "n", "words"} and row["file"] == "a.mp4" for _, row in table)
+    cells = [[row["n"], row["words"], "a"] for _, row in table]
+    files.write_table(tmp_path / "b.csv", [["n", "words", "file"], *cells])
+    assert [row["words"] for _, row in files.read_table(tmp_path / "b.csv", "file")] == [row[2] for row in rows]
+
+
+@pytest.mark.parametrize("content, message", [
+    ("", "no column 'file'; its first line must name the columns"), ("name,n\na,1", "no column 'file'"),
+    ("file,n\n\n,\n", "has no rows"), ("file,n,n\na,1,2", "line 1: there are two columns 'n'"),
+    ("file,n\na\n", "line 2: it does not have 2 columns"), ('file,n\n"a\nb",1\n\nc,1,\n', "line 5: it does not have 2"),
+    ("\nfile,n\na,1\nb,six", "line 4: n is six, not a number"), ("file,n\na,1.5.2", "line 2: n is 1.5.2, not a number"),
+    ('file,n\na,"1,5"', "line 2: n is 1,5, not a number"), ("file,n\na,1\nb\0,2", "line 3: it has a NUL byte"),
+    ('file,n\na,1\n"b,2\nc,3', "line 3: unexpected end of data; check its quotes"),
+    (r'file,n\na,"say \"hi\""'.replace(r"\n", "\n"), "line 2: .* check its quotes"),
+    (b"PK\3\4\x14\0\6\0\x08", "line 1: it has a NUL byte and is no text; save it as CSV"),
+    (b"file\n\x81", "is not a text file in UTF-8, UTF-16 or Windows-1252; convert it"),
+])  # fmt: skip
+def test_a_table_that_cannot_be_read_is_one_line(tmp_path, content, message):
+    (tmp_path / "a.csv").write_bytes(content if isinstance(content, bytes) else content.encode())
+    with pytest.raises(UserError, match=f"a.csv.*{message}") as error:
+        files.read_table(tmp_path / "a.csv", "file", numbers=["n"])
+    assert "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize("content", ["", "{", "[1,", "\0"])

@@ -200,8 +200,8 @@ def test_moments_become_classes_of_the_nearest_frames(videos, tmp_path, capsys):
     "text, message",
     [
         ("file\nv.mp4", "has no column 'seconds'"),
-        ("file,seconds\nv.mp4,noon", "line 2: noon is not a number"),
-        ("file,seconds\nv.mp4,nan", "line 2: nan is not a number"),
+        ("file,seconds\nv.mp4,noon", "line 2: seconds is noon, not a number"),
+        ("file,seconds\nv.mp4,nan", "line 2: the moment needs a number of seconds"),
         ("file,seconds,class\nv.mp4,1,../x", "line 2: ../x cannot be the name of a class folder"),
         ("file,seconds", "has no rows"),
     ],

@@ -1,5 +1,6 @@
 """Embeddings of many images: which images, what is known of each, how dissimilar their embeddings are."""
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -26,8 +27,11 @@ class ImageList:
 
     def __init__(self, path):
         self.folder = Path(path).parent
-        self.rows = files.read_table(path, "file")
+        self.rows = [row for _, row in files.read_table(path, "file")]
         self._names = [row.pop("file") for row in self.rows]
+        for i, name in enumerate(self._names):
+            if not self.path(i).is_file():  # its encoding may be that of the table, not UTF-8
+                self._names[i] = os.fsdecode(name.encode("cp1252", "replace"))
         if missing := [name for i, name in enumerate(self._names) if not self.path(i).is_file()]:
             raise UserError(f"{path}: there is no file {missing[0]} (and {len(missing) - 1} more) in {self.folder}")
         classes = [row.pop("class", "") or self.path(i).resolve().parent.name for i, row in enumerate(self.rows)]

@@ -1,6 +1,5 @@
 """An evaluation: its flags, the readouts of scikit-learn, and what it writes to its folder."""
 
-import csv
 import os
 import warnings
 from functools import partial
@@ -176,14 +175,12 @@ class Evaluation:
     def _write_predictions(self, name, task, scores):
         origins = [self.frames.source(i) for i in task.images]
         is_known = any(origins)  # by a manifest
-        text = {"encoding": "utf-8", "errors": "surrogateescape", "newline": ""}  # file names may not be UTF-8
-        with files.atomic_write(self.folder / name) as part, open(part, "w", **text) as file:
-            writer = csv.writer(file)
-            writer.writerow(["seed", "file", "target", "prediction", *["source"] * is_known])
-            for (seed, (_, test)), seed_scores in zip(task.splits.items(), scores, strict=True):
-                for i, predicted in zip(test, seed_scores.argmax(1), strict=True):
-                    row = [seed, task.names[i], task.classes[task.labels[i]], task.classes[predicted]]
-                    writer.writerow(row + [str(origins[i] or "")] * is_known)
+        rows = [["seed", "file", "target", "prediction", *["source"] * is_known]]
+        for (seed, (_, test)), seed_scores in zip(task.splits.items(), scores, strict=True):
+            for i, predicted in zip(test, seed_scores.argmax(1), strict=True):
+                row = [seed, task.names[i], task.classes[task.labels[i]], task.classes[predicted]]
+                rows.append(row + [str(origins[i] or "")] * is_known)
+        files.write_table(self.folder / name, rows)
 
     def save_classifier(self, model, task, arch, state, optimizer, accuracies, scores):
         """Write the network and linear classifier of the first seed, under the published name and keys.

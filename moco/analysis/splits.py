@@ -306,8 +306,8 @@ def _recordings(frames, images, names, table):
             raise UserError(f"--split recording: {frames.folder} has no manifest.json; give --groups")
         groups = np.array(manifest.first_chapters(plan.videos))[[plan.video(int(i)) for i in images]]
     else:
-        known = {row["file"]: row["recording"] for row in files.read_table(table, "file", "recording")}
-        if missing := [name for name in names if not known.get(name)]:
+        known = {row["file"]: row["recording"] for _, row in files.read_table(table, "file", "recording")}
+        if missing := [name for name in names if known.get(name, "") in files.MISSING]:
             raise UserError(f"--groups {table} has no recording of {missing[0]} (and {len(missing) - 1} more images)")
         groups = np.array([known[name] for name in names])
     if len(np.unique(groups)) < 2:

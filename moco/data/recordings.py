@@ -1,7 +1,7 @@
 """Recordings: child, date and age, their order, which of them to use, and from which of them an image is."""
 
 import argparse
-import csv
+import os
 import re
 from bisect import bisect_left
 from dataclasses import asdict, dataclass, field, fields
@@ -23,6 +23,7 @@ GOPRO_NAME = re.compile(r"(?<![A-Za-z0-9])(GOPR|(G[HPSX])(\d\d))(\d{4})(?![A-Za-
 TIME_OF_DAY = re.compile(r"\d{1,2}:\d{2}(:\d{2})? ?([ap]m)?|\d{1,2} ?[ap]m", re.IGNORECASE)
 FRAMES_TABLE, VIDEOS_TABLE = "frames.csv", "videos.csv"
 KNOWN = ("child", "date", "age_months", "age_days", "part")
+WHOLE_NUMBERS = ("age_days", "part", "rotate")
 
 
 @dataclass(frozen=True)
@@ -134,34 +135,39 @@ def lookup(table, name):
 def read_table(path):
     """{file: Recording} of a CSV file with a column 'file' and any of the other fields of a Recording.
 
-    file: a name or a path relative to the folder of videos. Further columns are kept under their names; empty cells
-    are unknown. Raises UserError, which names the line, for a table that cannot be read so.
+    file: a name or a path relative to the folder of videos. Further columns are kept under their names; empty cells,
+    and files.MISSING for child, date and numbers, are unknown. UserError, which names the line, for a table that cannot
+    be read so.
     """
     table = {}
-    for number, row in enumerate(files.read_table(path, "file"), 2):
+    for line, row in files.read_table(path, "file", numbers=("age_months", *WHOLE_NUMBERS)):
         name = row.pop("file")
-        if name in table:
-            raise UserError(f"--recordings {path}, line {number}: {name} is there twice")
         try:
-            table[name] = _from_row({column: cell for column, cell in row.items() if cell})
+            if name in table:
+                raise ValueError(f"{name} is there twice")
+            table[name] = _from_row({column: cell for column, cell in row.items() if cell not in (None, "")})
         except ValueError as error:
-            raise UserError(f"--recordings {path}, line {number}: {error}") from error
+            raise UserError(f"--recordings {path}, line {line}: {error}") from error
     return table
 
 
 def _from_row(cells):
-    """The Recording of a row's cells, {column: text that is not empty}; ValueError for one of another type."""
-    number = {"age_months": float, "age_days": int, "part": int, "rotate": int}
-    known = {column: number[column](cells.pop(column)) for column in number if column in cells}
+    """The Recording of a row's cells that are not empty, {column: number or text}; ValueError for a wrong one."""
+    known = {column: cells.pop(column) for column in KNOWN + ("rotate",) if column in cells}
+    for column in WHOLE_NUMBERS:
+        if not known.get(column, 0.0).is_integer():
+            raise ValueError(f"{column} is {known[column]:g}, not a whole number")
+    known = {column: int(value) if column in WHOLE_NUMBERS else value for column, value in known.items()}
+    known = {column: value for column, value in known.items() if value not in files.MISSING}
     if known.get("rotate", 0) not in ROTATIONS:
         raise ValueError(f"rotate is {known['rotate']}, not one of {', '.join(map(str, ROTATIONS))}")
-    if "date" in cells:
-        known["date"] = date.fromisoformat(cells.pop("date")).isoformat()
-    if "age_days" in known and "age_months" not in known:
-        known["age_months"] = round(known["age_days"] / DAYS_PER_MONTH, 3)
-    elif "age_months" in known and "age_days" not in known:
+    if "date" in known:  # perhaps with a time, as pandas writes it
+        known["date"] = date.fromisoformat(re.split("[ T]", known["date"])[0]).isoformat()
+    if "age_days" in known:
+        known.setdefault("age_months", round(known["age_days"] / DAYS_PER_MONTH, 3))
+    elif "age_months" in known:
         known["age_days"] = round(known["age_months"] * DAYS_PER_MONTH)
-    return Recording(child=cells.pop("child", None), columns=cells, **known)
+    return Recording(columns=cells, **known)
 
 
 def add_flags(parser):
@@ -177,7 +183,7 @@ def add_flags(parser):
     )
     add("--select", nargs="+", metavar="PATTERN", help="names that match one of these shell patterns: 'S_2013*'")
     add("--exclude", nargs="+", metavar="PATTERN", help="skip recordings whose names match one of these patterns")
-    add("--list", metavar="FILE", help="names listed in this file, one per line")
+    add("--list", metavar="FILE", help="names listed in this file, one per line, or in a table's column 'file'")
     add(
         "--hours",
         type=cli.number(float, 1e-4),
@@ -280,9 +286,12 @@ def selection(args):
 
 
 def names_of(name):
-    """The names by which a recording may be called: its path, its file name, and both without the extension."""
-    path = PurePosixPath(name)
-    return {str(path), path.name, str(path.with_suffix("")), path.stem}
+    """The names by which a recording may be called: its path, its file name, and both without the extension.
+
+    Also as a list or table has them whose encoding is that of the name, not UTF-8.
+    """
+    paths = {PurePosixPath(name), PurePosixPath(files.decode(os.fsencode(name)) or name)}
+    return {each for path in paths for each in (str(path), path.name, str(path.with_suffix("")), path.stem)}
 
 
 def _check_names(names, keys):
@@ -340,7 +349,7 @@ def write_frames_table(images):
             path, source = images.path(i), images.source(i)
             row = {"file": path, "class": path.rpartition("/")[0]}
             row |= {"recording": chapter(source.name)[0], "video": source.name}
-            yield row | {"frame": source.frame, "second": round(source.second, 3)} | _cells(source.recording)
+            yield source.recording, row | {"frame": source.frame, "second": round(source.second, 3)}
 
     columns = ["file", "class", "recording", "video", "frame", "second"]
     return _write_table(images, FRAMES_TABLE, columns, [], rows())
@@ -355,22 +364,22 @@ def write_videos_table(images):
                 name, recording, length = images.recording(number)
                 row = {"file": name, "frames": video["frames"], "seconds": round(length, 3), "images": len(own)}
                 first, last = (images.path(i).rpartition("/")[0] for i in (own[0], own[-1]))
-                yield row | {"first_class": first, "last_class": last} | _cells(recording)
+                yield recording, row | {"first_class": first, "last_class": last}
 
     ends = ["frames", "seconds", "images", "first_class", "last_class"]
     return _write_table(images, VIDEOS_TABLE, ["file"], ends, rows())
 
 
-def _cells(recording):
-    return {key: getattr(recording, key) for key in KNOWN} | recording.columns
-
-
 def _write_table(images, name, first, last, rows):
-    """Write rows, dicts, to a table whose columns are first, what is known of the recordings, and last."""
+    """Write rows, (Recording, dict) each, to a table with the columns first, what is known of recordings, and last."""
     further = {column for number in range(len(images.videos)) for column in images.recording(number)[1].columns}
-    path = images.folder / name
-    with files.atomic_write(path) as part, open(part, "w", encoding="utf-8", newline="") as file:
-        writer = csv.DictWriter(file, [*first, *KNOWN, *sorted(further), *last])
-        writer.writeheader()
-        writer.writerows(rows)
-    return path
+    columns = [*first, *KNOWN, *sorted(further - {*first, *last}), *last]
+
+    def lines():
+        yield columns
+        for recording, row in rows:
+            row = recording.columns | {key: getattr(recording, key) for key in KNOWN} | row
+            yield [row.get(column) for column in columns]
+
+    files.write_table(images.folder / name, lines())
+    return images.folder / name

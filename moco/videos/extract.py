@@ -1,7 +1,6 @@
 """Many videos into one frame folder: list them, make the plan, extract the images, resume, report what was left out."""
 
 import json
-import math
 import os
 import re
 import stat
@@ -101,13 +100,10 @@ def read_moments(path):
     that cannot be read so.
     """
     table = {}
-    for number, row in enumerate(files.read_table(path, "file", "seconds"), 2):
-        try:
-            second = float(row["seconds"])
-        except ValueError:
-            second = math.nan
-        if not 0 <= second < math.inf:
-            raise cli.UserError(f"--moments {path}, line {number}: {row['seconds']} is not a number of seconds")
+    for number, row in files.read_table(path, "file", "seconds", numbers=["seconds"]):
+        second = row["seconds"]
+        if second is None or second < 0:
+            raise cli.UserError(f"--moments {path}, line {number}: the moment needs a number of seconds from 0 on")
         name = row.get("class") or MOMENTS
         if "/" in name or "\0" in name or name.startswith(".") or name == manifest.NAME:
             raise cli.UserError(f"--moments {path}, line {number}: {name} cannot be the name of a class folder")

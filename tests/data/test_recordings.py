@@ -1,6 +1,7 @@
 """What names and tables say of recordings, and which recordings a selection takes."""
 
 import argparse
+import os
 import random
 
 import pytest
@@ -76,39 +77,40 @@ def test_other_names_are_no_chapters(name):
     assert recordings.chapter(name) == (name, 0)
 
 
-def table(tmp_path, text, encoding="utf-8"):
-    (tmp_path / "table.csv").write_text(text, encoding=encoding)
+def table(tmp_path, text):
+    (tmp_path / "table.csv").write_text(text)
     return recordings.read_table(tmp_path / "table.csv")
 
 
-@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
-def test_a_table_says_what_it_has(tmp_path, encoding):
-    text = 'file,child,age_months,room\na.mp4, B ,6.5,kitchen\nsub/c.mp4,,,\n\nd.mp4,Q,,"hall, stairs"\n'
-    assert table(tmp_path, text, encoding) == {
-        "a.mp4": Recording("B", age_months=6.5, age_days=198, columns={"room": "kitchen"}),
-        "sub/c.mp4": Recording(),
-        "d.mp4": Recording("Q", columns={"room": "hall, stairs"}),
-    }
-    assert table(tmp_path, "age_days,file,part,date\n61,x,3,2020-02-29\n")["x"] == Recording(
-        None, "2020-02-29", 2.004, 61, 3
-    )
+@pytest.mark.parametrize("row, recording", [
+    ("B,2020-02-29,6.5,,3,kitchen", Recording("B", "2020-02-29", 6.5, 198, 3, columns={"room": "kitchen"})),
+    ("S,2013-04-17 00:00:00,,384.0,1.0,NA", Recording("S", "2013-04-17", 12.616, 384, 1, columns={"room": "NA"})),
+    ("NA,NaT,nan,384,inf,", Recording(None, None, 12.616, 384)),
+    ("<NA>,2013-04-17T09:05:00.5Z,NaN,N/A,None,None", Recording(date="2013-04-17", columns={"room": "None"})),
+    (",,,,,", Recording()),
+])  # fmt: skip
+def test_a_table_says_what_it_has(tmp_path, row, recording):
+    text = f"file,child,date,age_months,age_days,part,room\nsub/a.mp4,{row}\n"
+    assert table(tmp_path, text) == {"sub/a.mp4": recording}
+    assert recordings.lookup({"sub/a": recording}, "sub/a.mp4") == recording
 
 
-@pytest.mark.parametrize(
-    "text, message",
-    [
-        ("name,child\na,b\n", "no column 'file'"),
-        ("", "no column 'file'"),
-        ("file,child\na\n", "line 2: it does not have 2 columns"),
-        ("file,child\na,b,c\n", "line 2: it does not have 2 columns"),
-        ("file,child\na,b\na,c\n", "line 3: a is there twice"),
-        ("file,age_days\na,six\n", "line 2: .*six"),
-        ("file,date\na,17.4.2013\n", "line 2: .*17.4.2013"),
-    ],
-)
+@pytest.mark.parametrize("text, message", [
+    ("name,child\na,b\n", "no column 'file'"),
+    ("file,child\na,b\n\na,c\n", "--recordings .*table.csv, line 4: a is there twice"),
+    ("file,age_days\na,six\n", "line 2: age_days is six, not a number"),
+    ("file,part\na,1\nb,1.5\n", "line 3: part is 1.5, not a whole number"),
+    ("file,date\na,17.4.2013\n", "line 2: .*17.4.2013"),
+    ("file,rotate\na,180.0\nb,45\n", "line 3: rotate is 45, not one of 0, 90, 180, 270"),
+])  # fmt: skip
 def test_a_faulty_table_is_named_with_its_line(tmp_path, text, message):
     with pytest.raises(UserError, match=message):
         table(tmp_path, text)
+
+
+def test_names_that_are_not_utf_8_are_found_in_tables_of_their_encoding():
+    name = os.fsdecode("caf\xe9.mp4".encode("cp1252"))
+    assert {"café.mp4", "café", name} <= recordings.names_of(f"sub/{name}")
 
 
 ALL = [

@@ -1,7 +1,7 @@
 """Which labeled images a classifier trains on and which it is tested on, for each seed."""
 
 import re
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -22,8 +22,8 @@ def add_flags(parser):
         nargs="+",
         choices=["iid", "exemplar", "halves", "recording"],
         default=["iid"],
-        help="iid: random halves; exemplar: held-out exemplars of each class; halves: train on the first half of each "
-        "class in time; recording: train on half of the recordings, drawn by seed",
+        help="iid: train on half of the images, drawn at random; exemplar: held-out exemplars of each class; halves: train "
+        "on the first half of each class in time; recording: train on half of the recordings, drawn at random",
     )
     add("--groups", metavar="CSV", help="columns file and recording, for --split recording; else from manifest.json")
     add("--test-data", metavar="FOLDER", help="test on the images of the same classes in this folder, train on data")
@@ -54,45 +54,29 @@ def add_flags(parser):
 
 
 def iid(n, seed):
-    """Random halves of n images."""
+    """Half of n images, drawn at random, and the others."""
     order = np.random.default_rng(seed).permutation(n)
     return np.sort(order[: n // 2]), np.sort(order[n // 2 :])
 
 
-def by_exemplar(labels, exemplars, n_test, seed):
-    """Hold out all images of n_test random exemplars of each class.
+def hold_out(groups, labels, n_test, seed):
+    """Hold out all images of n_test random groups of each class.
 
-    labels: (N,) class of each image. exemplars: (N,) name of its exemplar within the class; each class has more than
-    n_test.
+    groups: (N,) name of the group of each image, such as its exemplar, within its class; each class has more than
+    n_test. labels: (N,) class of each image.
     """
     rng = np.random.default_rng(seed)
     is_test = np.zeros(len(labels), bool)
     for label in np.unique(labels):
         of_class = labels == label
-        held_out = rng.choice(np.unique(exemplars[of_class]), n_test, replace=False)
-        is_test |= of_class & np.isin(exemplars, held_out)
+        is_test |= of_class & np.isin(groups, rng.choice(np.unique(groups[of_class]), n_test, replace=False))
     return np.flatnonzero(~is_test), np.flatnonzero(is_test)
 
 
-def halves(names, labels):
-    """The first half of each class in time, and the second.
-
-    names: N file names, whose natural order is that of time. labels: (N,) class of each image.
-    """
-    classes = [in_time(names.__getitem__, of_class) for of_class in _by_class(labels)]
-    train = np.concatenate([images[: len(images) // 2] for images in classes])
-    return np.sort(train), np.setdiff1d(np.arange(len(names)), train)
-
-
-def by_recording(recordings, seed):
-    """Hold out all images of half of the recordings, drawn at random.
-
-    recordings: (N,) the recording of each image, at least two in all.
-    """
-    different = np.unique(recordings)
-    held_out = np.random.default_rng(seed).choice(different, len(different) // 2, replace=False)
-    is_test = np.isin(recordings, held_out)
-    return np.flatnonzero(~is_test), np.flatnonzero(is_test)
+def halves(name, labels):
+    """The first half of each class in time, and the second; name and labels as in by_class_in_time()."""
+    train = np.concatenate([images[: len(images) // 2] for images in by_class_in_time(name, labels)])
+    return np.sort(train), np.setdiff1d(np.arange(len(labels)), train)
 
 
 def nested_share(train, labels, share, seed):
@@ -105,31 +89,31 @@ def nested_share(train, labels, share, seed):
     return train[np.sort(np.concatenate([order[: max(1, round(share * len(order)))] for order in orders]))]
 
 
-def exemplar(name):
-    """The exemplar in a file name like Toybox's, '01' of 'car/car_01_rxplus_003.jpeg'; None if there is none."""
-    match = re.fullmatch(r".+?_(\d+)_.+", Path(name).name)
-    return match and match[1]
-
-
 def every_nth(name, labels, n):
-    """Sorted indices of every n-th image in time of each class (labels, (N,)), starting with its first.
+    """Sorted indices of every n-th image in time of each class; name and labels as in by_class_in_time()."""
+    return np.sort(np.concatenate([images[::n] for images in by_class_in_time(name, labels)]))
 
-    name: function of an index that returns the image's file name. Time is the natural order of the file names: numbers
-    in them compare by value.
+
+def by_class_in_time(name, labels):
+    """The indices of the images of each class in time: in the natural order of names, where numbers compare by value.
+
+    name: function of an index that returns the image's file name. labels: (N,) class of each image.
     """
-    kept = [in_time(name, of_class)[::n] for of_class in _by_class(labels)]
-    return np.sort(np.concatenate(kept))
-
-
-def in_time(name, images):
-    """Indices of images in the natural order of their file names, as an array."""
-    return np.array(sorted(images, key=lambda i: recordings.natural_key(name(i))), int)
+    return [
+        np.array(sorted(images, key=lambda i: recordings.natural_key(name(i))), int) for images in _by_class(labels)
+    ]
 
 
 def _by_class(labels):
     """The indices of the images of each class, in order."""
     order = np.argsort(labels, kind="stable")
     return np.split(order, np.flatnonzero(np.diff(labels[order])) + 1)
+
+
+def exemplar(name):
+    """The exemplar in a file name like Toybox's, '01' of 'car/car_01_rxplus_003.jpeg'; None if there is none."""
+    match = re.fullmatch(r".+?_(\d+)_.+", Path(name).name)
+    return match and match[1]
 
 
 # --- tasks: labeled images and their splits
@@ -141,8 +125,9 @@ class Task:
 
     split: the name of its split, such as 'iid'. share: the share of the training images of each class; None: all,
     without being asked for. classes: class names. images: (N,) indices into a FrameFolder. names: their N file names.
-    labels: (N,) indices into classes. splits: {seed: (train, test)}, arrays of indices of the N images. left_out: names
-    of images that are in no split because they cannot be read.
+    labels: (N,) indices into classes. splits: {seed: (train, test)}, arrays of indices of the N images. without_share:
+    {seed: train}, the training images of which splits have a share. left_out: names of images that are in no split
+    because they cannot be read.
     """
 
     split: str
@@ -152,6 +137,7 @@ class Task:
     names: list
     labels: np.ndarray
     splits: dict
+    without_share: dict = field(default_factory=dict)
     left_out: tuple = ()
 
     @property
@@ -171,11 +157,24 @@ class Task:
                 raise UserError(f"the split {self.name} has fewer than two classes to train on, or no test images")
         return self
 
+    def with_share(self, share):
+        """The same task with a share of its training images."""
+        trains = {seed: train for seed, (train, _) in self.splits.items()}
+        splits = {
+            seed: (nested_share(train, self.labels, share, seed), test) for seed, (train, test) in self.splits.items()
+        }
+        return replace(self, share=share, splits=splits, without_share=trains)
+
     def drop(self, unreadable):
         """The same task without the images for which unreadable (N,) is true; UserError as in validate()."""
-        splits = {seed: tuple(side[~unreadable[side]] for side in sides) for seed, sides in self.splits.items()}
+
+        def kept(images):
+            return images[~unreadable[images]]
+
+        splits = {seed: (kept(train), kept(test)) for seed, (train, test) in self.splits.items()}
+        without_share = {seed: kept(train) for seed, train in self.without_share.items()}
         left_out = tuple(self.names[i] for i in np.flatnonzero(unreadable))
-        return replace(self, splits=splits, left_out=left_out).validate()
+        return replace(self, splits=splits, without_share=without_share, left_out=left_out).validate()
 
 
 def make_tasks(frames, flags):
@@ -189,41 +188,32 @@ def make_tasks(frames, flags):
         raise UserError(f"--seed {flags['seed']} --seeds {flags['seeds']}: seeds are from 0 to {MAX_SEED}")
     if flags["test_data"] and flags["split_file"]:
         raise UserError("give either --test-data or --split-file")
-    folder_classes, is_test = frames.classes, None
+    folder_classes, kinds, is_test = frames.classes, list(dict.fromkeys(flags["split"])), None
+    known = folder_classes
     if flags["test_data"]:
         folders, folder_classes = zip(*(name.rsplit("/", 1) for name in frames.classes), strict=True)
         is_test = np.array([folder != folders[0] for folder in folders])
-        known = _common_classes(folder_classes, is_test)
-        kinds = [f"to {Path(flags['test_data']).name}"]
-    else:
-        known = folder_classes
-        kinds = ["own"] if flags["split_file"] else list(dict.fromkeys(flags["split"]))
+        known, kinds = _common_classes(folder_classes, is_test), [f"to {Path(flags['test_data']).name}"]
+    elif flags["split_file"]:
+        kinds = ["own"]
     tasks = []
     for group in BINARY_TASKS if flags["binary_tasks"] else [flags["classes"] or known]:
         if missing := [name for name in group if name not in known]:
             raise UserError(f"{frames.folder} has no class folder {missing[0]}; it has {', '.join(known)}")
         classes = [name for name in known if name in group]
-        new_labels = np.array([classes.index(name) if name in classes else -1 for name in folder_classes])
-        images, names, labels = _select_images(frames, new_labels, classes, flags)
+        images, labels = _select_images(frames, folder_classes, classes, flags)
         for kind in kinds:
-            if flags["test_data"]:
-                sides = is_test[frames.labels()[images]]
-                splits = dict.fromkeys(seeds, (np.flatnonzero(~sides), np.flatnonzero(sides)))
-            else:
-                splits = _splits(kind, seeds, frames, images, names, labels, classes, flags)
             words = ["subsample"] * flags["subsample"] + [kind] * (kind != "iid" or not flags["subsample"])
             split = " ".join(words + ["/".join(classes)] * flags["binary_tasks"])
-            task = Task(split, None, classes, images, names, labels, splits).validate()
-            tasks += [_with_share(task, share) for share in flags["train_share"]] if flags["train_share"] else [task]
+            task = Task(split, None, classes, images, [frames.name(i) for i in images], labels, {})
+            if is_test is None:
+                task = replace(task, splits=_splits(kind, seeds, frames, task, flags)).validate()
+            else:
+                tested = is_test[frames.labels()[images]]
+                sides = np.flatnonzero(~tested), np.flatnonzero(tested)
+                task = replace(task, splits=dict.fromkeys(seeds, sides)).validate()
+            tasks += map(task.with_share, flags["train_share"]) if flags["train_share"] else [task]
     return tasks
-
-
-def _with_share(task, share):
-    """The task with a share of its training images."""
-    splits = {
-        seed: (nested_share(train, task.labels, share, seed), test) for seed, (train, test) in task.splits.items()
-    }
-    return replace(task, share=share, splits=splits)
 
 
 def _common_classes(names, is_test):
@@ -238,16 +228,20 @@ def _common_classes(names, is_test):
     return common
 
 
-def _select_images(frames, new_labels, classes, flags):
-    """The images of some classes (a tenth of them with --subsample): indices, file names, and labels within classes.
+def _select_images(frames, folder_classes, classes, flags):
+    """The images of some classes, a tenth of them with --subsample: indices, and labels within classes.
 
-    new_labels: for each class of frames its index in classes, or -1.
+    folder_classes: the name of each class of frames, without that of its folder.
     """
     if len(classes) < 2:
-        raise UserError(f"{frames.folder} has one class, {', '.join(classes)}; give at least two class folders")
+        raise UserError(
+            f"{frames.folder} has one class, {', '.join(classes)}; give a folder with at least two class folders, as "
+            "read_saycam.py makes them with --class-by name, --class-by video or a shorter --seg-len"
+        )
     if flags["num_classes"] not in (None, len(classes)):
         asked = f"--num-classes {flags['num_classes']}"
         raise UserError(f"{asked} does not match {frames.folder}: {len(classes)} classes")
+    new_labels = np.array([classes.index(name) if name in classes else -1 for name in folder_classes])
     labels = new_labels[frames.labels()]
     images = np.flatnonzero(labels >= 0)
     if flags["subsample"] and flags["published_sampling"]:
@@ -258,61 +252,64 @@ def _select_images(frames, new_labels, classes, flags):
     if counts.min() < 2:
         smallest = classes[counts.argmin()]
         raise UserError(f"the class {smallest} in {frames.folder} has {counts.min()} image(s); at least 2 are needed")
-    return images, [frames.name(i) for i in images], labels[images]
+    return images, labels[images]
 
 
-def _splits(kind, seeds, frames, images, names, labels, classes, flags):
-    """{seed: (train, test)} of one kind of split."""
-    if kind == "own":
-        return dict.fromkeys(seeds, _read_split_file(flags["split_file"], names))
-    if kind == "halves":
-        return dict.fromkeys(seeds, halves(names, labels))
+def _splits(kind, seeds, frames, task, flags):
+    """{seed: (train, test)} of one kind of split of the images of a task."""
     if kind == "iid":
-        return {seed: iid(len(names), seed) for seed in seeds}
+        return {seed: iid(len(task.names), seed) for seed in seeds}
     if kind == "exemplar":
-        exemplars, n_test = _exemplars(names, labels, classes, flags["test_exemplars"]), flags["test_exemplars"]
-        return {seed: by_exemplar(labels, exemplars, n_test, seed) for seed in seeds}
-    groups = _recordings(frames, images, names, flags["groups"])
-    splits = {}
-    for seed in seeds:
-        train, test = by_recording(groups, seed)
-        untrained = np.setdiff1d(labels[test], labels[train])
-        if len(untrained):
-            left_out = ", ".join(classes[label] for label in untrained)
-            print(f"seed {seed}: no training recording has {left_out}; their test images are left out")
-        splits[seed] = train, test[~np.isin(labels[test], untrained)]
-    return splits
+        n_test = flags["test_exemplars"]
+        exemplars = _exemplars(task, n_test)
+        return {seed: hold_out(exemplars, task.labels, n_test, seed) for seed in seeds}
+    if kind == "recording":
+        groups = _recordings(frames, task, flags["groups"])
+        return {seed: _by_recording(groups, task, seed) for seed in seeds}
+    if kind == "halves":
+        return dict.fromkeys(seeds, halves(task.names.__getitem__, task.labels))
+    return dict.fromkeys(seeds, _read_split_file(flags["split_file"], task.names))
 
 
-def _exemplars(names, labels, classes, n_test):
+def _exemplars(task, n_test):
     """The exemplar of each image, (N,); UserError if a class has not more than n_test of them."""
-    exemplars = [exemplar(name) for name in names]
+    exemplars = [exemplar(name) for name in task.names]
     if None in exemplars:
-        odd = names[exemplars.index(None)]
+        odd = task.names[exemplars.index(None)]
         raise UserError(f"--split exemplar needs names like car_01_rotate_003.jpeg; {odd} contains no exemplar")
     exemplars = np.array(exemplars)
-    for label, name in enumerate(classes):
-        count = len(np.unique(exemplars[labels == label]))
+    for label, name in enumerate(task.classes):
+        count = len(np.unique(exemplars[task.labels == label]))
         if count <= n_test:
             raise UserError(f"--test-exemplars {n_test} of {count} leaves no {name} to train on")
     return exemplars
 
 
-def _recordings(frames, images, names, table):
+def _recordings(frames, task, table):
     """The recording of each image, (N,), at least two in all: from a table or, without it, the manifest."""
     if table is None:
         plan = manifest.load(frames.folder)
         if plan is None:
             raise UserError(f"--split recording: {frames.folder} has no manifest.json; give --groups")
-        groups = np.array(manifest.first_chapters(plan.videos))[[plan.video(int(i)) for i in images]]
+        groups = np.array(manifest.first_chapters(plan.videos))[[plan.video(int(i)) for i in task.images]]
     else:
         known = {row["file"]: row["recording"] for _, row in files.read_table(table, "file", "recording")}
-        if missing := [name for name in names if known.get(name, "") in files.MISSING]:
+        if missing := [name for name in task.names if known.get(name, "") in files.MISSING]:
             raise UserError(f"--groups {table} has no recording of {missing[0]} (and {len(missing) - 1} more images)")
-        groups = np.array([known[name] for name in names])
+        groups = np.array([known[name] for name in task.names])
     if len(np.unique(groups)) < 2:
         raise UserError(f"--split recording: all images of {frames.folder} are of one recording")
     return groups
+
+
+def _by_recording(groups, task, seed):
+    """Hold out half of the recordings, groups (N,), of all classes; test images of classes not trained are left out."""
+    train, test = hold_out(groups, np.zeros(len(groups)), len(np.unique(groups)) // 2, seed)
+    untrained = np.setdiff1d(task.labels[test], task.labels[train])
+    if len(untrained):
+        left_out = ", ".join(task.classes[label] for label in untrained)
+        print(f"seed {seed}: no training recording has {left_out}; their test images are left out")
+    return train, test[~np.isin(task.labels[test], untrained)]
 
 
 def _read_split_file(path, names):

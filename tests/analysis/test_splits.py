@@ -60,7 +60,7 @@ def test_no_exemplar_is_ever_on_both_sides(data):
             exemplars += [f"{exemplar:02d}"] * count
     order = data.draw(st.permutations(range(len(labels))))
     labels, exemplars = np.array(labels)[order], np.array(exemplars)[order]
-    train, test = splits.by_exemplar(labels, exemplars, n_test, data.draw(st.integers(0, 1000)))
+    train, test = splits.hold_out(exemplars, labels, n_test, data.draw(st.integers(0, 1000)))
     assert sorted([*train, *test]) == list(range(len(labels)))
     trained, tested = ({(labels[i], exemplars[i]) for i in side} for side in (train, test))
     assert not trained & tested

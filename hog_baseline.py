@@ -83,7 +83,7 @@ def all_features(frames, images, workers, cache):
     return features.compute_rows([path], frames, images, compute)[0]
 
 
-def readout(x, y, seed, workers):
+def published(x, y, seed, workers):
     """A linear classifier of features x (N, C) and labels y (N,) as published: hinge loss, L2, stochastic gradients."""
     classifier = SGDClassifier(
         loss="hinge", penalty="l2", alpha=1e-4, max_iter=250, random_state=seed, n_jobs=max(workers, 1)
@@ -91,13 +91,20 @@ def readout(x, y, seed, workers):
     return classifier.fit(x, y)
 
 
+def normalized(x, y, seed, workers):
+    """The published classifier, fitted on features standardized by x, but for features as they are."""
+    mean, factor = report.standardization(x)
+    classifier = published((x - mean) * factor, y, seed, workers)
+    classifier.coef_, classifier.intercept_ = report.fold(classifier.coef_, classifier.intercept_, mean, factor)
+    return classifier
+
+
 def main(argv=None):
     args = parse_args(argv)
     evaluation = report.Evaluation(vars(args))
     evaluation.check_names(["HOG"])
-    fits = report.chosen_fits(args.readout, args.knn)
-    if "published" in args.readout:
-        fits["published"] = partial(readout, workers=args.workers)
+    own = {fit.__name__: partial(fit, workers=args.workers) for fit in (published, normalized)}
+    fits = report.chosen_fits(args.readout, args.knn, **own)
     for task in evaluation.tasks:
         cache = files.make_output_dir(args.features_dir or evaluation.folder / "features")
         rows = all_features(evaluation.frames, task.images, args.workers, cache)

@@ -10,7 +10,6 @@ every split, as --split-file reads it. Figures are PDF and PNG.
 
 import copy
 from collections import defaultdict
-from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -61,14 +60,19 @@ def parse_args(argv=None):
         "updated while the classifier trains, as in the published code (slow). Default: eval, and adapt for random "
         "weights",
     )
-    add("--epochs", type=cli.number(int, 1), default=100, help="number of epochs of the linear classifier")
+    add(
+        "--epochs",
+        type=cli.number(int, 1),
+        default=100,
+        help="number of epochs of the linear layer; with --train-share as many as make the same number of steps",
+    )
     cli.shared_flags(parser, "--batch-size", help="images per training step")
     cli.shared_flags(parser, "--lr", "--image-size", "--device", "--print-freq")
     args = parser.parse_args(argv)
-    if args.bn_mode == "train" and args.readout != ["published"]:
+    if args.bn_mode == "train" and set(args.readout) != {"published"}:
         raise UserError(
-            "--bn-mode train changes the features while the published classifier trains; --readout logistic "
-            "needs fixed ones: give --bn-mode eval or adapt"
+            "--bn-mode train changes the features while the published classifier trains; --readout logistic and "
+            "normalized need fixed ones: give --bn-mode eval or adapt"
         )
     return args
 
@@ -114,121 +118,135 @@ def drifting_epochs(trunk, batches, labels, epochs):
         yield ((trunk(images), labels[indices]) for images, _, indices in batches.epoch(epoch))
 
 
-@dataclass(frozen=True)
-class FrozenNetwork:
-    """A frozen network without its head: trunk maps images (N, 3, H, W) to features (N, C).
-
-    name: in the results. head_name: of the head in the network's state dict. bn_mode: a value of --bn-mode.
-    description: of the model, in words.
-    """
-
-    name: str
-    trunk: nn.Module
-    arch: str
-    head_name: str
-    bn_mode: str
-    description: str
-
-
-def open_networks(args):
-    """The FrozenNetworks that the flags name, and {path: SHA-256} of their checkpoints; prints what each of them is."""
+def open_models(args):
+    """{name: opening.OpenedModel} of the models that the flags name; prints what each of them is."""
     sources = [released.locate(name, args.models_dir) for name in args.model_name]
     sources += args.model_path
     names = args.names or args.model_name + [released.stem(path) for path in args.model_path]
     if not sources:
         raise UserError("name at least one model with --model-name or --model-path")
-    if len(names) != len(sources) or len(set(names)) != len(names) or any(not name or "/" in name for name in names):
-        given = ", ".join(names)
-        raise UserError(f"{len(sources)} models, named {given}; give each a different name, without /, with --names")
-    networks, checkpoints = [], {}
-    for name, source in zip(names, sources, strict=True):
-        model = opening.open_model(source, args.model, args.num_outs, args.seed, key=args.checkpoint_key)
-        print(f"{name}: {model.description}")
-        architectures.check_image_size(model.network, args.image_size)
-        head_name = architectures.head_name(model.network)
-        trunk = architectures.freeze(architectures.remove_head(model.network))
-        bn_mode = args.bn_mode or ("adapt" if source == "random" else "eval")
-        networks.append(FrozenNetwork(name, trunk, model.arch, head_name, bn_mode, model.description))
-        checkpoints |= model.checkpoints
-    return networks, checkpoints
-
-
-def decode(args, frozen, task, device, cache, evaluation):
-    """Fit and test linear classifiers on a task with each seed; adds them to a report.Evaluation."""
-    trunk, frames = frozen.trunk.to(device), evaluation.frames
-    fits, scores = report.chosen_fits(args.readout, args.knn), defaultdict(list)
-    for i, seed in enumerate(task.splits):
-        if frozen.bn_mode == "adapt":
-            train_images = task.images[task.splits[seed][0]]
-            features.adapt_batch_norm(
-                trunk, frames, train_images, seed, args.image_size, args.workers, cache, frozen.description
-            )
-        if i == 0 or frozen.bn_mode == "adapt":
-            adapted = f", batch norm adapted to {len(train_images)} of them" if frozen.bn_mode == "adapt" else ""
-            (rows,) = features.extract_features(
-                trunk, frames, task.images, cache, args.image_size, args.workers, f"{frozen.description}{adapted}"
-            )
-        if i == 0:
-            task = task.drop(np.isnan(rows[:, 0]))
-        train, test = task.splits[seed]
-        if "published" in args.readout:
-            classifier, network, fitted, test_rows = fit_published(args, frozen, task, seed, rows, frames, cache)
-            with torch.no_grad():
-                scores["published"].append(classifier(torch.tensor(test_rows).to(device)).cpu().numpy())
-            if i == 0:
-                head = {f"{frozen.head_name}.{key}": value for key, value in classifier.state_dict().items()}
-                state = network.state_dict() | head
-                evaluation.save_classifier(frozen.name, task, frozen.arch, state, *fitted, scores["published"][0])
-        for name, fit_readout in fits.items():
-            classifier = fit_readout(rows[train], task.labels[train], seed)
-            scores[name].append(report.class_scores(classifier, rows, test, len(task.classes)))
-    evaluation.add(frozen.name, task, scores)
-
-
-def fit_published(args, frozen, task, seed, rows, frames, cache):
-    """Train a linear layer on a seed's split: the layer, its network, the results of fit(), and the test features.
-
-    rows: features of the task's images in frames, (N, C), from the trunk as it is.
-    """
-    train, test = task.splits[seed]
-    device = next(frozen.trunk.parameters()).device
-    torch.manual_seed(seed)
-    classifier = nn.Linear(rows.shape[1], len(task.classes)).to(device)
-    if frozen.bn_mode == "train":
-        network = copy.deepcopy(frozen.trunk)
-        fitted = fit_drifting(args, classifier, network, task, seed, frames)
-        what = f"{frozen.description}, batch norm drifted while a classifier trained"
-        (rows,) = features.extract_features(
-            network, frames, task.images[test], cache, args.image_size, args.workers, what
+    if len(names) != len(sources):
+        raise UserError(
+            f"--names {' '.join(names)}: {len(names)} names for {len(sources)} models "
+            f"({' '.join(map(str, sources))}); give one for each, those of --model-name first"
         )
-        return classifier, network, fitted, rows
-    x, y = (torch.from_numpy(values[train]).to(device) for values in (rows, task.labels))
-    fitted = fit(classifier, cached_epochs(x, y, args.batch_size, args.epochs), args.lr, args.print_freq)
-    return classifier, frozen.trunk, fitted, rows[test]
+    if len(set(names)) != len(names) or any(not name or "/" in name for name in names):
+        raise UserError(f"models named {', '.join(names)}: give each a different name, without /, with --names")
+    models = {}
+    for name, source in zip(names, sources, strict=True):
+        models[name] = opening.open_model(source, args.model, args.num_outs, args.seed, key=args.checkpoint_key)
+        print(f"{name}: {models[name].description}")
+        architectures.check_image_size(models[name].network, args.image_size)
+    return models
 
 
-def fit_drifting(args, classifier, network, task, seed, frames):
-    """fit() on the training images of a task, of which network, in training mode, computes features in every epoch."""
-    device, size = next(network.parameters()).device, args.image_size
+def new_layer(n_features, task, seed, device):
+    """The linear layer that a seed starts from, with an output for each class of a task."""
+    torch.manual_seed(seed)
+    return nn.Linear(n_features, len(task.classes)).to(device)
+
+
+def number_of_epochs(args, task, seed):
+    """--epochs, or for a share of the training images as many as make the same number of steps, rounded up."""
+    train = task.splits[seed][0]
+    steps, without_share = (-(-len(each) // args.batch_size) for each in (train, task.without_share.get(seed, train)))
+    return -(-args.epochs * without_share // steps)
+
+
+def fit_cached(args, rows, task, seed, normalize, device):
+    """Train a linear layer on a seed's split, on rows, the features (N, C) of all images of a task.
+
+    normalize: train on features standardized by the training images; the layer returned is for features as they are.
+    Returns the layer and what fit() returns.
+    """
+    train = task.splits[seed][0]
+    x, layer = rows[train], new_layer(rows.shape[1], task, seed, device)
+    if normalize:
+        mean, factor = report.standardization(x)
+        x = (x - mean) * factor
+    x, y = (torch.from_numpy(values).to(device) for values in (x, task.labels[train]))
+    epochs = cached_epochs(x, y, args.batch_size, number_of_epochs(args, task, seed))
+    fitted = fit(layer, epochs, args.lr, args.print_freq)
+    if normalize:
+        folded = report.fold(layer.weight.detach().cpu().numpy(), layer.bias.detach().cpu().numpy(), mean, factor)
+        layer.load_state_dict(dict(zip(("weight", "bias"), map(torch.from_numpy, folded), strict=True)))
+    return layer, *fitted
+
+
+def fit_drifting(args, network, n_features, task, seed, frames):
+    """Train a linear layer as fit_cached(), on features that network, in training mode, computes in every epoch."""
+    device = next(network.parameters()).device
     sampler = loader.EpochSampler(task.images[task.splits[seed][0]], args.batch_size, seed)
-    batches = loader.FrameLoader(frames, augment.RECIPES["none"], size, sampler, device, args.workers)
+    batches = loader.FrameLoader(frames, augment.RECIPES["none"], args.image_size, sampler, device, args.workers)
     labels = torch.zeros(len(frames), dtype=torch.long, device=device)
     labels[task.images] = torch.from_numpy(task.labels).to(device)
+    layer = new_layer(n_features, task, seed, device)
+    epochs = drifting_epochs(network, batches, labels, number_of_epochs(args, task, seed))
     with distributed.no_tf32():
-        return fit(classifier, drifting_epochs(network, batches, labels, args.epochs), args.lr, args.print_freq)
+        return layer, *fit(layer, epochs, args.lr, args.print_freq)
+
+
+def decode(args, name, opened, task, cache, evaluation):
+    """Fit and test linear classifiers on a task with each seed; adds them to a report.Evaluation.
+
+    name, opened: of the model, an opening.OpenedModel. cache: folder in which features are kept.
+    """
+    frames, device = evaluation.frames, distributed.select_device(args.device)
+    trunk = architectures.freeze(architectures.remove_head(copy.deepcopy(opened.network))).to(device)
+    bn_mode = args.bn_mode or ("eval" if opened.path or opened.has_head else "adapt")  # adapt for random weights
+    fits, scores = report.chosen_fits(args.readout, args.knn), defaultdict(list)
+
+    def extract(network, images, of=""):
+        what = opened.description + of
+        return features.extract_features(network, frames, images, cache, args.image_size, args.workers, what)[0]
+
+    for i, seed in enumerate(task.splits):
+        adapted = ""
+        if bn_mode == "adapt":
+            images = task.images[task.splits[seed][0]]
+            features.adapt_batch_norm(
+                trunk, frames, images, seed, args.image_size, args.workers, cache, opened.description
+            )
+            adapted = f", batch norm adapted to {len(images)} of them"
+        if i == 0 or adapted:
+            rows = extract(trunk, task.images, adapted)
+        if i == 0:
+            is_first = task is evaluation.tasks[0]
+            task = task.drop(np.isnan(rows[:, 0]))
+            if is_first and "published" in args.readout and bn_mode != "train":
+                report.note_scale(name, rows[task.splits[seed][0]])
+        train, test = task.splits[seed]
+        for readout in [each for each in args.readout if each not in fits]:
+            network, test_rows = trunk, rows[test]
+            if bn_mode == "train":
+                network = copy.deepcopy(trunk)
+                layer, *fitted = fit_drifting(args, network, rows.shape[1], task, seed, frames)
+                test_rows = extract(network, task.images[test], ", batch norm drifted while a classifier trained")
+            else:
+                layer, *fitted = fit_cached(args, rows, task, seed, readout == "normalized", device)
+            with torch.no_grad():
+                scores[readout].append(layer(torch.tensor(test_rows).to(device)).cpu().numpy())
+            if i == 0:
+                state = network.state_dict() | layer.state_dict(prefix=f"{architectures.head_name(opened.network)}.")
+                result = report.result_name(name, readout)
+                evaluation.save_classifier(result, task, opened.arch, state, *fitted, scores[readout][0])
+        for readout, fit_readout in fits.items():
+            classifier = fit_readout(rows[train], task.labels[train], seed)
+            scores[readout].append(report.class_scores(classifier, rows, test, len(task.classes)))
+    evaluation.add(name, task, scores)
 
 
 def main(argv=None):
     args = parse_args(argv)
     evaluation, checkpoints = report.Evaluation(vars(args)), {}
     if args.data:
-        networks, checkpoints = open_networks(args)
-        evaluation.check_names([frozen.name for frozen in networks])
-        device = distributed.select_device(args.device)
+        models = open_models(args)
+        evaluation.check_names(models)
         cache = files.make_output_dir(args.features_dir or evaluation.folder / "features")
-        for frozen in networks:
+        for name, opened in models.items():
+            checkpoints |= opened.checkpoints
             for task in evaluation.tasks:
-                decode(args, frozen, task, device, cache, evaluation)
+                decode(args, name, opened, task, cache, evaluation)
     files.write_args(evaluation.folder, cli.flags(args), checkpoints)
     evaluation.finish()
 

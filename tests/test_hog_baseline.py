@@ -79,7 +79,7 @@ def test_splits_are_those_of_linear_decoding(stripes, tmp_path):
 def test_scores_have_a_column_for_every_class_even_without_training_images():
     rows, labels = np.eye(6, dtype=np.float32), np.array([0, 0, 2, 2, 3, 3])
     for train, trained in ((np.array([0, 2]), {0, 2}), (np.array([0, 2, 4]), {0, 2, 3})):
-        classifier = hog_baseline.readout(rows[train], labels[train], 0, 0)
+        classifier = hog_baseline.published(rows[train], labels[train], 0, 0)
         found = report.class_scores(classifier, rows, np.arange(6), 5)
         assert found.shape == (6, 5)
         assert set(np.flatnonzero((found > np.finfo(float).min).all(0))) == trained

@@ -79,9 +79,11 @@ def test_the_same_command_gives_the_same_and_a_written_split_reads_back(frames, 
     assert own["models"]["net"]["own"]["each"] == first["models"]["net"]["iid"]["each"]
 
 
-def test_the_decoded_model_loads_as_published_and_predicts_the_same(frames, network, tmp_path):
-    found = decode(frames, tmp_path / "out", "--model-path", network, "--seeds", 2, "--lr", 0.01)
-    path = tmp_path / "out" / "net_labeledS_5_iid.tar"
+@pytest.mark.parametrize(("readout", "name"), [("published", "net"), ("normalized", "net-normalized")])
+def test_the_decoded_model_loads_as_published_and_predicts_the_same(frames, network, tmp_path, readout, name):
+    words = ["--model-path", network, "--seeds", 2, "--lr", 0.01, "--readout", readout]
+    found = decode(frames, tmp_path / "out", *words)["models"][name]["iid"]
+    path = tmp_path / "out" / f"{name}_labeledS_5_iid.tar"
     content = checkpoint.read(path)
     published = {"acc1_list", "val_acc1_list", "model_state_dict", "optimizer_state_dict", "preds", "target", "images"}
     assert published <= set(content)
@@ -98,9 +100,34 @@ def test_the_decoded_model_loads_as_published_and_predicts_the_same(frames, netw
     assert preds.tolist() == content["preds"].tolist() and len(set(preds.tolist())) > 1
     assert targets.tolist() == content["target"].tolist()
     accuracy = float((preds == targets).float().mean())
-    assert found["models"]["net"]["iid"]["each"][0] == pytest.approx(accuracy)
+    assert found["each"][0] == pytest.approx(accuracy)
     assert content["val_acc1_list"] == pytest.approx([100 * accuracy])
     assert opening.find(path).classes == images.classes
+    with open(tmp_path / "out" / f"predictions_{name}_iid.csv", newline="") as file:
+        rows = [row for row in csv.DictReader(file) if row["seed"] == "0"]
+    assert [row["prediction"] for row in rows] == [images.classes[label] for label in preds]
+
+
+def test_the_scale_of_features_changes_the_published_readout_only(tmp_path, network, capsys, monkeypatch):
+    frames, results, extract = make_frames(tmp_path / "frames", n=40), [], features.extract_features
+    for scale in (0.01, 1, 100):
+        monkeypatch.setattr(features, "extract_features", lambda *words, scale=scale: [scale * extract(*words)[0]])
+        readouts = ["--readout", "published", "normalized", "logistic"]
+        found = decode(frames, tmp_path / f"{scale}", "--model-path", network, "--seeds", 2, *readouts)["models"]
+        assert list(found) == ["net", "net-normalized", "net-logistic"]
+        results.append([by_task["iid"]["each"] for by_task in found.values()])
+        assert ("note: the root mean square of net's features is" in capsys.readouterr().out) == (scale != 1)
+    published, normalized, logistic = zip(*results, strict=True)
+    assert published[0] != published[1] and normalized[0] == normalized[1] == normalized[2]
+    assert logistic[0] == logistic[1] == logistic[2] and min(normalized[0]) > 0.4
+
+
+def test_a_share_of_the_images_is_trained_on_for_as_many_steps(frames, network, tmp_path):
+    """12 images in batches of 4 for 3 epochs are 9 steps; a half of them make 2 steps an epoch, a tenth 1."""
+    words = ["--train-share", 0.5, 0.1, 1, "--batch-size", 4]
+    decode(frames, tmp_path / "out", "--model-path", network, *words)
+    for share, epochs in ((50, 5), (10, 9), (100, 3)):
+        assert len(checkpoint.read(tmp_path / "out" / f"net_labeledS_5_iid_{share}.tar")["acc1_list"]) == epochs
 
 
 def test_a_seed_gives_the_same_alone_and_among_others(frames, network, tmp_path):
@@ -209,8 +236,8 @@ def test_mistakes_are_one_line_before_any_work(frames, network, tmp_path, monkey
         ([frames, "--model-name", "TC-S"], "there is no TC-S.tar .*; download TC-S-resnext"),
         ([frames, "--model-path", network, "--num-outs", 7], "the head of .* has 5 outputs, not 7"),
         ([frames, "--model-path", network, network], "give each a different name, without /, with --names"),
-        ([frames, "--model-path", network, "--names", "a", "b"], "1 models, named a, b"),
-        ([frames, "--model-path", network, "--names", "a/b"], "1 models, named a/b"),
+        ([frames, "--model-path", network, "--names", "a", "b"], "--names a b: 2 names for 1 models .*net.tar.; give one for each"),
+        ([frames, "--model-path", network, "--names", "a/b"], "models named a/b: give each a different name, without /"),
         ([frames, "--model-path", network, "--names", ""], "give each a different name"),
         ([frames, "--model-path", network, "--names", "n" * 240], "is too long for file names; give a shorter one"),
         ([frames, "--model-path", network, "--split", "exemplar"], "contains no exemplar"),
@@ -218,7 +245,7 @@ def test_mistakes_are_one_line_before_any_work(frames, network, tmp_path, monkey
         ([frames, "--model-name", "random", "--model", "alexnet", "--image-size", 32], "alexnet|AlexNet"),
         ([frames, "--model-path", network, "--seed", 2**32 - 1, "--seeds", 2], "seeds are from 0 to 4294967295"),
         ([frames, "--model-path", network, "--test-data", frames], "frames is the folder to train on; give another"),
-        ([frames, "--model-path", network, "--bn-mode", "train", "--readout", "logistic"], "logistic needs fixed ones"),
+        ([frames, "--model-path", network, "--bn-mode", "train", "--readout", "logistic"], "need fixed ones: give --bn-mode eval"),
         ([tmp_path / "nowhere", "--model-path", network], "nowhere"),
         ([frames / "class_0000", "--model-path", network], "has one class"),
     ]:

@@ -31,8 +31,9 @@ def add_flags(parser):
         nargs="+",
         choices=READOUTS,
         default=["published"],
-        help="linear classifiers; published: a linear layer trained by Adam, for HOG a linear SVM by SGD; logistic: "
-        "scikit-learn's LogisticRegression, its C chosen on a fifth of the training images, as the model NAME-logistic",
+        help="linear classifiers; published: a linear layer trained by Adam, for HOG a linear SVM by SGD; normalized: "
+        "the same on features standardized by the training images; logistic: scikit-learn's LogisticRegression, its C "
+        "chosen on a fifth of the training images. Results of the latter two are those of NAME-normalized, NAME-logistic",
     )
     add(
         "--knn",
@@ -48,15 +49,50 @@ def add_flags(parser):
 # --- readouts
 
 
+def root_mean_square(x):
+    """The root mean square of features x, of any shape."""
+    return float(np.linalg.norm(x) / np.sqrt(x.size))
+
+
+def note_scale(name, x):
+    """Print a line if features x (N, C) of the model called name have a scale at which Adam is too slow or too fast."""
+    if not 0.1 <= (scale := root_mean_square(x)) <= 10:
+        print(
+            f"note: the root mean square of {name}'s features is {scale:.2g}; the accuracy of the published readout "
+            "depends on it, that of linear_decoding.py --readout normalized does not",
+            flush=True,
+        )
+
+
+def standardization(x):
+    """(mean, factor) of features x (N, C), each (C,): (x - mean) * factor has mean 0 and standard deviation 1.
+
+    The factor of a feature that does not vary is 0.
+    """
+    mean, std = x.mean(0, dtype=np.float64), x.std(0, dtype=np.float64)
+    varies = std > np.finfo(x.dtype).eps * np.abs(mean) + np.finfo(x.dtype).tiny
+    factor = np.divide(1, std, out=np.zeros_like(std), where=varies)
+    return mean.astype(x.dtype), factor.astype(x.dtype)
+
+
+def fold(weight, bias, mean, factor):
+    """The weight (K, C) and bias (K,) that give for features x what those given do for (x - mean) * factor."""
+    folded = weight.astype(np.float64) * factor
+    return folded.astype(weight.dtype), (bias - folded @ mean).astype(bias.dtype)
+
+
 def logistic(x, y, seed):
     """The LogisticRegression of features x (N, C) and labels y (N,), on all of them.
 
+    It is fitted on features divided by their root mean square, so that no scale of the features changes the penalty.
     Its C is the smallest of C_VALUES with the highest accuracy on VALIDATION of the images of each class, drawn by
     seed, when fitted on the others; 1 if no class has an image to spare.
     """
     from sklearn.exceptions import ConvergenceWarning  # here and below, as it takes a second
     from sklearn.linear_model import LogisticRegression
 
+    scale = root_mean_square(x) or 1.0
+    x = x / np.array(scale, x.dtype)
     fitted = splits.nested_share(np.arange(len(y)), y, 1 - VALIDATION, seed)
     held_out = np.setdiff1d(np.arange(len(y)), fitted)
     best = 1.0
@@ -68,6 +104,7 @@ def logistic(x, y, seed):
         classifier = LogisticRegression(C=best, max_iter=MAX_ITERATIONS).fit(x, y)
     if classifier.n_iter_.max() >= MAX_ITERATIONS:
         print(f"note: logistic regression with C = {best:g} did not converge in {MAX_ITERATIONS} iterations")
+    classifier.coef_ = classifier.coef_ / scale
     return classifier
 
 
@@ -85,13 +122,14 @@ def nearest_neighbors(x, y, seed, k):
 
 
 FITS = {"logistic": logistic}  # readouts besides the published one of each script
-READOUTS = ("published", *FITS)
+READOUTS = ("published", "normalized", *FITS)
 
 
-def chosen_fits(readouts, k):
-    """{name: function (x, y, seed) -> classifier} of those of readouts that are in FITS and, if k, of 'knn'."""
-    fits = {name: FITS[name] for name in readouts if name in FITS}
-    return fits | ({"knn": partial(nearest_neighbors, k=k)} if k else {})
+def chosen_fits(readouts, k, **own):
+    """{name: function (x, y, seed) -> classifier} of those of readouts that are in FITS or own and, if k, of 'knn'."""
+    fits = FITS | own
+    chosen = {name: fits[name] for name in readouts if name in fits}
+    return chosen | ({"knn": partial(nearest_neighbors, k=k)} if k else {})
 
 
 def class_scores(classifier, rows, test, n_classes):
@@ -129,6 +167,7 @@ class Evaluation:
         if data and test_data and Path(test_data).resolve() == Path(data).resolve():
             raise UserError(f"--test-data {test_data} is the folder to train on; give another one")
         self.flags = flags
+        flags["readout"] = list(dict.fromkeys(flags["readout"]))
         self.folder = files.make_output_dir(flags["save_dir"], [data] if data else [])
         files.refuse_overwrite(self.folder / "results.json", flags["overwrite"])
         self.models = accuracy.read_results(flags["compare"])
@@ -140,7 +179,7 @@ class Evaluation:
 
     def check_names(self, models):
         """UserError if a result of these models (names) clashes with one of --compare, or has too long a name."""
-        for model in [_result_name(model, readout) for model in models for readout in self.flags["readout"]]:
+        for model in [result_name(model, readout) for model in models for readout in self.flags["readout"]]:
             for task in self.tasks:
                 if len(os.fsencode(f"{model}_labeledS_5_{task.slug}")) > MAX_STEM:
                     raise UserError(f"the name {model} is too long for file names; give a shorter one with --names")
@@ -156,7 +195,7 @@ class Evaluation:
         if task.left_out:
             print(f"{len(task.left_out)} images cannot be read and are left out, such as {task.left_out[0]}")
         for readout in self.flags["readout"]:
-            name, of_readout = _result_name(model, readout), scores[readout]
+            name, of_readout = result_name(model, readout), scores[readout]
             if not all(np.isfinite(seed_scores).all() for seed_scores in of_readout):
                 raise UserError(f"the scores of {name} on {task.name} are not finite; lower --lr, or check the model")
             entry = accuracy.summarize(task, of_readout)
@@ -233,5 +272,6 @@ class Evaluation:
         print(f"results and figures: {self.folder}")
 
 
-def _result_name(model, readout):
+def result_name(model, readout):
+    """The name in the results of a readout of a model."""
     return model if readout == "published" else f"{model}-{readout}"

@@ -17,23 +17,40 @@ def blobs():
 @pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
 def test_logistic_regression_is_scikit_learns_called_by_hand(blobs):
     x, y = blobs
+    scaled = x / np.sqrt(np.mean(x**2))
     random, held_out = np.random.default_rng(4), []
     for label in range(3):
         order = random.permutation(np.flatnonzero(y == label))
         held_out += order[round(0.8 * len(order)) :].tolist()
-    kept = [i for i in range(150) if i not in held_out]
-    accuracies = []
-    for c in 10.0 ** np.arange(-5, 4):
-        fit = LogisticRegression(C=c, max_iter=1000).fit(x[kept], y[kept])
-        accuracies.append((fit.predict(x[held_out]) == y[held_out]).mean())
+    kept = np.setdiff1d(np.arange(150), held_out)
+    fits = [LogisticRegression(C=c, max_iter=1000).fit(scaled[kept], y[kept]) for c in 10.0 ** np.arange(-5, 4)]
+    accuracies = [fit.score(scaled[held_out], y[held_out]) for fit in fits]
     best = 10.0 ** (int(np.argmax(accuracies)) - 5)
     assert 1e-5 < best < 1e3 and len(set(accuracies)) > 2
-    expected = LogisticRegression(C=best, max_iter=1000).fit(x, y)
-    found = report.logistic(x, y, 4)
-    np.testing.assert_allclose(found.C, best)
-    np.testing.assert_allclose(found.coef_, expected.coef_, rtol=1e-6)
-    scores = report.class_scores(found, x, np.arange(150), 3)
-    np.testing.assert_allclose(scores, expected.decision_function(x), rtol=1e-6)
+    expected = LogisticRegression(C=best, max_iter=1000).fit(scaled, y).decision_function(scaled)
+    for scale in (1, 100):  # of the features, which changes nothing
+        found = report.logistic(scale * x, y, 4)
+        np.testing.assert_allclose(found.C, best)
+        scores = report.class_scores(found, scale * x, np.arange(150), 3)
+        np.testing.assert_allclose(scores, expected, rtol=1e-6, atol=1e-9)
+
+
+def test_standardized_features_and_the_layer_that_does_the_same_worked_by_hand():
+    """Features 1, 3, 5 have mean 3 and deviation sqrt(8 / 3); those that do not vary count as 0, in test images too."""
+    x = np.array([[1, 7, 1e4], [3, 7, 1e4], [5, 7, 1e4 + 1e-3]], np.float32)
+    mean, factor = report.standardization(x)
+    np.testing.assert_allclose(mean, [3, 7, 1e4])
+    np.testing.assert_allclose(factor, [np.sqrt(3 / 8), 0, 0])
+    weight, bias = report.fold(np.array([[2, 9, 9]], np.float32), np.array([1], np.float32), mean, factor)
+    np.testing.assert_allclose(weight, [[2 * np.sqrt(3 / 8), 0, 0]], rtol=1e-6)
+    np.testing.assert_allclose(bias, [1 - 6 * np.sqrt(3 / 8)], rtol=1e-6)
+
+
+@pytest.mark.parametrize(("scale", "is_noted"), [(0.05, True), (0.2, False), (9, False), (11, True)])
+def test_an_extreme_scale_of_features_is_noted(scale, is_noted, capsys):
+    report.note_scale("TC", np.full((3, 4), scale, np.float32))
+    line = f"note: the root mean square of TC's features is {scale:.2g}; the accuracy of the published readout depends"
+    assert capsys.readouterr().out.startswith(line) == is_noted
 
 
 def test_a_class_with_one_image_is_trained_on(blobs, capsys, monkeypatch):

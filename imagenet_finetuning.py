@@ -14,11 +14,11 @@ import numpy as np
 import torch
 
 from moco import cli, distributed, files
-from moco.analysis import splits
+from moco.analysis import features, report, splits
 from moco.cli import UserError
 from moco.data import augment, loader
 from moco.data.folders import FrameFolder
-from moco.networks import architectures, opening
+from moco.networks import architectures, layers, opening
 from moco.training import engine
 from moco.training.run import Run
 
@@ -26,7 +26,7 @@ from moco.training.run import Run
 def parse_args(argv=None):
     parser = cli.parser(__doc__)
     add = parser.add_argument
-    add("data", help="folder with train/ and val/, each with one folder of images per class")
+    add("data", nargs="?", help="folder with train/ and val/, each with one folder of images per class")
     add("--model-path", metavar="FILE", help="checkpoint to initialize the trunk from; default: random weights")
     add(
         "--model",
@@ -69,6 +69,11 @@ def parse_args(argv=None):
     distributed.add_flags(parser)
     parser.set_defaults(print_freq=5000)
     args = parser.parse_args(argv)
+    if not args.data or (args.n_out and not args.model_path):
+        raise UserError(
+            "give the folder that has train/ and val/ as an argument (published: a constant), and the checkpoint to "
+            "start from as --model-path (published: --resume); --resume continues an earlier run of this script"
+        )
     if args.evaluate and not args.model_path:
         raise UserError("--evaluate needs --model-path, the checkpoint to evaluate")
     return args
@@ -97,6 +102,15 @@ def start_network(args, n_out):
         architectures.freeze(network)
         architectures.head(network).requires_grad_(True)
     return arch, network
+
+
+def note_scale(args, network, frames, images):
+    """report.note_scale() of what the head sees of a batch of the images (indices), spread over all classes."""
+    spread = np.unique(images[np.linspace(0, len(images) - 1, features.BATCH).astype(int)])
+    for pictures, *_ in features.batches(network, frames, spread, args.image_size, 0):
+        with torch.no_grad():
+            (rows,) = layers.layer_means(network, [layers.PENULTIMATE], pictures)
+        report.note_scale(args.model_path or "the random network", rows.numpy())
 
 
 def evaluate(args, context, batches):
@@ -141,6 +155,8 @@ def train(args, context):
 
     torch.manual_seed(args.seed)
     arch, network = start_network(args, len(frames.classes))
+    if args.freeze_trunk and context.is_main:
+        note_scale(args, network, frames, images)
     dtype = engine.resolve_dtype(args.precision, context.device, arch, args.compile)
     model = engine.prepare(network, context, dtype, args.compile, args.deterministic)
     trainable = [weight for weight in model.parameters() if weight.requires_grad]

@@ -1,6 +1,7 @@
 """Fine-tuning: what is frozen stays, what is retained is balanced, runs resume, checkpoints are evaluated."""
 
 import json
+import re
 import shutil
 
 import pytest
@@ -40,7 +41,7 @@ def test_learning_rate_falls_to_a_fifth_at_each_milestone():
     assert rates[23:] == pytest.approx([1e-4, 2e-5])
 
 
-def test_a_frozen_trunk_does_not_change_at_all(data, tmp_path):
+def test_a_frozen_trunk_does_not_change_at_all(data, tmp_path, capsys):
     tune(data, tmp_path / "run", "--freeze-trunk")
     before = opening.find(tmp_path / START).state
     content = checkpoint.read(tmp_path / "run" / f"ft_IN_{START}")
@@ -50,6 +51,8 @@ def test_a_frozen_trunk_does_not_change_at_all(data, tmp_path):
     assert len(content["acc1_list"]) == len(content["val_acc1_list"]) == 3
     best = checkpoint.read(tmp_path / "run" / f"best_ft_IN_{START}")
     assert best["val_acc1_list"][-1] == max(content["val_acc1_list"])
+    scale = "note: the root mean square of .*start.tar's features is .*; the accuracy of the published readout depends"
+    assert re.search(scale, capsys.readouterr().out)  # a new network's features are small
 
 
 def test_a_whole_network_changes_and_resumes_bitwise(data, tmp_path):
@@ -132,6 +135,9 @@ def test_wrong_input_is_one_line(data, tmp_path):
         tune(data, tmp_path / "run", "--evaluate")
     with pytest.raises(UserError, match="--evaluate needs --model-path"):
         imagenet_finetuning.parse_args([str(data), "--evaluate"])
+    for words in (["--freeze-trunk", "--n_out", "6269", "--resume", "X.tar"], [str(data), "--n_out", "6", "--resume"]):
+        with pytest.raises(UserError, match="has train/ and val/ as an argument .*to start from as --model-path .*publ"):
+            imagenet_finetuning.parse_args(words)
     (data / "train" / "class_0002").rename(data / "train" / "class_0005")
     with pytest.raises(UserError, match="have different classes"):
         tune(data, tmp_path / "run")

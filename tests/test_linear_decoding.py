@@ -236,8 +236,8 @@ def test_mistakes_are_one_line_before_any_work(frames, network, tmp_path, monkey
         ([frames, "--model-name", "TC-S"], "there is no TC-S.tar .*; download TC-S-resnext"),
         ([frames, "--model-path", network, "--num-outs", 7], "the head of .* has 5 outputs, not 7"),
         ([frames, "--model-path", network, network], "give each a different name, without /, with --names"),
-        ([frames, "--model-path", network, "--names", "a", "b"], "--names a b: 2 names for 1 models .*net.tar.; give one for each"),
-        ([frames, "--model-path", network, "--names", "a/b"], "models named a/b: give each a different name, without /"),
+        ([frames, "--model-path", network, "--names", "a", "b"], "--names a b: 2 names for 1 models .*net.tar"),
+        ([frames, "--model-path", network, "--names", "a/b"], "models named a/b: give each a different name"),
         ([frames, "--model-path", network, "--names", ""], "give each a different name"),
         ([frames, "--model-path", network, "--names", "n" * 240], "is too long for file names; give a shorter one"),
         ([frames, "--model-path", network, "--split", "exemplar"], "contains no exemplar"),
@@ -245,7 +245,10 @@ def test_mistakes_are_one_line_before_any_work(frames, network, tmp_path, monkey
         ([frames, "--model-name", "random", "--model", "alexnet", "--image-size", 32], "alexnet|AlexNet"),
         ([frames, "--model-path", network, "--seed", 2**32 - 1, "--seeds", 2], "seeds are from 0 to 4294967295"),
         ([frames, "--model-path", network, "--test-data", frames], "frames is the folder to train on; give another"),
-        ([frames, "--model-path", network, "--bn-mode", "train", "--readout", "logistic"], "need fixed ones: give --bn-mode eval"),
+        (
+            [frames, "--model-path", network, "--bn-mode", "train", "--readout", "logistic"],
+            "normalized need fixed ones",
+        ),
         ([tmp_path / "nowhere", "--model-path", network], "nowhere"),
         ([frames / "class_0000", "--model-path", network], "has one class"),
     ]:

@@ -32,8 +32,8 @@ def add_flags(parser):
         choices=READOUTS,
         default=["published"],
         help="linear classifiers; published: a linear layer trained by Adam, for HOG a linear SVM by SGD; normalized: "
-        "the same on features standardized by the training images; logistic: scikit-learn's LogisticRegression, its C "
-        "chosen on a fifth of the training images. Results of the latter two are those of NAME-normalized, NAME-logistic",
+        "the same on features standardized by the training images, as the model NAME-normalized; logistic: "
+        "scikit-learn's LogisticRegression, its C chosen on a fifth of the training images, as NAME-logistic",
     )
     add(
         "--knn",

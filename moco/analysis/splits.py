@@ -22,8 +22,8 @@ def add_flags(parser):
         nargs="+",
         choices=["iid", "exemplar", "halves", "recording"],
         default=["iid"],
-        help="iid: train on half of the images, drawn at random; exemplar: held-out exemplars of each class; halves: train "
-        "on the first half of each class in time; recording: train on half of the recordings, drawn at random",
+        help="iid: train on half of the images, drawn at random; exemplar: held-out exemplars of each class; halves: "
+        "train on the first half of each class in time; recording: train on half of the recordings, drawn at random",
     )
     add("--groups", metavar="CSV", help="columns file and recording, for --split recording; else from manifest.json")
     add("--test-data", metavar="FOLDER", help="test on the images of the same classes in this folder, train on data")

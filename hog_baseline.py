@@ -45,7 +45,7 @@ def hog_features(image):
 def read_features(location, report=None):
     """(shape, HOG) of the image at FrameFolder.location(), or the reason why it has none. report: of WorkerPool."""
     try:
-        image = augment.decode(read_part(*location))
+        image = augment.decode(read_part(*location), location[0])
     except (augment.BadImage, OSError) as error:
         return str(error)
     if min(image.shape[:2]) < BLOCK:

@@ -120,7 +120,7 @@ def images_and_maps(network, frames, indices, size, device, batch_size=features.
 def _read(frames, i, size, square):
     """Image i of frames with a minor edge of size pixels; None, and a line of output, if it cannot be read."""
     try:
-        image = augment.decode(frames.read(i))
+        image = augment.decode(frames.read(i), frames.path(i))
     except (augment.BadImage, OSError) as error:
         print(f"{frames.path(i)}: {error}; left out")
         return None

@@ -7,6 +7,7 @@ gray levels on average.
 
 import io
 import math
+import mmap
 import struct
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -15,21 +16,26 @@ import cv2
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
+from moco.files import printable
+
 ASPECT = (3 / 4, 4 / 3)  # range of a random crop's width over height
 SIGMA = (0.1, 2)  # range of the blur's standard deviation, in pixels
 NEUTRAL = (1, 1, 1, 0)  # factors of brightness, contrast, saturation and hue that change nothing
 _DECODING = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION  # PIL ignores the EXIF orientation, too
+_TRANSPARENCY_SAID = mmap.mmap(-1, 1)  # shared with the processes that are forked from this one
 
 
 class BadImage(Exception):
     """Bytes that are not a complete image; the message is the reason."""
 
 
-def decode(data):
+def decode(data, name="an image"):
     """The image in the bytes data, equal to PIL's convert("RGB"): uint8 (height, width, 3).
 
-    OpenCV decodes ordinary JPEGs, faster and with the same pixels; PIL decodes everything else. Raises BadImage where
-    PIL raises: for empty, truncated and suspiciously large files, and for files that are not images.
+    OpenCV decodes ordinary JPEGs, faster and with the same pixels; PIL decodes everything else. But gray levels of 16
+    bits, which PIL clips, are divided by 257, and the first transparent image of a run is printed with its name.
+    Raises BadImage where PIL raises: for empty, truncated and suspiciously large files, and for files that are not
+    images; and for pixels that are floating-point numbers or have more than 16 bits.
     """
     if _is_ordinary_jpeg(data):
         image = cv2.imdecode(np.frombuffer(data, np.uint8), _DECODING)
@@ -37,11 +43,31 @@ def decode(data):
             return image
     try:
         with Image.open(io.BytesIO(data)) as image:
+            if image.mode.startswith(("I", "F")):
+                return _from_deep_gray(np.asarray(image))
+            if image.has_transparency_data:
+                image = image.convert("RGBA")
+                _print_transparent(image, name)
             return np.array(image.convert("RGB"))
     except UnidentifiedImageError as error:
         raise BadImage("not an image" if data else "the file is empty") from error
     except Exception as error:  # decoders raise OSError, SyntaxError, struct.error, ...
         raise BadImage(str(error) or type(error).__name__) from error
+
+
+def _from_deep_gray(levels):
+    """Gray levels (height, width) of 16 bits as uint8 (height, width, 3); ValueError for others."""
+    if levels.dtype.kind == "f" or levels.min() < 0 or levels.max() > 65535:
+        kind = "floating-point numbers" if levels.dtype.kind == "f" else "numbers of more than 16 bits"
+        raise ValueError(f"its pixels are {kind}; convert it to 8 bits")
+    return np.repeat(np.uint8((levels.astype(np.int32) + 128) // 257)[..., None], 3, axis=2)
+
+
+def _print_transparent(image, name):
+    """Say once that an RGBA image has transparent pixels."""
+    if not _TRANSPARENCY_SAID[0] and image.getextrema()[3][0] < 255:
+        _TRANSPARENCY_SAID[0] = True
+        print(f"note: {printable(name)} has transparent pixels; those of images count with their colors", flush=True)
 
 
 def _is_ordinary_jpeg(data):

@@ -209,7 +209,7 @@ class BatchDataset(Dataset):
         for candidate in chain([index], self.frames.same_class(index) if self.train else []):
             if candidate not in self.bad:
                 try:
-                    return candidate, augment.decode(self.frames.read(candidate))
+                    return candidate, augment.decode(self.frames.read(candidate), self.frames.path(candidate))
                 except augment.BadImage as error:
                     self.bad[candidate] = str(error)
                 except OSError as error:

@@ -5,6 +5,7 @@ import itertools
 import zlib
 from collections import Counter
 
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -200,11 +201,6 @@ def rotated():
     return stored(PHOTOS[0].crop((0, 0, 100, 60)), "JPEG", exif=exif)
 
 
-def sixteen_bit():
-    values = np.linspace(0, 65535, 64 * 64).reshape(64, 64).astype(np.uint16)
-    return stored(Image.fromarray(values), "PNG")
-
-
 GOOD = {
     "jpeg": lambda: FILES[0].read_bytes(),
     "progressive": lambda: stored(PHOTOS[0], "JPEG", progressive=True),
@@ -216,7 +212,10 @@ GOOD = {
     "rgba": lambda: stored(PHOTOS[0].convert("RGBA"), "PNG"),
     "palette": lambda: stored(PHOTOS[0].convert("P"), "PNG", transparency=3),
     "one bit": lambda: stored(PHOTOS[0].convert("1"), "PNG"),
-    "16 bit": sixteen_bit,
+    "gray with alpha": lambda: stored(PHOTOS[0].convert("LA"), "PNG"),
+    "palette with alpha": lambda: stored(PHOTOS[0].convert("P"), "PNG", transparency=bytes(range(256))),
+    "one transparent color": lambda: stored(PHOTOS[0], "PNG", transparency=(1, 2, 3)),
+    "webp with alpha": lambda: stored(PHOTOS[0].convert("RGBA"), "WEBP", lossless=True),
     "bmp": lambda: stored(PHOTOS[0], "BMP"),
     "tiff": lambda: stored(PHOTOS[0], "TIFF"),
     "ppm": lambda: stored(PHOTOS[0], "PPM"),
@@ -229,6 +228,34 @@ def test_every_kind_of_image_is_decoded_as_by_pil(kind):
     data = GOOD[kind]()
     theirs = np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))
     assert np.array_equal(augment.decode(data), theirs)
+
+
+LEVELS = np.linspace(0, 65535, 64 * 64).reshape(64, 64)
+
+
+@pytest.mark.parametrize("dtype, kind", [
+    ("uint16", "PNG"), ("uint16", "TIFF"), (">u2", "TIFF"), ("uint16", "PPM"), ("int32", "TIFF"),
+])  # fmt: skip
+def test_16_bits_are_divided_and_not_clipped(dtype, kind):
+    image = augment.decode(stored(Image.fromarray(LEVELS.astype(dtype)), kind))
+    assert image.dtype == np.uint8 and image.shape == (64, 64, 3)
+    assert np.abs(image - LEVELS[..., None] / 257).max() < 0.51
+
+
+def test_16_bit_colors_and_alpha_are_divided():
+    image = np.uint16(np.stack([LEVELS, LEVELS[::-1], 65535 - LEVELS, LEVELS], -1))
+    decoded = augment.decode(cv2.imencode(".png", image)[1].tobytes())
+    assert np.abs(decoded - image[..., 2::-1] / 257).max() <= 1
+
+
+def test_a_transparent_image_is_named_once(monkeypatch, capsys):
+    monkeypatch.setattr(augment, "_TRANSPARENCY_SAID", [False])
+    opaque, image = PHOTOS[0].convert("RGBA"), PHOTOS[0].convert("RGBA")
+    image.putalpha(254)
+    for name, each in (("opaque.png", opaque), ("a\n.png", image), ("c.png", image)):
+        assert np.array_equal(augment.decode(stored(each, "PNG"), name), FRAMES[0])
+    note = "note: a\\n.png has transparent pixels; those of images count with their colors\n"
+    assert capsys.readouterr().out == note
 
 
 def test_ordinary_frames_are_not_decoded_by_pil(monkeypatch):
@@ -261,6 +288,9 @@ BAD = {
     "half a png": lambda: stored(PHOTOS[0], "PNG")[:5000],
     "huge png": huge_png,
     "huge jpeg": huge_jpeg,
+    "floats": lambda: stored(Image.fromarray(np.float32(LEVELS)), "TIFF"),
+    "32 bits": lambda: stored(Image.fromarray(np.int32(LEVELS * 2)), "TIFF"),
+    "negative": lambda: stored(Image.fromarray(np.int32(-LEVELS)), "TIFF"),
 }
 
 

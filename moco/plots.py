@@ -262,10 +262,11 @@ def variance_explained(curves, path):
         axes.xaxis.set_major_formatter(StrMethodFormatter("{x:.0f}"))  # the default is powers of ten in math mode
 
 
-def dissimilarity(matrix, labels, classes, path, title):
+def dissimilarity(matrix, labels, classes, path, title, scale):
     """A dissimilarity matrix (N, N) with images in the order of their classes, to path + '.pdf' and '.png'.
 
     labels: (N,) indices into classes. Images whose rows are NaN are left out. A large matrix is averaged in blocks.
+    scale: (what is measured, the highest value) of the color scale.
     """
     order = np.argsort(labels, kind="stable")
     order = order[~np.isnan(matrix[order, order])]
@@ -280,7 +281,8 @@ def dissimilarity(matrix, labels, classes, path, title):
     side = 2.2 + 0.16 * max(len(shown), 16)
     with _figure(path, side + 0.8, side) as figure:
         axes = figure.subplots()
-        image = axes.imshow(means, cmap="viridis", extent=(0, len(order) / step, len(order) / step, 0))
+        extent = (0, len(order) / step, len(order) / step, 0)
+        image = axes.imshow(means, cmap="viridis", extent=extent, vmin=0, vmax=scale[1])
         ticks = [(edges[i] + edges[i + 1]) / 2 for i in shown]
         axes.set_xticks(ticks, [names[i] for i in shown], rotation=90)
         axes.set_yticks(ticks, [names[i] for i in shown])
@@ -290,14 +292,37 @@ def dissimilarity(matrix, labels, classes, path, title):
                 axes.axhline(edge, color="white", linewidth=0.5)
                 axes.axvline(edge, color="white", linewidth=0.5)
         axes.set_title(_legible(title))
-        figure.colorbar(image, label="dissimilarity", shrink=0.7)
+        figure.colorbar(image, label=scale[0], shrink=0.7)
 
 
-def scatter(points, values, path, title, name):
+def correlations(matrix, intervals, names, path, title):
+    """A matrix (M, M) of correlations with their intervals (M, M, 2) as numbers, to path + '.pdf' and '.png'.
+
+    names: of what is compared. NaN is not shown.
+    """
+    labels = drawable(names)
+    side = 1.4 + 0.75 * len(names) + 0.065 * max(map(len, labels))
+    with _figure(path, side + 0.6, side) as figure:
+        axes = figure.subplots()
+        image = axes.imshow(matrix, cmap="RdBu_r", vmin=-1, vmax=1)
+        axes.set_xticks(range(len(names)), labels, rotation=90)
+        axes.set_yticks(range(len(names)), labels)
+        axes.tick_params(length=0)
+        for row, column in np.argwhere(~np.isnan(matrix)):
+            low, high = intervals[row, column]
+            interval = "" if np.isnan(low) else f"\n{low:.2f} to {high:.2f}"
+            color = "white" if abs(matrix[row, column]) > 0.7 else "black"
+            text = f"{matrix[row, column]:.2f}{interval}"
+            axes.text(column, row, text, ha="center", va="center", fontsize=7, color=color)
+        axes.set_title(_legible(title))
+        figure.colorbar(image, label="Spearman's rho", shrink=0.7)
+
+
+def scatter(points, values, path, title, name, labels=()):
     """Points (N, 2), colored by values (N strings), to path + '.pdf' and '.png'. Points that are NaN are left out.
 
     name: of the values. Values that are all numbers have a color scale; other values have a legend, or if they are more
-    than MAX_GROUPS a color scale in the order in which they appear.
+    than MAX_GROUPS a color scale in the order in which they appear. labels: N strings beside the points, if given.
     """
     known = ~np.isnan(points[:, 0])
     points, values = points[known], [value for value, is_known in zip(values, known, strict=True) if is_known]
@@ -309,15 +334,16 @@ def scatter(points, values, path, title, name):
     if numbers is None and len(groups) > MAX_GROUPS:
         position = {group: number for number, group in enumerate(groups)}
         numbers, name = np.array([position[value] for value in values]), f"{name}, in order"
-    labels = drawable(groups) if numbers is None else []
-    width, height = 5.6 + 0.07 * max(map(len, labels), default=8), max(5, 0.3 + 0.18 * len(labels))
-    with _figure(path, width, height) as figure:
+    texts = drawable(groups) if numbers is None else []
+    width = 5.6 + 0.07 * max(map(len, texts), default=8)
+    more = max(0, 0.045 * len(labels) - 1)  # inches, for labels that stay apart
+    with _figure(path, width + more, max(5 + more, 0.3 + 0.18 * len(texts))) as figure:
         axes = figure.subplots()
         style = dict(s=np.clip(4000 / len(points), 2, 20), linewidths=0)
         if numbers is None:
             for group, (marker, color) in zip(groups, itertools.product("osD^v", COLORS), strict=False):
                 axes.scatter(*points[[value == group for value in values]].T, color=color, marker=marker, **style)
-            legend = figure.legend(axes.collections[:], labels, loc="outside right upper", fontsize=8)
+            legend = figure.legend(axes.collections[:], texts, loc="outside right upper", fontsize=8)
             for handle in legend.legend_handles:
                 handle.set_sizes([20])
         else:
@@ -327,6 +353,8 @@ def scatter(points, values, path, title, name):
         axes.set(xticks=(), yticks=())
         axes.set_aspect("equal", "datalim")
         axes.set_title(_legible(title))
+        for point, label in zip(points, itertools.compress(drawable(labels), known), strict=False):
+            axes.annotate(label, point, (3, 0), textcoords="offset points", va="center", fontsize=6)
 
 
 def image_grid(images, captions, path, title, columns=12):

@@ -11,14 +11,14 @@ in the folder shard_I_of_N of --save-dir; concatenate the arrays of all shards, 
 """
 
 import sys
-from itertools import chain
+from itertools import chain, combinations
 from pathlib import Path
 
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from moco import cli, distributed, files, plots  # noqa: E402
-from moco.analysis import embeddings, features  # noqa: E402
+from moco.analysis import embeddings, features, units  # noqa: E402
 from moco.cli import UserError  # noqa: E402
 from moco.data import loader  # noqa: E402
 from moco.data.folders import FrameFolder  # noqa: E402
@@ -54,7 +54,22 @@ def parse_args(argv=None):
     add("--dtype", choices=["float32", "float16"], default="float32", help="data type of the files")
     add("--every", type=cli.number(int, 1), default=1, metavar="N", help="use every N-th image in time")
     add("--shard", type=cli.shard, metavar="I/N", help="part I of N of the images, into a folder of its own")
-    add("--rdm", choices=embeddings.METRICS, help="also the dissimilarity matrix of all images, by this distance")
+    add(
+        "--group-by",
+        nargs="+",
+        default=[],
+        metavar="COLUMN",
+        help="also the mean embedding of each group of images, by columns of images.csv: class child age_months, which "
+        "counts in whole months, or any numbers in ranges: age_months:6-12,12-18. --rdm and --tsne are then of groups",
+    )
+    add("--rdm", choices=embeddings.METRICS, help="also the dissimilarity matrices of all images, by this distance")
+    add(
+        "--rdm-with",
+        nargs="+",
+        default=[],
+        metavar="NPY",
+        help="also compare them with these matrices, of the same images or groups in the order of their table",
+    )
     add("--tsne", action="store_true", help="also a t-SNE of the first 50 principal components")
     add("--color-by", default="class", metavar="COLUMN", help="column of images.csv that colors the t-SNE")
     cli.shared_flags(parser, "--image-size", "--workers", "--save-dir", "--seed", "--device", "--overwrite")
@@ -146,28 +161,129 @@ def compute(args, networks, records, frames, images, spread, save_dir):
     return [frames.name(i) for i in images[is_unreadable]]
 
 
-def analyze(args, name, layer, frames, images, save_dir):
-    """What --rdm and --tsne ask for, of a layer of the model called name."""
-    path = array_path(save_dir, name, layer)
-    rows, stem, title = np.load(path, mmap_mode="r"), path.with_suffix(""), f"{name}, layer {layer}"
+def average_groups(paths, columns, table, save_dir):
+    """Write groups.csv and the mean embedding of each group; returns the groups, and the paths of the means by title.
+
+    paths: {title: file of embeddings}. columns, table: as embeddings.group_images() takes them.
+    """
+    groups, labels = embeddings.group_images(table, columns)
+    means_paths = {title: path.with_name(f"{path.stem}_groups.npy") for title, path in paths.items()}
+    for path in save_dir.iterdir():
+        if path.name.startswith(tuple(f"{means.stem}_" for means in means_paths.values())):
+            path.unlink()  # a figure or matrix, perhaps of other groups
+    for title, path in paths.items():
+        means, counts = units.class_means(np.load(path, mmap_mode="r"), labels, len(groups) + 1)
+        with files.atomic_write(means_paths[title]) as part:
+            np.save(part, means[:-1].astype(np.float32))
+    images = np.bincount(labels, minlength=len(groups) + 1)
+    lines = [[*group, n, size - n] for group, n, size in zip(groups, counts, images, strict=False)]
+    names = [name.partition(":")[0] for name in columns]
+    files.write_table(save_dir / "groups.csv", [[*names, "images", "left_out"], *lines])
+    print(f"{len(groups)} groups of {counts[:-1].min()} to {counts[:-1].max()} images: {save_dir / 'groups.csv'}")
+    if images[-1]:
+        print(f"note: {images[-1]} images are in no range of --group-by, and in no group")
+    return [dict(zip(names, group, strict=True)) for group in groups], means_paths
+
+
+def compare_dissimilarities(args, paths, others, labels, classes):
+    """Write and draw the dissimilarity matrices of embeddings and, if there are several, their correlations.
+
+    paths: {title: file of embeddings}. others: {title: matrix} of --rdm-with. labels, classes: of the items.
+    """
+    matrices = {}
+    for title, path in paths.items():
+        matrices[title] = embeddings.dissimilarity(np.load(path, mmap_mode="r"), args.rdm)
+        with files.atomic_write(path.with_name(f"{path.stem}_rdm_{args.rdm}.npy")) as part:
+            np.save(part, matrices[title])
+    highest = max(np.nanmax(matrix, initial=0) for matrix in matrices.values())
+    for title, path in paths.items():
+        if np.isnan(matrices[title]).all():
+            print(f"note: {title}: no embedding varies, so that {args.rdm} is not defined; no figure")
+            continue
+        figure, scale = path.with_name(f"{path.stem}_rdm_{args.rdm}"), (embeddings.METRICS[args.rdm], highest)
+        plots.dissimilarity(matrices[title], labels, classes, figure, f"{title}: dissimilarity", scale)
+    matrices |= others
+    if len(matrices) > 1:
+        correlate(matrices, args.seed, Path(args.save_dir))
+
+
+def correlate(matrices, seed, save_dir):
+    """Print, write and draw the correlations of all pairs of matrices, {title: (N, N)}."""
+    titles = list(matrices)
+    rho, intervals = np.eye(len(titles)), np.full((len(titles), len(titles), 2), np.nan)
+    lines = [("first", "second", "spearman", "low", "high", "pairs")]
+    for i, k in combinations(range(len(titles)), 2):
+        value, low, high, pairs = embeddings.compare(matrices[titles[i]], matrices[titles[k]], seed)
+        rho[i, k] = rho[k, i] = value
+        intervals[i, k] = intervals[k, i] = low, high
+        lines.append((titles[i], titles[k], value, low, high, pairs))
+        interval = "" if np.isnan(low) else f", 95 % interval {low:.3f} to {high:.3f}"
+        print(f"{titles[i]} and {titles[k]}: Spearman's rho {value:.3f}{interval}, {pairs} pairs", flush=True)
+    files.write_table(save_dir / "rdm_correlations.csv", lines)
+    title = "correlations of dissimilarities, with 95 % intervals over items"
+    plots.correlations(rho, intervals, titles, save_dir / "rdm_correlations", title)
+
+
+def draw_tsne(args, title, path, table, labels=()):
+    """Write and draw the t-SNE of the embeddings at path, or print why there is none.
+
+    table: for each row {column: cell} of what is written beside the coordinates, the last one colors the figure.
+    labels: beside the points.
+    """
+    try:
+        points, perplexity = embeddings.tsne(np.load(path, mmap_mode="r"), args.seed)
+    except UserError as error:
+        print(f"note: no t-SNE of {title}: {error}")
+        return
+    stem, columns, rows = path.with_name(f"{path.stem}_tsne"), list(table[0]), [list(row.values()) for row in table]
+    lines = ([*row[:-1], *point, row[-1]] for row, point in zip(rows, points, strict=True))
+    files.write_table(f"{stem}.csv", [(*columns[:-1], "x", "y", columns[-1]), *lines])
+    title = f"{title}: t-SNE, perplexity {perplexity:.3g}"
+    plots.scatter(points, [row[-1] for row in rows], stem, title, columns[-1], labels)
+
+
+def analyze(args, paths, others, frames, images, save_dir):
+    """What --group-by, --rdm and --tsne ask for, of the embeddings of some images; paths: {title: their file}."""
+    if args.group_by:
+        table, paths = average_groups(paths, args.group_by, embeddings.table(frames, images), save_dir)
+        labels, classes = np.arange(len(table)), [", ".join(group.values()) for group in table]
+        color = args.color_by if args.color_by in table[0] else list(table[0])[0]
+        table = [group | {color: group.pop(color)} for group in table]  # last
+        beside = [", ".join(list(group.values())[:-1] or group.values()) for group in table]
+    else:
+        labels, classes, beside = np.array([frames.label(i) for i in images]), frames.classes, ()
+        names, *rows = embeddings.table(frames, images)
+        color = names.index(args.color_by)
+        table = [{"file": row[0], args.color_by: "" if row[color] is None else str(row[color])} for row in rows]
     if args.rdm:
-        matrix = embeddings.dissimilarity(rows, args.rdm)
-        with files.atomic_write(f"{stem}_rdm_{args.rdm}.npy") as part:
-            np.save(part, matrix)
-        labels = np.array([frames.label(i) for i in images])
-        plots.dissimilarity(matrix, labels, frames.classes, f"{stem}_rdm_{args.rdm}", f"{title}: {args.rdm}")
+        compare_dissimilarities(args, paths, others, labels, classes)
     if args.tsne:
-        points, table = embeddings.tsne(rows, args.seed), files.read_table(save_dir / "images.csv", args.color_by)
-        names, values = zip(*((row["file"], row[args.color_by]) for _, row in table), strict=True)
-        lines = zip(names, *points.T, values, strict=True)
-        files.write_table(f"{stem}_tsne.csv", [("file", "x", "y", args.color_by), *lines])
-        plots.scatter(points, values, f"{stem}_tsne", title, args.color_by)
+        for title, path in paths.items():
+            draw_tsne(args, title, path, table, beside)
+
+
+def check_analyses(args, frames, images, columns):
+    """The matrices {title: (N, N)} of --rdm-with; UserError for what the flags of the analyses cannot have."""
+    if args.shard and (args.rdm or args.tsne or args.group_by):
+        raise UserError("--rdm, --tsne and --group-by compare all images; give them without --shard")
+    if args.rdm_with and not args.rdm:
+        raise UserError("--rdm-with compares with the matrices of --rdm; give it, too")
+    if args.tsne and args.color_by not in columns:
+        raise UserError(f"--color-by {args.color_by}: images.csv has the columns {', '.join(columns)}")
+    n = len(images)
+    if args.group_by:
+        n = len(embeddings.group_images(embeddings.table(frames, images), args.group_by)[0])
+        if not n:
+            raise UserError("--group-by: no image is in any of these ranges")
+    if args.rdm:
+        embeddings.check_rdm_size(n)
+    names = [Path(path).stem for path in args.rdm_with]
+    titles = [name if names.count(name) == 1 else path for name, path in zip(names, args.rdm_with, strict=True)]
+    return {title: embeddings.read_matrix(path, n) for title, path in zip(titles, args.rdm_with, strict=True)}
 
 
 def main(argv=None):
     args = parse_args(argv)
-    if args.shard and (args.rdm or args.tsne):
-        raise UserError("--rdm and --tsne compare all images; give them without --shard")
     frames = embeddings.ImageList(args.list) if args.list else FrameFolder(args.data)
     images = embeddings.every_nth(frames, args.every)
     spread = images[np.unique(np.linspace(0, len(images) - 1, ADAPT).astype(int))]  # evenly, over all shards
@@ -178,27 +294,26 @@ def main(argv=None):
         if not len(images):
             print(f"there are no images for {save_dir.name}")
             return
-    if args.rdm:
-        embeddings.check_rdm_size(len(images))
     rows = embeddings.table(frames, images)
     columns = next(rows)
-    if args.tsne and args.color_by not in columns:
-        raise UserError(f"--color-by {args.color_by}: images.csv has the columns {', '.join(columns)}")
+    others = check_analyses(args, frames, images, columns)
     files.make_output_dir(save_dir, [args.data] if args.data else [])
     with files.lock(save_dir):
         networks, records = open_networks(args)
         record = begin(args, records, chain([columns], rows), save_dir)
         checkpoints = {each["source"]: each["sha256"] for each in records.values() if each["sha256"]}
         files.write_args(save_dir, cli.flags(args), checkpoints)
-        if record.get("unreadable") != []:
+        paths = {
+            f"{name}, {layers.title(layer)}": array_path(save_dir, name, layer)
+            for name in networks for layer in records[name]["layers"]
+        }  # fmt: skip
+        if record.get("unreadable") != [] or not all(path.exists() for path in paths.values()):
             names = compute(args, networks, records, frames, images, spread, save_dir)
             if names:
                 print(f"{len(names)} images cannot be read and have rows of NaN: {', '.join(names[:5])}")
             record |= {"number": len(images), "unreadable": names, "versions": cli.versions()}
             files.write_json(save_dir / "embeddings.json", record)
-        for name in networks:
-            for layer in records[name]["layers"]:
-                analyze(args, name, layer, frames, images, save_dir)
+        analyze(args, paths, others, frames, images, save_dir)
     print(f"embeddings of {len(images)} images: {save_dir}")
 
 

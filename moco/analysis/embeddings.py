@@ -1,6 +1,8 @@
-"""Embeddings of many images: which images, what is known of each, how dissimilar their embeddings are."""
+"""Embeddings of many images: which images, their groups, how dissimilar embeddings are, and how alike two networks."""
 
 import os
+from argparse import ArgumentTypeError
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -11,9 +13,14 @@ from moco.cli import UserError
 from moco.data import folders, manifest, recordings
 
 SOURCE = ("recording", "video", "frame", "second", "child", "date", "age_months")
-METRICS = ("correlation", "cosine", "euclidean")
+AGE = "age_months"
+METRICS = {"correlation": "1 - correlation", "cosine": "1 - cosine", "euclidean": "Euclidean distance"}
 RDM_IMAGES = 20_000
 COMPONENTS = 50  # principal components that t-SNE starts from
+PERPLEXITY = 30  # of t-SNE, or a third of the other rows
+VARIES = 1e-6  # smallest deviation of what varies, as a share of its size; float32 rounds at 1e-7
+RESAMPLES = 1000  # of a bootstrap
+RESAMPLED_ITEMS = 2000  # more take minutes, and have narrow intervals
 
 # --- images
 
@@ -98,6 +105,58 @@ def table(frames, images):
         yield row
 
 
+# --- groups of images
+
+
+def group_images(table, columns):
+    """The groups of images by some columns of their table: (groups, labels).
+
+    table: as table() gives it. columns: names of columns, where age_months counts in whole months; or COLUMN:BINS with
+    ranges of numbers such as age_months:6-12,12-18. groups: the cells of each, in natural order. labels: (N,) the
+    number of each image's group; for images in no range, the number of groups. UserError for an unknown column.
+    """
+    table = iter(table)
+    names = next(table)
+    cells, ranks = zip(*(_group_column(text, names) for text in columns), strict=True)
+    keys = [tuple(cell(row) for cell in cells) for row in table]
+    known = {key for key in keys if None not in key}
+    groups = sorted(known, key=lambda key: [rank(value) for rank, value in zip(ranks, key, strict=True)])
+    number = {key: label for label, key in enumerate(groups)}
+    return groups, np.array([number.get(key, len(groups)) for key in keys])
+
+
+def _group_column(text, names):
+    """Functions from a row to its cell in a column of groups, None for no group, and from that to its rank in order.
+
+    text: of --group-by. names: of the columns of a row.
+    """
+    name, bins = (text, "") if text in names else text.rpartition(":")[::2]
+    if name not in names:
+        raise UserError(f"--group-by {text}: images.csv has the columns {', '.join(names)}")
+    try:
+        i, bins = names.index(name), {each: recordings.age_range(each) for each in bins.split(",") if each}
+    except ArgumentTypeError as error:
+        raise UserError(f"--group-by {text}: {error}") from error
+
+    def number(row):
+        with suppress(ValueError, TypeError):
+            return float(row[i])
+        return np.nan
+
+    def in_range(row):
+        return next((each for each, (low, high) in bins.items() if low <= number(row) < high), None)
+
+    def in_months(row):
+        return f"{number(row) // 1:.0f}".removeprefix("nan")
+
+    def as_it_is(row):
+        return "" if row[i] is None else str(row[i])
+
+    if bins:
+        return in_range, list(bins).index
+    return in_months if name == AGE else as_it_is, recordings.natural_key
+
+
 # --- similarity; rows of NaN are left out
 
 
@@ -105,31 +164,83 @@ def check_rdm_size(n):
     """UserError if a dissimilarity matrix of n images is too large."""
     if n > RDM_IMAGES:
         raise UserError(
-            f"--rdm: the matrix of {n} images would have {4 * n * n / 1e9:.1f} GB; "
-            f"at most {RDM_IMAGES} images are compared, choose fewer with --every"
+            f"--rdm: the matrix of {n} images or groups would have {4 * n * n / 1e9:.1f} GB; "
+            f"at most {RDM_IMAGES} are compared, choose fewer with --every or --group-by"
         )
 
 
 def dissimilarity(embeddings, metric):
-    """The representational dissimilarity matrix (N, N) of embeddings (N, C), float32; NaN for rows of NaN.
+    """The representational dissimilarity matrix (N, N) of embeddings (N, C), float32.
 
-    metric: 1 - Pearson's correlation, 1 - cosine, or the Euclidean distance.
+    metric: 1 - Pearson's correlation, 1 - cosine, or the Euclidean distance. NaN for rows of NaN and, where it is not
+    defined, for rows that are 0 everywhere (cosine) or do not vary (correlation).
     """
     from sklearn.metrics import pairwise_distances  # here and below, as it takes a second
 
-    known = ~np.isnan(embeddings[:, 0])
-    rows = embeddings[known].astype(np.float64)
+    rows = np.array(embeddings, np.float64)
+    known, sizes = ~np.isnan(rows[:, 0]), np.linalg.norm(rows, axis=1)
     if metric == "correlation":  # is the cosine of centered rows
         rows, metric = rows - rows.mean(1, keepdims=True), "cosine"
+    if metric == "cosine":
+        known &= np.linalg.norm(rows, axis=1) > VARIES * sizes
     matrix = np.full((len(known), len(known)), np.nan, np.float32)
-    matrix[np.ix_(known, known)] = pairwise_distances(rows, metric=metric)
+    if known.any():
+        matrix[np.ix_(known, known)] = pairwise_distances(rows[known], metric=metric)
     return matrix
 
 
-def tsne(embeddings, seed):
-    """Coordinates (N, 2) by scikit-learn's t-SNE on the first principal components of embeddings (N, C), in float32.
+def read_matrix(path, n):
+    """The dissimilarity matrix (n, n) in the .npy file at path; UserError if it is none, or of another size."""
+    try:
+        matrix = np.load(path, allow_pickle=False)
+        matrix = matrix.astype(np.float64)
+    except (OSError, ValueError, EOFError, AttributeError) as error:
+        raise UserError(f"--rdm-with {path}: it is no .npy file of a matrix of numbers") from error
+    if matrix.shape != (n, n):
+        size = " x ".join(map(str, matrix.shape))
+        raise UserError(f"--rdm-with {path}: it is {size}; the matrices here are {n} x {n}, in the order of the table")
+    if not np.allclose(matrix, matrix.T, equal_nan=True):
+        raise UserError(f"--rdm-with {path}: it is not symmetric, so it has no dissimilarities of pairs")
+    return matrix
 
-    NaN for rows of NaN. UserError for fewer than four images.
+
+def compare(first, second, seed):
+    """(rho, low, high, pairs): Spearman's correlation of two dissimilarity matrices (N, N), its 95 % interval, pairs.
+
+    It is over the entries above the diagonal that are numbers in both. The interval has the percentiles over RESAMPLES
+    samples of the items with replacement, in each of which an item's pairs with its own copies are left out (Nili et
+    al. 2014, A toolbox for representational similarity analysis). So it says how much rho would vary with other items
+    of the same kind, provided that these are a random sample of them; not with other networks, children or raters. NaN
+    for more than RESAMPLED_ITEMS items, and where nothing varies.
+    """
+    rows, columns = np.nonzero(np.triu(~np.isnan(first + second), 1))
+    values = [np.unique(matrix[rows, columns], return_inverse=True)[1] for matrix in (first, second)]
+    rho, items = _spearman(*values, np.ones(len(rows))), np.unique([rows, columns])
+    if not 2 < len(items) <= RESAMPLED_ITEMS:
+        return rho, np.nan, np.nan, len(rows)
+    draws, copies, found = np.random.default_rng(seed), np.zeros(len(first)), []
+    for _ in range(RESAMPLES):
+        copies[items] = draws.multinomial(len(items), np.full(len(items), 1 / len(items)))
+        found.append(_spearman(*values, copies[rows] * copies[columns]))
+    low, high = np.nanpercentile(found, (2.5, 97.5)) if np.isfinite(found).any() else (np.nan, np.nan)
+    return rho, low, high, len(rows)
+
+
+def _spearman(first, second, weights):
+    """Spearman's correlation of values, numbered in their order, (P,) each; weights: how often each of them counts."""
+    ranks = []
+    for values in (first, second):
+        sizes = np.bincount(values, weights)  # of ties, which share their mean rank
+        ranks.append((np.cumsum(sizes) - sizes / 2)[values])
+    with np.errstate(invalid="ignore"):  # 0 / 0 is NaN
+        a, b = (each - weights @ each / weights.sum() for each in ranks)
+        return weights @ (a * b) / np.sqrt((weights @ a**2) * (weights @ b**2))
+
+
+def tsne(embeddings, seed):
+    """(points, perplexity) of scikit-learn's t-SNE on the first principal components of embeddings (N, C), in float32.
+
+    points: (N, 2), NaN for rows of NaN. UserError for fewer than four rows, and if all are the same.
     """
     from sklearn.decomposition import PCA
     from sklearn.manifold import TSNE
@@ -137,8 +248,14 @@ def tsne(embeddings, seed):
     known = ~np.isnan(embeddings[:, 0])
     rows = np.asarray(embeddings[known], np.float32)
     if len(rows) < 4:
-        raise UserError(f"--tsne needs at least four images; {len(rows)} can be read")
+        raise UserError(f"t-SNE needs at least four embeddings, not {len(rows)}")
+    size = np.abs(rows).max()
+    if not np.ptp(rows, axis=0).max() > VARIES * size:  # scikit-learn would divide by zero, and crash
+        raise UserError("t-SNE needs embeddings that differ; these are all the same")
+    if not 1e-12 < size < 1e12:  # their squares would leave the range of float32
+        rows = rows / size
     rows = PCA(min(COMPONENTS, *rows.shape), random_state=seed).fit_transform(rows)
     points = np.full((len(known), 2), np.nan, np.float32)
-    points[known] = TSNE(perplexity=min(30, (len(rows) - 1) / 3), random_state=seed).fit_transform(rows)
-    return points
+    perplexity = min(PERPLEXITY, (len(rows) - 1) / 3)
+    points[known] = TSNE(perplexity=perplexity, random_state=seed).fit_transform(rows)
+    return points, perplexity

@@ -19,6 +19,11 @@ def layer(text):
     return int(text) if text.isdecimal() else text
 
 
+def title(layer):
+    """The number or name of a layer, in words."""
+    return "penultimate layer" if layer == PENULTIMATE else f"layer {layer}"
+
+
 def layer_name(network, layer):
     """The name of a layer given by number or by name: that of a module of network, or PENULTIMATE.
 

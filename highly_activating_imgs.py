@@ -82,15 +82,16 @@ def describe_units(neurons, values, indices, frames, selectivity, preferred_clas
 
 
 def image_row(entry, contents, labels, size):
-    """The row of a unit's entry in the figure: (lines of text, [images (size, size, 3) uint8]).
+    """The row of a unit's entry in the figure: (lines of text, [images (size, size, 3) uint8], [their activations]).
 
     contents: the files of its top images. labels: {class: its label in figures}.
     """
     lines = [f"unit {entry['unit']}"]
     if "selectivity" in entry:
-        lines += [f"selectivity {entry['selectivity']:.2f}", labels[entry["preferred_class"]]]
+        lines += [f"selectivity {entry['selectivity']:.2f}", f"prefers {labels[entry['preferred_class']]}"]
     images = [augment.decode(content) for content in contents]
-    return lines, [augment.resize_center_crop(image, size) for image in images]
+    images = [augment.resize_center_crop(image, size) for image in images]
+    return lines, images, [f"{activation:.3g}" for activation in entry["activations"]]
 
 
 def main(argv=None):
@@ -127,7 +128,7 @@ def main(argv=None):
     shown = []
     for entry, of_unit in zip(entries, images[best].T, strict=True):
         shown.append(image_row(entry, [frames.read(index) for index in of_unit], labels, args.image_size))
-    plots.image_rows(shown, path)
+    plots.image_rows(shown, path, f"{opened.title}, {layers.title(args.layer)}: highest activations")
     print(f"top {len(best)} of {counts.sum()} images for {len(entries)} units: {path.with_suffix('.pdf')}")
     if len(best) < args.top:
         print(f"fewer images than --top {args.top} could be read")

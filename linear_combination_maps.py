@@ -9,6 +9,7 @@ flags), a random sample of images with true and predicted class. With --attentio
 training: linear_combination_maps_attention.pdf and .png, what the class token attends to in the last block.
 """
 
+from difflib import get_close_matches
 from functools import partial
 
 import numpy as np
@@ -19,6 +20,13 @@ from moco.cli import UserError
 from moco.data import loader
 from moco.data.folders import FrameFolder
 from moco.networks import architectures, layers, opening, vit
+
+LEGENDS = {
+    "masks": "gray: the location is no evidence for the class. ",
+    "overlay": "from blue to red: from the least to the most evidence for the class. ",
+    "classes": "Below an image: its class, and the predicted one, with an arrow if it is another",
+    "folders": "Below an image: its folder",
+}
 
 
 def parse_args(argv=None):
@@ -44,7 +52,8 @@ def choose(frames, name, which, n, seed):
     candidates = np.arange(len(frames))
     if which != "all":
         if name not in frames.classes:
-            raise UserError(f"{frames.folder} has no class folder {name}; it has {', '.join(frames.classes)}")
+            similar = ", ".join(get_close_matches(name, frames.classes, 3, 0))
+            raise UserError(f"{frames.folder} has no class folder {name}; did you mean {similar}?")
         is_class = frames.labels() == frames.classes.index(name)
         candidates = np.flatnonzero(is_class if which == "class" else ~is_class)
     if not len(candidates):
@@ -60,14 +69,14 @@ def masked(images, heatmaps):
     return film.attention_mask(heatmaps)[..., None] * (images / np.float32(255) - loader.MEAN) + loader.MEAN
 
 
-def draw_attention(images, maps, stride, names, heads, path):
+def draw_attention(images, maps, stride, names, heads, path, title):
     """A row per image: what the class token attends to, the mean over the heads, or with heads a column for each.
 
-    images: (N, H, W, 3) uint8. maps: (N, heads, h, w). names: of the N images.
+    images: (N, H, W, 3) uint8. maps: (N, heads, h, w). names: of the N images. title: of the figure.
     """
     maps = maps.unbind(1) if heads else [maps.mean(1)]
     columns = [images, *(film.overlay(images, film.upsample(head, images.shape[1:3], stride)) for head in maps)]
-    plots.image_rows([([name], row) for name, *row in zip(names, *columns, strict=True)], path)
+    plots.image_rows([([name], row, ()) for name, *row in zip(names, *columns, strict=True)], path, title)
 
 
 def main(argv=None):
@@ -93,6 +102,12 @@ def main(argv=None):
             )
         which = "class" if args.class_only else "others" if args.others else "all"
         name = "_".join(["class", str(number)] + [which] * (which != "all") + ["overlay"] * args.overlay)
+        is_comparable = not set(frames.classes).isdisjoint(classes or ())
+        if not is_comparable:
+            print(
+                f"note: no output of the model is a class folder of {args.data}, as if its classes were episodes; "
+                "train a classifier of these folders with linear_decoding.py, and give its .tar"
+            )
     path = files.make_output_dir(args.save_dir, [args.data]) / f"linear_combination_maps_{name}"
     for ending in (".pdf", ".png"):
         files.refuse_overwrite(path.with_suffix(ending), args.overwrite)
@@ -104,14 +119,16 @@ def main(argv=None):
     files.write_args(path.parent, cli.flags(args), opened.checkpoints)
     true = plots.drawable([frames.classes[frames.label(i)] for i in indices], plots.CAPTION_LENGTH)
     if args.attention:
-        draw_attention(images, maps, network.patch_size, true, args.heads, path)
+        title = f"{opened.title}: attention of the class token, from blue to red"
+        draw_attention(images, maps, network.patch_size, true, args.heads, path, title)
     else:
         names = plots.drawable(classes or [f"class {k}" for k in range(n_out)], plots.CAPTION_LENGTH)
         predicted = [names[k] for k in head(maps.mean((2, 3))).argmax(1)]
         heatmaps = film.upsample(film.class_activation_map(maps, head.weight[number]), images.shape[1:3])
         shown = film.overlay(images, heatmaps) if args.overlay else masked(images, heatmaps)
-        captions = list(zip(true, predicted, strict=True))
-        plots.image_grid(shown, captions, path, f"class activation maps: {names[number]}")
+        captions = list(zip(true, predicted if is_comparable else [None] * len(true), strict=True))
+        legend = LEGENDS["overlay" if args.overlay else "masks"] + LEGENDS["classes" if is_comparable else "folders"]
+        plots.image_grid(shown, captions, path, f"{opened.title}, class activation maps: {names[number]}", legend)
     print(f"{len(images)} images: {path.with_suffix('.pdf')} and .png")
 
 

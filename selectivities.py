@@ -101,18 +101,19 @@ def main(argv=None):
         layer: save_selectivity(save_dir, layer, *of_layer, data.classes)
         for layer, of_layer in zip(chosen, means, strict=True)
     }
-    plots.selectivity_by_layer(by_layer, save_dir / figures[0])
+    plots.selectivity_by_layer(by_layer, save_dir / figures[0], f"{opened.title}: selectivity for classes")
     if args.pca is None:
         return
     curves = {}
-    for frames in (data, *further):
-        curves[str(frames.folder)] = {}
+    names = [frames.folder.resolve().name for frames in (data, *further)]
+    for frames, name in zip((data, *further), names, strict=True):
+        of_folder = curves[name if names.count(name) == 1 else str(frames.folder)] = {}
         for layer, of_layer in zip(chosen, rows if frames is data else activations(frames), strict=True):
             curve = variance_explained(units.covariance(of_layer))
             n = np.argmax(curve >= 0.9) + 1
             print(f"{frames.folder}, layer {layer}: {n} components explain 90 % of the variance")
-            curves[str(frames.folder)][layer] = curve
-    plots.variance_explained(curves, save_dir / figures[1])
+            of_folder[layer] = curve
+    plots.variance_explained(curves, save_dir / figures[1], f"{opened.title}: variance of its units")
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 import functools
 import itertools
+import textwrap
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -42,7 +43,7 @@ def _fonts():
 
     found = {}
     for family in FONTS:
-        with suppress(ValueError):  # it is not installed
+        with suppress(ValueError, OSError, RuntimeError):  # it is not installed, or not what Matplotlib's list says
             found[family] = FT2Font(font_manager.findfont(family, fallback_to_default=False)).get_charmap()
     return list(found), frozenset().union(*found.values())
 
@@ -196,30 +197,30 @@ def accuracy_by_training_images(curves, path):
 
 
 def confusion_matrix(counts, classes, path, title):
-    """Counts (K, K), true classes by row and predicted ones by column, as fractions of a row, to path + '.pdf', '.png'.
+    """Counts (K, K), true classes by row and predicted ones by column, in % of a row, to path + '.pdf' and '.png'.
 
     Of many classes every n-th is labeled.
     """
-    fractions = counts / np.maximum(counts.sum(1, keepdims=True), 1)
+    percent = 100 * counts / np.maximum(counts.sum(1, keepdims=True), 1)
     labels = drawable(classes)
     step = -(-len(classes) // MAX_LABELS)
     ticks = range(0, len(classes), step)
     side = 1.6 + 0.26 * max(len(ticks), 6)
     with _figure(path, side + 0.6, side) as figure:
         axes = figure.subplots()
-        image = axes.imshow(fractions, cmap="cividis", vmin=0, vmax=1)
+        image = axes.imshow(percent, cmap="cividis", vmin=0, vmax=100)
         axes.set_xticks(ticks, labels[::step], rotation=90)
         axes.set_yticks(ticks, labels[::step])
         axes.set(xlabel="predicted class", ylabel="true class", title=_legible(title))
-        figure.colorbar(image, label="fraction of the true class", shrink=0.7)
+        figure.colorbar(image, label="% of the images of the true class", shrink=0.7)
         if len(classes) <= 30:
-            for row, column in np.argwhere(fractions >= 0.005):
-                color = "black" if fractions[row, column] > 0.5 else "white"
-                text = f"{100 * fractions[row, column]:.0f}"
+            for row, column in np.argwhere(percent >= 0.5):
+                color = "black" if percent[row, column] > 50 else "white"
+                text = f"{percent[row, column]:.0f}"
                 axes.text(column, row, text, ha="center", va="center", fontsize=6, color=color)
 
 
-def selectivity_by_layer(values, path):
+def selectivity_by_layer(values, path, title):
     """The distribution of selectivity in each layer, with its mean (Figure 7a), to path + '.pdf' and '.png'.
 
     values: {layer: (units,)}. Layers that are numbers, counted from the end of the network, are plotted from its input
@@ -238,11 +239,12 @@ def selectivity_by_layer(values, path):
             axes.plot([position - 0.32, position + 0.32], [mean, mean], color=COLORS[5])
             axes.text(position + 0.34, mean, f"{mean:.2f}", va="center", fontsize=7, color=COLORS[5])
         axes.set_xticks(range(len(layers)), [f"{layer}\n{len(values[layer])} units" for layer in layers])
-        axes.set(xlabel="layer, counted from the end", ylabel="class selectivity", ylim=(-0.01, 1.01))
-        axes.set_xlim(-0.6, len(layers) - 0.2)
+        xlabel = "layer, counted from the end" if all(isinstance(layer, int) for layer in layers) else "layer"
+        axes.set(xlabel=xlabel, ylabel="class selectivity of a unit", ylim=(-0.01, 1.01))
+        axes.set(xlim=(-0.6, len(layers) - 0.2), title=f"{_legible(title)}\nline and number: mean over units")
 
 
-def variance_explained(curves, path):
+def variance_explained(curves, path, title):
     """The variance explained by the first principal components, to path + '.pdf' and '.png' (Figure A1).
 
     curves: {folder: {layer: (C,) fraction of the variance that 1, 2, ... C components explain}}.
@@ -256,9 +258,10 @@ def variance_explained(curves, path):
         for by_layer, style in zip(curves.values(), itertools.cycle(("-", "--", ":", "-."))):
             for curve, color in zip(by_layer.values(), itertools.cycle(COLORS)):
                 axes.plot(np.arange(len(curve)) + 1, 100 * curve, style, color=color)
-        figure.legend(axes.lines[:], labels, loc="outside right upper", fontsize=8)
         axes.axhline(90, color="0.6", linewidth=0.8, zorder=0)
-        axes.set(xscale="log", xlabel="principal components", ylabel="variance explained (%)", ylim=(0, 101))
+        figure.legend(axes.lines[:], [*labels, "90 %"], loc="outside right upper", fontsize=8)
+        axes.set(xscale="log", xlabel="number of principal components", ylabel="variance explained (%)", ylim=(0, 101))
+        axes.set_title(_legible(title))
         axes.xaxis.set_major_formatter(StrMethodFormatter("{x:.0f}"))  # the default is powers of ten in math mode
 
 
@@ -357,36 +360,43 @@ def scatter(points, values, path, title, name, labels=()):
             axes.annotate(label, point, (3, 0), textcoords="offset points", va="center", fontsize=6)
 
 
-def image_grid(images, captions, path, title, columns=12):
+def image_grid(images, captions, path, title, legend, columns=12):
     """Images (N, H, W, 3), 12 a row, to path + '.pdf' and '.png'.
 
     images: uint8, or floats from 0 to 1. captions: (true, predicted) class of each, written below it; if they differ,
-    the predicted class has an arrow and another color.
+    the predicted class has an arrow and another color. A predicted class of None is not written. legend: below title.
     """
     columns = min(columns, len(images))
     rows = -(-len(images) // columns)
     width = max(columns, 3)
-    with _page(path, width, 1.28 * rows + 0.3) as axes:
+    legend = textwrap.wrap(_legible(legend), 20 * width)
+    head = 0.33 + 0.13 * len(legend)
+    with _page(path, width, 1.28 * rows + head) as axes:
         axes.text(width / 2, 0.17, _legible(title), ha="center", va="center", fontsize=10)
+        axes.text(width / 2, 0.3, "\n".join(legend), ha="center", va="top", fontsize=7, color="0.3")
         for number, (image, (true, predicted)) in enumerate(zip(images, captions, strict=True)):
-            left, top = number % columns, 1.28 * (number // columns) + 0.33
+            left, top = number % columns, 1.28 * (number // columns) + head
             axes.imshow(image, extent=(left + 0.03, left + 0.97, top + 0.94, top), aspect="auto")
-            text, color = (predicted, COLORS[0]) if true == predicted else (f"→ {predicted}", COLORS[5])
             axes.text(left + 0.5, top + 0.97, true, ha="center", va="top", fontsize=6)
-            axes.text(left + 0.5, top + 1.08, text, ha="center", va="top", fontsize=6, color=color)
+            if predicted is not None:
+                text, color = (predicted, COLORS[0]) if true == predicted else (f"→ {predicted}", COLORS[5])
+                axes.text(left + 0.5, top + 1.08, text, ha="center", va="top", fontsize=6, color=color)
 
 
-def image_rows(rows, path):
+def image_rows(rows, path, title):
     """Rows of images, each with lines of text on its left, to path + '.pdf' and '.png'.
 
-    rows: [(lines, images)], images (H, W, 3) uint8; rows may differ in length.
+    rows: [(lines, images, captions)], images (H, W, 3) uint8, captions below them; rows may differ in length.
     """
-    margin = 1.4
-    columns = max(len(images) for _, images in rows)
-    with _page(path, margin + 1.02 * columns, 1.04 * len(rows)) as axes:
-        for number, (lines, images) in enumerate(rows):
-            top = 1.04 * number + 0.04
+    margin, head, height = 1.4, 0.33, 1.04 + 0.13 * any(captions for _, _, captions in rows)
+    columns = max(len(images) for _, images, _ in rows)
+    width = max(margin + 1.02 * columns, 0.3 + 0.075 * len(title))
+    with _page(path, width, head + height * len(rows)) as axes:
+        axes.text(0.04, 0.17, _legible(title), va="center", fontsize=10)
+        for number, (lines, images, captions) in enumerate(rows):
+            top = head + height * number + 0.04
             axes.text(0.04, top + 0.48, "\n".join(lines), va="center", fontsize=8, linespacing=1.5)
-            for column, image in enumerate(images):
+            for column, (image, caption) in enumerate(itertools.zip_longest(images, captions, fillvalue="")):
                 left = margin + 1.02 * column
                 axes.imshow(image, extent=(left, left + 0.96, top + 0.96, top), aspect="auto")
+                axes.text(left + 0.48, top + 0.99, caption, ha="center", va="top", fontsize=6)

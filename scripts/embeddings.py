@@ -268,7 +268,7 @@ def check_analyses(args, frames, images, columns):
         raise UserError("--rdm, --tsne and --group-by compare all images; give them without --shard")
     if args.rdm_with and not args.rdm:
         raise UserError("--rdm-with compares with the matrices of --rdm; give it, too")
-    if args.tsne and args.color_by not in columns:
+    if args.color_by not in columns:
         raise UserError(f"--color-by {args.color_by}: images.csv has the columns {', '.join(columns)}")
     n = len(images)
     if args.group_by:
@@ -313,7 +313,8 @@ def main(argv=None):
                 print(f"{len(names)} images cannot be read and have rows of NaN: {', '.join(names[:5])}")
             record |= {"number": len(images), "unreadable": names, "versions": cli.versions()}
             files.write_json(save_dir / "embeddings.json", record)
-        analyze(args, paths, others, frames, images, save_dir)
+        if args.group_by or args.rdm or args.tsne:
+            analyze(args, paths, others, frames, images, save_dir)
     print(f"embeddings of {len(images)} images: {save_dir}")
 
 

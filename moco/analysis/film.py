@@ -2,7 +2,7 @@
 
 from concurrent.futures import ThreadPoolExecutor
 from fractions import Fraction
-from itertools import chain
+from itertools import chain, pairwise
 from pathlib import Path
 
 import av
@@ -20,6 +20,8 @@ from moco.data import augment, loader
 from moco.data.folders import FrameFolder
 from moco.networks import architectures, opening
 
+FPS, FPS_BOUNDS = 5.0, (0.01, 1000)  # frames per second of a film, as published, and what it can have
+WIDTH = 224  # smallest width of an image in a film, so that it can be seen and its title read
 STRIDE = 32  # pixels of the image per location of the last maps of a spatial trunk
 
 
@@ -29,7 +31,11 @@ def add_flags(parser, frames, batch_size):
     add("data", type=_folder, help="folder of images, which are shown in order")
     opening.add_flags(parser)
     add("--frames", type=cli.number(int, 1), default=frames, metavar="N", help="maximum length of the film")
-    add("--fps", type=cli.number(float, 0.01, 1000), default=5.0, help="frames per second")
+    add(
+        "--fps",
+        type=cli.number(float, *FPS_BOUNDS),
+        help="frames per second; default: those of the sampled frames, 5 if unknown",
+    )
     add(
         "--range",
         nargs=2,
@@ -82,8 +88,8 @@ def animate(args, frames, opened, function, name, title, stride=STRIDE):
         function, frames, indices, args.image_size, device, args.batch_size, args.workers
     )
     files.write_args(save_dir, cli.flags(args), opened.checkpoints)
-    heatmaps = upsample(maps, images.shape[1:3], stride)
-    write(path, images, heatmaps, titles(frames, indices, title), args.fps, args.range, args.side_by_side)
+    heatmaps, fps = upsample(maps, images.shape[1:3], stride), args.fps or frame_rate(frames, indices)
+    write(path, images, heatmaps, titles(frames, indices, title), fps, args.range, args.side_by_side)
 
 
 def images_and_maps(network, frames, indices, size, device, batch_size=features.BATCH, workers=0, square=False):
@@ -193,6 +199,16 @@ def overlay(images, heatmaps, low=None, high=None):
     return shown
 
 
+def frame_rate(frames, indices):
+    """The rate at which some images of a FrameFolder, in time, were sampled, per second; FPS if no manifest records it.
+
+    It is within the bounds of FPS_BOUNDS.
+    """
+    sources = [frames.source(i) for i in indices]
+    steps = [b.second - a.second for a, b in pairwise(sources) if a and b and a.name == b.name and a.second < b.second]
+    return float(np.clip(1 / np.median(steps), *FPS_BOUNDS)) if steps else FPS
+
+
 def titles(frames, indices, title):
     """A title for each of some images of a FrameFolder: with where it is from, if a manifest records it."""
     if frames.source(0) is None:
@@ -203,33 +219,49 @@ def titles(frames, indices, title):
 def film_frames(columns, titles, low, high):
     """Yield the frames of a film, (height, width, 3) uint8 with even sides: images side by side, a title, a color bar.
 
-    columns: the images from left to right, (N, H, W, 3) uint8 each. titles: of the N frames; characters that are not
-    Latin are written as codes. low, high: values at the ends of the color bar.
+    columns: the images from left to right, (N, H, W, 3) uint8 each; small ones are enlarged by a whole number. titles:
+    of the N frames, in as many lines as they need; characters that are not Latin are written as codes. low, high:
+    values at the ends of the color bar.
     """
-    height, width = columns[0].shape[1:3]
+    zoom = -(-WIDTH // min(WIDTH, columns[0].shape[2]))
+    height, width = (zoom * side for side in columns[0].shape[1:3])
     text_height, edge, bar_width = max(12, height // 18), max(4, height // 40), max(8, height // 28)
     font = ImageFont.load_default(text_height)
     ticks = [f"{value:.2g}" for value in (high, (low + high) / 2, low)]
-    top, bar_left = text_height + 2 * edge, edge + len(columns) * (width + edge)
+    bar_left = edge + len(columns) * (width + edge)
     tick_left = bar_left + bar_width + edge
-    size = tick_left + max(int(font.getlength(tick)) for tick in ticks) + edge, top + height + edge
-    canvas = Image.new("RGB", tuple(side + side % 2 for side in size), "white")
+    right = tick_left + max(int(font.getlength(tick)) for tick in ticks) + edge
+    titles = [
+        _wrap(title.encode("latin-1", "backslashreplace").decode("latin-1"), font, right - edge) for title in titles
+    ]
+    line_height = text_height + edge
+    top = max(map(len, titles)) * line_height + edge
+    canvas = Image.new("RGB", tuple(side + side % 2 for side in (right, top + height + edge)), "white")
     draw = ImageDraw.Draw(canvas)
     for tick, y, anchor in zip(ticks, (0, height / 2, height), ("lt", "lm", "lb"), strict=True):
         draw.text((tick_left, top + y), tick, "black", font, anchor=anchor)
     bar = (255 * plots.jet()[np.linspace(255, 0, height).round().astype(int)]).astype(np.uint8)
     canvas.paste(Image.fromarray(np.repeat(bar[:, None], bar_width, 1)), (bar_left, top))
     for title, *images in zip(titles, *columns, strict=True):
-        title = title.encode("latin-1", "backslashreplace").decode("latin-1")
-        while font.getlength(title) > canvas.width - 2 * edge:
-            title = f"{title.removesuffix('...')[:-1]}..."
         draw.rectangle((0, 0, canvas.width, top - 1), "white")
-        draw.text((edge, edge + text_height), title, "black", font, anchor="ls")
+        for number, line in enumerate(title, 1):
+            draw.text((edge, number * line_height), line, "black", font, anchor="ls")
         frame = np.array(canvas)
         for column, image in enumerate(images):
             left = edge + column * (width + edge)
-            frame[top : top + height, left : left + width] = image
+            frame[top : top + height, left : left + width] = cv2.resize(image, (width, height))
         yield frame
+
+
+def _wrap(text, font, width):
+    """The lines of text that are at most width pixels long, broken at spaces, or within a word that is longer."""
+    lines = []
+    while text:
+        fitting = next(n for n in range(len(text), 0, -1) if n == 1 or font.getlength(text[:n]) <= width)
+        end = fitting if fitting == len(text) else max(text.rfind(" ", 0, fitting + 1), 0) or fitting
+        lines.append(text[:end])
+        text = text[end:].lstrip(" ")
+    return lines or [""]
 
 
 def write(path, images, heatmaps, titles, fps, limits=None, side_by_side=False):
@@ -258,6 +290,6 @@ def write(path, images, heatmaps, titles, fps, limits=None, side_by_side=False):
             container.mux(stream.encode(frame))
         container.mux(stream.encode(None))
     low, high = heatmaps.min(), heatmaps.max()
-    print(f"{len(images)} frames, maps from {low:.4g} to {high:.4g}: {path}")
+    print(f"{len(images)} frames at {float(rate):.4g} a second, maps from {low:.4g} to {high:.4g}: {path}")
     if low == high:
         print("the maps are constant, so the film has a single color")

@@ -6,6 +6,7 @@ thing. Where the first convolution of an architecture is found, the other tensor
 
 import re
 from dataclasses import dataclass
+from difflib import get_close_matches
 from pathlib import Path
 
 import torch
@@ -139,7 +140,8 @@ def class_number(text, names, n_out):
         return names.index(text)
     if text.isdecimal() and int(text) < n_out:
         return int(text)
-    known = f" ({', '.join(names)})" if names else ""
+    similar = ", ".join(get_close_matches(text, names or (), 3, 0))
+    known = f"; did you mean {similar}?" if similar else ""
     raise UserError(f"--class-idx {text}: the model has {n_out} outputs, 0 to {n_out - 1}{known}")
 
 

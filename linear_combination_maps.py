@@ -22,8 +22,8 @@ from moco.data.folders import FrameFolder
 from moco.networks import architectures, layers, opening, vit
 
 LEGENDS = {
-    "masks": "gray: the location is no evidence for the class. ",
-    "overlay": "from blue to red: from the least to the most evidence for the class. ",
+    "masks": "Gray: the location is no evidence for the class. ",
+    "overlay": "From blue to red: from the least to the most evidence for the class. ",
     "classes": "Below an image: its class, and the predicted one, with an arrow if it is another",
     "folders": "Below an image: its folder",
 }

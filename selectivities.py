@@ -105,9 +105,9 @@ def main(argv=None):
     if args.pca is None:
         return
     curves = {}
-    names = [frames.folder.resolve().name for frames in (data, *further)]
-    for frames, name in zip((data, *further), names, strict=True):
-        of_folder = curves[name if names.count(name) == 1 else str(frames.folder)] = {}
+    ends = [frames.folder.resolve().name for frames in (data, *further)]
+    for frames, end in zip((data, *further), ends, strict=True):
+        of_folder = curves[end if ends.count(end) == 1 else str(frames.folder)] = {}
         for layer, of_layer in zip(chosen, rows if frames is data else activations(frames), strict=True):
             curve = variance_explained(units.covariance(of_layer))
             n = np.argmax(curve >= 0.9) + 1

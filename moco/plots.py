@@ -196,6 +196,18 @@ def accuracy_by_training_images(curves, path):
         figure.legend([drawn[model] for model in models], labels, loc="outside right upper", fontsize=8)
 
 
+def _matrix(figure, matrix, ticks, labels, title, scale, style):
+    """The axes of a matrix in colors, of style, with the same labels at ticks of both sides, and its scale named."""
+    axes = figure.subplots()
+    image = axes.imshow(matrix, **style)
+    axes.set_xticks(ticks, labels, rotation=90)
+    axes.set_yticks(ticks, labels)
+    axes.tick_params(length=0)
+    axes.set_title(_legible(title))
+    figure.colorbar(image, label=scale, shrink=0.7)
+    return axes
+
+
 def confusion_matrix(counts, classes, path, title):
     """Counts (K, K), true classes by row and predicted ones by column, in % of a row, to path + '.pdf' and '.png'.
 
@@ -207,12 +219,9 @@ def confusion_matrix(counts, classes, path, title):
     ticks = range(0, len(classes), step)
     side = 1.6 + 0.26 * max(len(ticks), 6)
     with _figure(path, side + 0.6, side) as figure:
-        axes = figure.subplots()
-        image = axes.imshow(percent, cmap="cividis", vmin=0, vmax=100)
-        axes.set_xticks(ticks, labels[::step], rotation=90)
-        axes.set_yticks(ticks, labels[::step])
-        axes.set(xlabel="predicted class", ylabel="true class", title=_legible(title))
-        figure.colorbar(image, label="% of the images of the true class", shrink=0.7)
+        style = dict(cmap="cividis", vmin=0, vmax=100)
+        axes = _matrix(figure, percent, ticks, labels[::step], title, "% of the images of the true class", style)
+        axes.set(xlabel="predicted class", ylabel="true class")
         if len(classes) <= 30:
             for row, column in np.argwhere(percent >= 0.5):
                 color = "black" if percent[row, column] > 50 else "white"
@@ -283,19 +292,13 @@ def dissimilarity(matrix, labels, classes, path, title, scale):
     shown = range(0, len(names), -(-len(names) // MAX_LABELS))
     side = 2.2 + 0.16 * max(len(shown), 16)
     with _figure(path, side + 0.8, side) as figure:
-        axes = figure.subplots()
-        extent = (0, len(order) / step, len(order) / step, 0)
-        image = axes.imshow(means, cmap="viridis", extent=extent, vmin=0, vmax=scale[1])
+        style = dict(cmap="viridis", vmin=0, vmax=scale[1], extent=(0, len(order) / step, len(order) / step, 0))
         ticks = [(edges[i] + edges[i + 1]) / 2 for i in shown]
-        axes.set_xticks(ticks, [names[i] for i in shown], rotation=90)
-        axes.set_yticks(ticks, [names[i] for i in shown])
-        axes.tick_params(length=0)
+        axes = _matrix(figure, means, ticks, [names[i] for i in shown], title, scale[0], style)
         if len(names) <= MAX_LABELS:
             for edge in edges[1:-1]:
                 axes.axhline(edge, color="white", linewidth=0.5)
                 axes.axvline(edge, color="white", linewidth=0.5)
-        axes.set_title(_legible(title))
-        figure.colorbar(image, label=scale[0], shrink=0.7)
 
 
 def correlations(matrix, intervals, names, path, title):
@@ -306,19 +309,14 @@ def correlations(matrix, intervals, names, path, title):
     labels = drawable(names)
     side = 1.4 + 0.75 * len(names) + 0.065 * max(map(len, labels))
     with _figure(path, side + 0.6, side) as figure:
-        axes = figure.subplots()
-        image = axes.imshow(matrix, cmap="RdBu_r", vmin=-1, vmax=1)
-        axes.set_xticks(range(len(names)), labels, rotation=90)
-        axes.set_yticks(range(len(names)), labels)
-        axes.tick_params(length=0)
+        style = dict(cmap="RdBu_r", vmin=-1, vmax=1)
+        axes = _matrix(figure, matrix, range(len(names)), labels, title, "Spearman's rho", style)
         for row, column in np.argwhere(~np.isnan(matrix)):
             low, high = intervals[row, column]
             interval = "" if np.isnan(low) else f"\n{low:.2f} to {high:.2f}"
             color = "white" if abs(matrix[row, column]) > 0.7 else "black"
             text = f"{matrix[row, column]:.2f}{interval}"
             axes.text(column, row, text, ha="center", va="center", fontsize=7, color=color)
-        axes.set_title(_legible(title))
-        figure.colorbar(image, label="Spearman's rho", shrink=0.7)
 
 
 def scatter(points, values, path, title, name, labels=()):

@@ -276,7 +276,7 @@ def check_analyses(args, frames, images, columns):
         if not n:
             raise UserError("--group-by: no image is in any of these ranges")
     if args.rdm:
-        embeddings.check_rdm_size(n)
+        embeddings.check_rdm_size(n, "groups" if args.group_by else "images")
     names = [Path(path).stem for path in args.rdm_with]
     titles = [name if names.count(name) == 1 else path for name, path in zip(names, args.rdm_with, strict=True)]
     return {title: embeddings.read_matrix(path, n) for title, path in zip(titles, args.rdm_with, strict=True)}

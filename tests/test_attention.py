@@ -37,13 +37,13 @@ def dino(tmp_path):
 def test_attention_is_that_of_the_teachers_class_token(tmp_path, dino, monkeypatch, flags, columns):
     frames = make_frames(tmp_path / "frames", size=64)
     drawn = []
-    monkeypatch.setattr(plots, "image_rows", lambda rows, path: drawn.extend(rows))
+    monkeypatch.setattr(plots, "image_rows", lambda rows, path, title: drawn.extend(rows))
     shown = []
     original = film.overlay
     monkeypatch.setattr(film, "overlay", lambda *pair: shown.append(pair) or original(*pair))
     out = ["--save-dir", str(tmp_path / "out"), "--batch-size", "5"]
     linear_combination_maps.main([str(frames), "--model-path", str(dino), "--attention", *SMALL, *out, *flags])
-    assert len(drawn) == 5 and all(len(images) == 1 + columns for _, images in drawn)
+    assert len(drawn) == 5 and all(len(images) == 1 + columns for _, images, _ in drawn)
     teacher = opening.open_model(dino, key="teacher").network.eval()
     with torch.no_grad():
         normalized = torch.from_numpy((shown[0][0] / 255 - loader.MEAN) / loader.STD).float()

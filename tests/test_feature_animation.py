@@ -13,6 +13,7 @@ import feature_animation as script
 from moco import files
 from moco.analysis import film
 from moco.cli import UserError
+from moco.data import recordings
 from moco.data.folders import FrameFolder
 from moco.networks import layers
 from tests.support import golden
@@ -50,7 +51,7 @@ def test_a_film_of_a_folder_in_order(frames, tmp_path, network):
     images, rate = animate(frames, tmp_path, network, "--side-by-side", "--range", 0, 1e9, "--fps", 8)
     assert (tmp_path / "intphys_feature_animation_1.mp4").exists()
     assert len(images) == 24 and rate == 8
-    left, right = images[:, 30:60, 10:60].mean((1, 2)), images[:, 30:60, 80:125].mean((1, 2))
+    left, right = images[:, 100:200, 20:220].mean((1, 2)), images[:, 100:200, 300:500].mean((1, 2))
     assert left.argmax(1).tolist() == [2] * 8 + [1] * 8 + [0] * 8  # OpenCV wrote blue first
     assert (right[:, 2] > left[:, 2] / 2 + 30).all()  # in this range all is at the blue end
 
@@ -61,7 +62,7 @@ def test_frames_without_a_manifest_are_in_the_natural_order_of_their_names(tmp_p
         path.parent.mkdir(exist_ok=True)
         cv2.imwrite(str(path), np.full((40, 40, 3), 20 * k, np.uint8))
     images, _ = animate(tmp_path / "frames", tmp_path / "film", network, "--side-by-side")
-    brightness = images[:, 30:60, 10:60].mean((1, 2, 3))
+    brightness = images[:, 100:200, 20:220].mean((1, 2, 3))
     assert len(images) == 12 and (np.diff(brightness) > 10).all()
 
 
@@ -76,11 +77,17 @@ def test_frames_give_the_length_and_every_run_records_flags_and_checkpoint(frame
     assert first_line.startswith("model: resnet18 ") and f"{network} (SHA-256 {digest[:12]}" in first_line
 
 
-def test_the_title_of_a_frame_says_where_it_is_from(frames, monkeypatch):
+def test_a_film_of_sampled_frames_plays_at_their_rate_and_says_where_they_are_from(
+    frames, tmp_path, network, monkeypatch
+):
     images = FrameFolder(frames)
     assert film.titles(images, [0, 1], "feature 1") == ["feature 1"] * 2  # no manifest
-    monkeypatch.setattr(images, "source", lambda i: f"video a, frame {i}")
-    assert film.titles(images, [0, 7], "feature 1") == ["feature 1: video a, frame 0", "feature 1: video a, frame 7"]
+    monkeypatch.setattr(
+        FrameFolder, "source", lambda self, i: recordings.Source("a.mp4", 15 * i, i / 2, recordings.Recording())
+    )
+    assert film.titles(images, [0, 7], "cat")[1] == "cat: a.mp4, frame 105, 3.500 s"
+    assert animate(frames, tmp_path / "film", network, "--frames", 4)[1] == 2
+    assert animate(frames, tmp_path / "film", network, "--frames", 4, "--fps", 30, "--overwrite")[1] == 30
 
 
 def test_nothing_to_read_is_an_error_that_leaves_nothing(tmp_path, network):

@@ -79,17 +79,20 @@ def test_one_unit_under_its_published_name(frames, tmp_path, network):
 
 def test_several_units_have_a_row_each_with_selectivity_and_preferred_class(frames, tmp_path, network, monkeypatch):
     drawn = []
-    monkeypatch.setattr(plots, "image_rows", lambda rows, path: drawn.extend(rows))
+    monkeypatch.setattr(plots, "image_rows", lambda rows, path, title: drawn.extend([*rows, title]))
     found, _ = show(frames, tmp_path / "out", network, "--neuron_idx", 5, 3, "--top", 4, "--layer", 10)
     images = FrameFolder(frames)
     rows = every_mean(network, images, tmp_path, "relu")
     class_means = np.stack([rows[images.labels() == label].mean(0) for label in range(3)])
     selectivity, preferred_class = units.selectivity(class_means)
-    for unit, entry, (margin, shown) in zip((5, 3), found, drawn, strict=True):
+    assert drawn.pop() == "net (resnet18), layer 10 from the end: highest activations"
+    for unit, entry, (margin, shown, activations) in zip((5, 3), found, drawn, strict=True):
         assert entry["unit"] == unit
         assert entry["selectivity"] == pytest.approx(selectivity[unit], abs=1e-4)
         assert entry["preferred_class"] == f"class_000{preferred_class[unit]}"
-        assert list(margin) == [f"unit {unit}", f"selectivity {selectivity[unit]:.2f}", entry["preferred_class"]]
+        prefers = f"prefers {entry['preferred_class']}"
+        assert list(margin) == [f"unit {unit}", f"selectivity {selectivity[unit]:.2f}", prefers]
+        assert [float(text) for text in activations] == pytest.approx(entry["activations"], rel=0.01)
         assert [picture.shape for picture in shown] == [(64, 64, 3)] * 4
 
 

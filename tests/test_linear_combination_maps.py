@@ -58,6 +58,8 @@ def test_a_class_is_given_by_number_or_name():
     assert opening.class_number("car", ["cat", "car"], 2) == opening.class_number("1", ["cat", "car"], 2) == 1
     assert opening.class_number("3", None, 4) == 3
     assert opening.class_number("1", ["1", "0"], 2) == 0  # a name comes first
+    with pytest.raises(UserError, match=r"outputs, 0 to 3; did you mean cat, car, \w+\?$"):
+        opening.class_number("cats", ["dog", "cat", "car", "foot"], 4)
     for text, names in (("2", ["cat", "car"]), ("-1", None), ("dog", ["cat", "car"]), ("dog", None)):
         with pytest.raises(UserError, match=f"--class-idx {text}: the model has 2 outputs, 0 to 1"):
             opening.class_number(text, names, 2)
@@ -71,8 +73,8 @@ def test_images_are_chosen_by_seed_from_the_classes_of_the_flags(frames):
     assert len(script.choose(images, None, "all", 99, 0)) == 24
     a, b, again = (script.choose(images, None, "all", 5, seed).tolist() for seed in (0, 1, 0))
     assert a == again != b
-    with pytest.raises(UserError, match="has no class folder dog"):
-        script.choose(images, "dog", "class", 5, 0)
+    with pytest.raises(UserError, match="has no class folder class_01; did you mean class_0001, class_00"):
+        script.choose(images, "class_01", "class", 5, 0)
 
 
 def test_every_panel_has_a_file_of_its_own(frames, network, tmp_path):
@@ -88,9 +90,25 @@ def test_every_panel_has_a_file_of_its_own(frames, network, tmp_path):
     assert page.shape[1] == 12 * 150  # twelve pictures a row, an inch each
 
 
-def test_the_classes_of_an_unrelated_head_are_numbers(frames, tmp_path):
+def test_classes_that_are_not_the_folders_are_not_called_wrong(frames, network, tmp_path, monkeypatch, capsys):
+    """Those of a head without names are numbers."""
+    drawn = []
+    monkeypatch.setattr(
+        plots, "image_grid", lambda images, captions, path, title, legend: drawn.append((captions, legend))
+    )
     words = ["--model-path", "random", "--model", "resnet18", "--n_out", 7]
-    assert len(draw(frames, tmp_path / "a", *words, "--class-idx", 6, "--batch-size", 2)) == 2
+    draw(frames, tmp_path / "a", *words, "--class-idx", 6, "--batch-size", 2)
+    for label, name in enumerate(("cat", "dog", "car")):  # the model has three episodes, of these names before
+        (frames / f"class_{label:04d}").rename(frames / name)
+    draw(frames, tmp_path / "a", "--model-path", network, "--class-idx", 2, "--batch-size", 2)
+    printed = capsys.readouterr().out
+    assert (
+        printed.count("note: no output of the model is a class folder of ") == printed.count("linear_decoding.py") == 2
+    )
+    for captions, legend in drawn:
+        assert [predicted for _, predicted in captions] == [None, None] and legend.endswith(
+            "Below an image: its folder"
+        )
     with pytest.raises(UserError, match="7 outputs .* not the 3 class folders"):
         draw(frames, tmp_path / "b", *words, "--class-idx", 6, "--class-only")
 
@@ -111,7 +129,7 @@ def test_mistakes_are_one_line(frames, network, tmp_path):
     checkpoint.write(tmp_path / "moco.tar", {"state_dict": encoder, "arch": "resnet18"})
     for words, message in [
         (["--model-path", tmp_path / "none.tar"], "no checkpoint"),
-        (["--model-path", network], "--class-idx 6: the model has 3 outputs, 0 to 2 .class_0000"),
+        (["--model-path", network], "--class-idx 6: the model has 3 outputs, 0 to 2; did you mean class_"),
         (["--model-path", network, "--n_out", 4], "has 3 outputs, not"),
         (["--model-path", tmp_path / "moco.tar"], "has no linear head; train one"),
         (["--model-path", "random", "--model", "shufflenet_v2_x0_5"], "no last spatial maps"),

@@ -7,6 +7,7 @@ import warnings
 import cv2
 import numpy as np
 import pytest
+from matplotlib import font_manager
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import RendererAgg
 from matplotlib.figure import Figure
@@ -72,9 +73,11 @@ def test_a_confusion_is_bright_where_it_is_often(tmp_path):
 def test_a_grid_shows_each_picture_once_and_marks_the_wrong_ones(tmp_path):
     red = np.zeros((3, 20, 20, 3))
     red[..., 0] = 1
-    plots.image_grid(red, [("a", "a")] * 3, tmp_path / "right", "all right")
-    plots.image_grid(red * [[[[1]]], [[[0]]], [[[0]]]], [("a", "b")] * 3, tmp_path / "wrong", "all wrong")
-    right, wrong = (picture(tmp_path / name) for name in ("right", "wrong"))
+    plots.image_grid(red, [("a", "a")] * 3, tmp_path / "right", "all right", "legend")
+    plots.image_grid(red * [[[[1]]], [[[0]]], [[[0]]]], [("a", "b")] * 3, tmp_path / "wrong", "all wrong", "legend")
+    plots.image_grid(red, [("a", None)] * 3, tmp_path / "neither", "of other classes", "legend")
+    right, wrong, neither = (picture(tmp_path / name) for name in ("right", "wrong", "neither"))
+    assert share(neither, plots.COLORS[0]) == share(neither, plots.COLORS[5]) == 0
     assert share(right, "#ff0000") == pytest.approx(3 * share(wrong, "#ff0000"), rel=0.02)
     assert share(wrong, plots.COLORS[5]) > 0 == share(right, plots.COLORS[5])
 
@@ -107,7 +110,7 @@ def test_many_images_take_time_in_proportion(tmp_path, monkeypatch):
     drawn, draw = [], AxesImage.make_image
     monkeypatch.setattr(AxesImage, "make_image", lambda self, *args: drawn.append(self) or draw(self, *args))
     images = np.zeros((300, 2, 2, 3), np.uint8)
-    plots.image_grid(images, [("a", "b")] * 300, tmp_path / "grid", "many")
+    plots.image_grid(images, [("a", "b")] * 300, tmp_path / "grid", "many", "legend")
     assert len(drawn) == 600
     width, height = inches(tmp_path / "grid")
     assert width == 12 and height < plots.MAX_INCHES
@@ -117,7 +120,7 @@ def test_many_images_take_time_in_proportion(tmp_path, monkeypatch):
 @pytest.mark.parametrize(("n_rows", "n_columns"), [(64, 2), (1, 250)])
 def test_rows_of_images_have_a_largest_size(tmp_path, n_rows, n_columns):
     image = np.full((2, 2, 3), (255, 0, 0), np.uint8)
-    plots.image_rows([(["unit 3"], [image] * n_columns)] * n_rows, tmp_path / "rows")
+    plots.image_rows([(["unit 3"], [image] * n_columns, ())] * n_rows, tmp_path / "rows", "title")
     assert max(inches(tmp_path / "rows")) <= plots.MAX_INCHES + 0.01
     page = picture(tmp_path / "rows")
     assert max(page.shape) <= plots.MAX_PIXELS and share(page, "#ff0000") > 0.5
@@ -125,7 +128,7 @@ def test_rows_of_images_have_a_largest_size(tmp_path, n_rows, n_columns):
 
 def test_rows_show_their_images_from_the_left(tmp_path):
     red, blue = np.full((9, 9, 3), (255, 0, 0), np.uint8), np.full((9, 9, 3), (0, 0, 255), np.uint8)
-    plots.image_rows([(["unit 1", "car"], [red, red]), (["unit 2"], [blue])], tmp_path / "rows")
+    plots.image_rows([(["unit 1", "car"], [red, red], ["3", "1"]), (["unit 2"], [blue], ["2"])], tmp_path / "rows", "")
     page = picture(tmp_path / "rows")
     assert share(page, "#ff0000") == pytest.approx(2 * share(page, "#0000ff"), rel=0.05)
     ys, xs = np.nonzero((page == (0, 0, 255)).all(-1))
@@ -160,13 +163,22 @@ def test_names_are_drawn_as_they_are(tmp_path, monkeypatch):
     counts = np.eye(len(ODD), dtype=int)
     assert {*ODD, "$x$"} <= texts(monkeypatch, lambda: plots.confusion_matrix(counts, ODD, tmp_path / "matrix", "$x$"))
     captions, images = [(name, "x_1") for name in ODD], np.zeros((len(ODD), 4, 4, 3))
-    drawn = texts(monkeypatch, lambda: plots.image_grid(images, captions, tmp_path / "grid", "$t$"))
-    assert {*ODD, "→ x_1", "$t$"} <= drawn
-    drawn = texts(monkeypatch, lambda: plots.image_rows([([name], images) for name in ODD], tmp_path / "rows"))
-    assert set(ODD) <= drawn
+    drawn = texts(monkeypatch, lambda: plots.image_grid(images, captions, tmp_path / "grid", "$t$", "gray: x_2"))
+    assert {*ODD, "→ x_1", "$t$", "gray: x_2"} <= drawn
+    rows = [([name], images[:1], ["2.5"]) for name in ODD]
+    drawn = texts(monkeypatch, lambda: plots.image_rows(rows, tmp_path / "rows", "$t$"))
+    assert {*ODD, "$t$", "2.5"} <= drawn
     curves = {name: {1: np.linspace(0.1, 1, 200)} for name in ODD}
-    drawn = texts(monkeypatch, lambda: plots.variance_explained(curves, tmp_path / "variance"))
-    assert {f"{name}, layer 1" for name in ODD} | {"1", "10", "100"} <= drawn
+    drawn = texts(monkeypatch, lambda: plots.variance_explained(curves, tmp_path / "variance", "$t$"))
+    assert {f"{name}, layer 1" for name in ODD} | {"1", "10", "100", "90 %", "$t$"} <= drawn
+    units = {layer: np.linspace(0, 0.5, 9) for layer in (1, 2)}
+    drawn = texts(monkeypatch, lambda: plots.selectivity_by_layer(units, tmp_path / "selectivity", "$t$"))
+    assert {"$t$", "line and number: mean over units", "0.25", "layer, counted from the end"} <= drawn
+    rho = np.array([[1, 0.5, np.nan], [0.5, 1, 0.2], [np.nan, 0.2, 1]])
+    intervals = np.full((3, 3, 2), np.nan)
+    intervals[0, 1] = 0.4, 0.6
+    drawn = texts(monkeypatch, lambda: plots.correlations(rho, intervals, ODD[:3], tmp_path / "rho", "$t$"))
+    assert {*ODD[:3], "0.50\n0.40 to 0.60", "0.20", "$t$"} <= drawn
 
 
 def test_a_character_is_drawn_from_the_first_font_that_has_it_or_as_its_code(tmp_path, monkeypatch):
@@ -179,13 +191,27 @@ def test_a_character_is_drawn_from_the_first_font_that_has_it_or_as_its_code(tmp
     assert plots.drawable(["猫", "犬"]) == [r"\u732b", r"\u72ac"]
 
 
+def test_fonts_that_are_gone_or_damaged_cost_no_figure(tmp_path, monkeypatch):
+    """Matplotlib keeps a list of the fonts of a machine, which may be old."""
+    (tmp_path / "damaged.ttf").write_bytes(b"no font")
+    stale = {plots.FONTS[2]: tmp_path / "damaged.ttf", plots.FONTS[3]: tmp_path / "gone.ttf"}
+    findfont = font_manager.findfont
+    monkeypatch.setattr(
+        font_manager, "findfont", lambda name, **options: str(stale.get(name) or findfont(name, **options))
+    )
+    monkeypatch.setattr(plots, "_fonts", plots._fonts.__wrapped__)
+    assert plots._fonts()[0][:2] == list(plots.FONTS[:2]) and not stale.keys() & set(plots._fonts()[0])
+    plots.confusion_matrix(np.eye(2), ["a", "b"], tmp_path / "matrix", "title")
+    assert share(picture(tmp_path / "matrix"), "#fee838") > 0
+
+
 @pytest.mark.filterwarnings("error")
 def test_long_names_are_shortened_in_the_middle(tmp_path):
     names = ["a" * 240 + "1", "a" * 240 + "2"]
     first, second = plots.drawable(names)
     assert first != second and max(len(first), len(second)) <= plots.LABEL_LENGTH
     plots.accuracy_bars({name: {"iid": entry(0.5)} for name in names}, tmp_path / "bars")
-    plots.variance_explained({name: {1: np.linspace(0, 1, 9)} for name in names}, tmp_path / "variance")
+    plots.variance_explained({name: {1: np.linspace(0, 1, 9)} for name in names}, tmp_path / "variance", "title")
     assert share(picture(tmp_path / "bars"), plots.COLORS[1]) > 0.01
 
 
@@ -205,7 +231,7 @@ def test_a_dissimilarity_matrix_is_ordered_by_class_and_averaged(tmp_path, monke
     matrix = np.arange(49.0).reshape(7, 7)
     matrix[3] = matrix[:, 3] = np.nan
     labels = np.array([1, 0, 1, 0, 0, 1, 1])
-    plots.dissimilarity(matrix, labels, ["a", "b"], tmp_path / "rdm", "title")
+    plots.dissimilarity(matrix, labels, ["a", "b"], tmp_path / "rdm", "title", ("1 - cosine", 100))
     order = [1, 4, 0, 2, 5, 6]
     expected = [[matrix[np.ix_(rows, columns)].mean() for columns in np.reshape(order, (3, 2))]
                 for rows in np.reshape(order, (3, 2))]  # fmt: skip
@@ -213,7 +239,7 @@ def test_a_dissimilarity_matrix_is_ordered_by_class_and_averaged(tmp_path, monke
     picture(tmp_path / "rdm")
 
 
-def test_points_have_a_legend_or_a_color_scale(tmp_path):
+def test_points_have_a_legend_or_a_color_scale_and_labels(tmp_path, monkeypatch):
     points = np.random.default_rng(0).normal(size=(90, 2))
     points[7] = np.nan
     plots.scatter(points, ["_a", "b", "c"] * 30, tmp_path / "groups", "title", "class")
@@ -222,6 +248,9 @@ def test_points_have_a_legend_or_a_color_scale(tmp_path):
     pages = {name: picture(tmp_path / name) for name in ("groups", "many", "numbers")}
     for color in plots.COLORS[:3]:
         assert share(pages["groups"], color) > 20 * share(pages["many"], color)
+    names = [f"point {i}" for i in range(90)]
+    drawn = texts(monkeypatch, lambda: plots.scatter(points, ["a"] * 90, tmp_path / "labels", "title", "class", names))
+    assert set(names) - drawn == {"point 7"}
     assert share(pages["many"], "#440154") > 0 < share(pages["numbers"], "#440154")  # the first color of the scale
 
 

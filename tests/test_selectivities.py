@@ -161,9 +161,13 @@ def test_the_covariance_is_that_of_all_known_rows(monkeypatch):
     assert script.variance_explained(np.zeros((3, 3))).tolist() == [1, 1, 1]
 
 
-def test_dimensionality_of_several_folders(frames, tmp_path, network, capsys):
+def test_dimensionality_of_several_folders(frames, tmp_path, network, capsys, monkeypatch):
+    seen, draw = [], plots.variance_explained
+    monkeypatch.setattr(plots, "variance_explained", lambda *values: seen.append(values) or draw(*values))
     names = measure(frames, tmp_path / "out", network, "--layer", 1, 10, "--pca", frames / "class_0001")
     assert {"variance_explained_1_10.pdf", "variance_explained_1_10.png"} <= set(names)
+    ((drawn, _, title),) = seen
+    assert list(drawn) == ["frames", "class_0001"] and title == "net (resnet18): variance of its units"
     lines = capsys.readouterr().out.splitlines()
     for name in (f"{folder}, layer {layer}: " for folder in (frames, frames / "class_0001") for layer in (1, 10)):
         (line,) = [line for line in lines if line.startswith(name)]

@@ -160,11 +160,11 @@ def _group_column(text, names):
 # --- similarity; rows of NaN are left out
 
 
-def check_rdm_size(n):
-    """UserError if a dissimilarity matrix of n images is too large."""
+def check_rdm_size(n, items):
+    """UserError if a dissimilarity matrix of n items, images or groups, is too large."""
     if n > RDM_IMAGES:
         raise UserError(
-            f"--rdm: the matrix of {n} images or groups would have {4 * n * n / 1e9:.1f} GB; "
+            f"--rdm: the matrix of {n} {items} would have {4 * n * n / 1e9:.1f} GB; "
             f"at most {RDM_IMAGES} are compared, choose fewer with --every or --group-by"
         )
 

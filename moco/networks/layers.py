@@ -21,7 +21,9 @@ def layer(text):
 
 def title(layer):
     """The number or name of a layer, in words."""
-    return "penultimate layer" if layer == PENULTIMATE else f"layer {layer}"
+    if layer == PENULTIMATE:
+        return "penultimate layer"
+    return f"layer {layer} from the end" if str(layer).isdecimal() else f"layer {layer}"
 
 
 def layer_name(network, layer):

@@ -1,6 +1,7 @@
 """Maps over images of any shape, their published colors, and films of them: read back, complete or not there."""
 
 import os
+from types import SimpleNamespace
 
 import av
 import cv2
@@ -8,6 +9,7 @@ import matplotlib
 import numpy as np
 import pytest
 import torch
+from PIL import ImageFont
 from torch import nn
 
 from moco import plots
@@ -149,13 +151,13 @@ def test_an_overlay_of_constant_maps_and_images_is_finite():
 # --- films
 
 
-@pytest.mark.parametrize(("ending", "height", "width"), [(".mp4", 64, 96), (".MP4", 63, 97), (".mp4", 33, 32)])
+@pytest.mark.parametrize(("ending", "height", "width"), [(".mp4", 64, 96), (".MP4", 63, 97), (".mp4", 241, 240)])
 def test_a_film_is_read_back(tmp_path, ending, height, width):
     images = np.broadcast_to(np.uint8(SHADES)[:, None, None], (5, height, width, 3))
     write(tmp_path / f"film{ending}", images)
     found, rate = read(tmp_path / f"film{ending}")
     assert len(found) == 5 and rate == 5 and found.shape[1] % 2 == found.shape[2] % 2 == 0
-    np.testing.assert_allclose(found[:, 22 : 18 + height, 6 : 2 + width].mean((1, 2)), SHADES, atol=4)
+    np.testing.assert_allclose(found[:, 50:200, 20:200].mean((1, 2)), SHADES, atol=4)
     assert os.listdir(tmp_path) == [f"film{ending}"]
 
 
@@ -195,18 +197,37 @@ def test_a_frame_shows_images_side_by_side_with_title_and_color_bar():
     (frame,) = film.film_frames(columns, ["feature 3"], -1, 2)
     assert frame.shape[0] % 2 == frame.shape[1] % 2 == 0
     for shade in SHADES[:2]:
-        assert (frame == shade).all(-1).sum() == 90 * 120
+        assert (frame == shade).all(-1).sum() == 180 * 240  # enlarged to 224 pixels or more
     assert (frame[:20] < 100).any()  # the title
-    bar = frame[:, 2 * 120 + 3 * 4 + 4]
+    bar = frame[:, 2 * 240 + 3 * 4 + 4]
     colors = bar[~(bar == 255).all(-1)]
-    assert len(colors) == 90
+    assert len(colors) == 180
     assert np.abs(colors[0] - 255 * plots.jet()[-1]).max() <= 1 and np.abs(colors[-1] - 255 * plots.jet()[0]).max() <= 1
 
 
-def test_each_frame_has_its_title_in_latin_letters_or_codes_that_fits():
+def test_each_frame_has_its_whole_title_in_latin_letters_or_codes():
     image = np.zeros((5, 64, 64, 3), np.uint8)
+    text, font = f"feature 276: S_20130417_0600_01.mp4, 6.000 s {90 * 'a'}", ImageFont.load_default(12)
+    lines = film._wrap(text, font, 224)
+    assert "".join(lines).replace(" ", "") == text.replace(" ", "") and all(
+        font.getlength(line) <= 224 for line in lines
+    )
+    assert any("S_20130417_0600_01.mp4" in line for line in lines) and film._wrap("", font, 224) == [""]
     long, code, written, same, short = film.film_frames(
         [image], ["a" * 200, "\udcff犬", r"\udcff\u72ac", "é", "e"], 0, 1
     )
     assert (long[:, -4:] == 255).all() and long.shape == short.shape
     assert (code == written).all() and not (same == short).all()
+
+
+@pytest.mark.parametrize("names, seconds, rate", [
+    ("aaa", (0, 0.2, 0.4), 5),
+    ("aaaab", (1, 1.25, 1.5, 2.5, 0), 4),  # without one that cannot be read, and another video
+    ("aa", (0, 3600), 0.01),
+    ("ab", (0, 1), 5),
+])  # fmt: skip
+def test_a_film_plays_at_the_rate_of_its_frames(names, seconds, rate):
+    sources = [SimpleNamespace(name=name, second=second) for name, second in zip(names, seconds, strict=True)]
+    frames = SimpleNamespace(source=sources.__getitem__)
+    assert film.frame_rate(frames, range(len(names))) == pytest.approx(rate)
+    assert film.frame_rate(SimpleNamespace(source=lambda i: None), range(3)) == 5

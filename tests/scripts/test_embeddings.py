@@ -232,6 +232,87 @@ def test_a_flat_folder_and_a_list_of_stimuli(frames, network, tmp_path):
     np.testing.assert_allclose(listed[0], flat[7], rtol=1e-4, atol=1e-6)
 
 
+def test_means_of_groups_are_compared_with_other_layers_and_a_users_matrix(frames, tmp_path, capsys):
+    """One of a group of four images cannot be read; one image is in no range."""
+    lines = [f"class_000{i % 3}/img_000{i // 3}.jpeg,{'SA'[i % 2]},{6.2 + i // 3 if i < 23 else 40}" for i in range(24)]
+    (frames / "list.csv").write_text("\n".join(["file,child,age_months", *lines]))
+    (frames / "class_0000" / "img_0004.jpeg").write_bytes(b"no image")  # the first of its group in the list
+    np.save(tmp_path / "looks.npy", 1 - np.eye(4))
+    words = [
+        "--list",
+        frames / "list.csv",
+        "--group-by",
+        "child",
+        "age_months:6-10,10-20",
+        "--layer",
+        "penultimate",
+        "conv5",
+    ]
+    words += ["--rdm", "correlation", "--tsne", "--rdm-with", tmp_path / "looks.npy"]
+    export(None, tmp_path / "out", *words)
+    groups = [tuple(row.values()) for row in table(tmp_path / "out", "groups.csv")]
+    assert groups == [
+        ("A", "6-10", "6", "0"),
+        ("A", "10-20", "5", "0"),
+        ("S", "6-10", "6", "0"),
+        ("S", "10-20", "5", "1"),
+    ]
+    assert "note: 1 images are in no range of --group-by, and in no group" in capsys.readouterr().out
+    rows = np.load(tmp_path / "out" / "random_layer_penultimate.npy").astype(np.float64)
+    label = np.array([2 * (i % 2 == 0) + (i // 3 >= 4) for i in range(23)])
+    expected = [np.nanmean(rows[:23][label == group], 0) for group in range(4)]
+    means = np.load(tmp_path / "out" / "random_layer_penultimate_groups.npy")
+    np.testing.assert_allclose(means, expected, rtol=1e-6)
+    matrices = [
+        np.load(tmp_path / "out" / f"random_layer_{layer}_groups_rdm_correlation.npy")
+        for layer in ("penultimate", "conv5")
+    ]
+    np.testing.assert_array_equal(matrices[0], embeddings.dissimilarity(means, "correlation"))
+    found = table(tmp_path / "out", "rdm_correlations.csv")
+    assert [(row["first"], row["second"], row["pairs"]) for row in found] == [
+        ("random, penultimate layer", "random, layer conv5", "6"),
+        ("random, penultimate layer", "looks", "6"),
+        ("random, layer conv5", "looks", "6"),
+    ]
+    assert float(found[0]["spearman"]) == pytest.approx(embeddings.compare(*matrices, 0)[0])
+    assert found[1]["spearman"] == "nan"  # the same for all pairs
+    assert [row["child"] for row in table(tmp_path / "out", "random_layer_conv5_groups_tsne.csv")] == list("AASS")
+    export(None, tmp_path / "out", *words[:2], "--group-by", "child", *words[5:8])  # no matrix of other groups is left
+    assert {path.name for path in tmp_path.glob("out/*_groups*")} == {
+        f"random_layer_{layer}_groups.npy" for layer in ("penultimate", "conv5")
+    }
+
+
+def test_a_network_whose_embeddings_are_all_the_same_has_notes_in_place_of_figures(frames, tmp_path, capsys):
+    network = architectures.build("resnet18", 3)
+    for layer in network.layer4.modules():
+        if isinstance(layer, nn.BatchNorm2d):
+            nn.init.zeros_(layer.weight)
+            nn.init.constant_(layer.bias, 0.3)
+    nn.init.zeros_(network.layer4[0].downsample[1].weight)
+    save_network(tmp_path / "collapsed.tar", network, arch="resnet18", n_out=3)
+    words = [
+        "--model-path",
+        tmp_path / "collapsed.tar",
+        "random",
+        "--model",
+        "resnet18",
+        "--rdm",
+        "correlation",
+        "--tsne",
+    ]
+    export(frames, tmp_path / "out", *words)
+    printed = capsys.readouterr().out
+    assert "note: no t-SNE of collapsed, penultimate layer: t-SNE needs embeddings that differ" in printed
+    assert "note: collapsed, penultimate layer: no embedding varies, so that correlation is not defined" in printed
+    assert np.isnan(np.load(tmp_path / "out" / "collapsed_layer_penultimate_rdm_correlation.npy")).all()
+    figures = {path.name for path in tmp_path.glob("out/*.pdf")}
+    assert figures == {
+        f"{name}.pdf"
+        for name in ("random_layer_penultimate_rdm_correlation", "random_layer_penultimate_tsne", "rdm_correlations")
+    }
+
+
 def test_half_precision(frames, tmp_path, monkeypatch):
     for dtype in ("float32", "float16"):
         export(frames, tmp_path / dtype, "--dtype", dtype)
@@ -281,6 +362,7 @@ def test_mistakes_are_one_line_before_any_work(frames, tmp_path, monkeypatch):
         "ragged": "file\na,b",
     }.items():
         (tmp_path / f"{name}.csv").write_text(text)
+    np.save(tmp_path / "own.npy", np.eye(4))
     for data, words, message in [
         (frames, ["--rdm", "cosine"], "the matrix of 24 images would have 0.0 GB"),
         (frames, ["--tsne", "--color-by", "age"], "--color-by age: images.csv has the columns file, class"),
@@ -290,7 +372,18 @@ def test_mistakes_are_one_line_before_any_work(frames, tmp_path, monkeypatch):
         (None, ["--list", tmp_path / "gone.csv"], r"there is no file x.png \(and 1 more\)"),
         (None, ["--list", tmp_path / "ragged.csv"], "ragged.csv, line 2: it does not have 1 columns"),
         (frames, ["--save-dir", frames / "out"], "is inside the data folder"),
-        (frames, ["--shard", "0/2", "--tsne"], "--rdm and --tsne compare all images; give them without --shard"),
+        (frames, ["--shard", "0/2", "--tsne"], "--rdm, --tsne and --group-by compare all images; give them without"),
+        (frames, ["--rdm-with", "own.npy"], "--rdm-with compares with the matrices of --rdm; give it, too"),
+        (
+            frames,
+            ["--rdm", "cosine", "--group-by", "class", "--rdm-with", tmp_path / "own.npy"],
+            "the matrices here are 3 x 3",
+        ),
+        (
+            frames,
+            ["--group-by", "age_months:6-12"],
+            "--group-by age_months:6-12: images.csv has the columns file, class",
+        ),
         (frames, ["--model-path", "none.tar"], "no checkpoint none.tar"),
     ]:
         with pytest.raises(UserError, match=message):

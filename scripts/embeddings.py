@@ -167,19 +167,21 @@ def average_groups(paths, columns, table, save_dir):
     paths: {title: file of embeddings}. columns, table: as embeddings.group_images() takes them.
     """
     groups, labels = embeddings.group_images(table, columns)
+    images = np.bincount(labels, minlength=len(groups) + 1)
     means_paths = {title: path.with_name(f"{path.stem}_groups.npy") for title, path in paths.items()}
-    for path in save_dir.iterdir():
-        if path.name.startswith(tuple(f"{means.stem}_" for means in means_paths.values())):
-            path.unlink()  # a figure or matrix, perhaps of other groups
     for title, path in paths.items():
         means, counts = units.class_means(np.load(path, mmap_mode="r"), labels, len(groups) + 1)
         with files.atomic_write(means_paths[title]) as part:
             np.save(part, means[:-1].astype(np.float32))
-    images = np.bincount(labels, minlength=len(groups) + 1)
     lines = [[*group, n, size - n] for group, n, size in zip(groups, counts, images, strict=False)]
-    names = [name.partition(":")[0] for name in columns]
-    files.write_table(save_dir / "groups.csv", [[*names, "images", "left_out"], *lines])
-    print(f"{len(groups)} groups of {counts[:-1].min()} to {counts[:-1].max()} images: {save_dir / 'groups.csv'}")
+    names, table_path = [name.partition(":")[0] for name in columns], save_dir / "groups.csv"
+    before = table_path.read_bytes() if table_path.exists() else b""
+    files.write_table(table_path, [[*names, "images", "left_out"], *lines])
+    if before != table_path.read_bytes():  # figures and matrices there are of other groups
+        for path in save_dir.iterdir():
+            if path.name.startswith(tuple(f"{means.stem}_" for means in means_paths.values())):
+                path.unlink()
+    print(f"{len(groups)} groups of {counts[:-1].min()} to {counts[:-1].max()} images: {table_path}")
     if images[-1]:
         print(f"note: {images[-1]} images are in no range of --group-by, and in no group")
     return [dict(zip(names, group, strict=True)) for group in groups], means_paths

@@ -1,6 +1,5 @@
 """Class activation maps: equal to golden values, for the images and classes of the flags."""
 
-import json
 
 import cv2
 import numpy as np
@@ -9,7 +8,7 @@ import torch
 from torch.nn import functional
 
 import linear_combination_maps as script
-from moco import files, plots
+from moco import plots
 from moco.analysis import film
 from moco.cli import UserError
 from moco.data import loader
@@ -137,17 +136,3 @@ def test_mistakes_are_one_line(frames, network, tmp_path):
         with pytest.raises(UserError, match=message):
             draw(frames, tmp_path / "out", *words)
         assert not list((tmp_path / "out").glob("*"))
-
-
-def test_every_run_records_flags_and_checkpoint(frames, network, tmp_path, capsys):
-    draw(frames, tmp_path / "out", "--model-path", network, "--class-idx", 1, "--overlay")
-    record, digest = json.loads((tmp_path / "out" / "args.json").read_text()), files.sha256(network)
-    assert record["overlay"] is True and record["checkpoints"] == {str(network): digest}
-    first_line = capsys.readouterr().out.splitlines()[0]
-    assert first_line.startswith("model: resnet18 ") and f"{network} (SHA-256 {digest[:12]}" in first_line
-
-
-def test_the_save_folder_is_not_inside_the_data(frames, network):
-    with pytest.raises(UserError, match="is inside the data folder"):
-        draw(frames, frames / "class_0000" / "maps", "--model-path", network, "--class-idx", 1)
-    assert not (frames / "class_0000" / "maps").exists()

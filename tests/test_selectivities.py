@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import selectivities as script
-from moco import files, plots
+from moco import plots
 from moco.analysis import features, units
 from moco.cli import UserError
 from moco.data.folders import FrameFolder
@@ -172,14 +172,6 @@ def test_dimensionality_of_several_folders(frames, tmp_path, network, capsys, mo
     for name in (f"{folder}, layer {layer}: " for folder in (frames, frames / "class_0001") for layer in (1, 10)):
         (line,) = [line for line in lines if line.startswith(name)]
         assert 1 <= int(line.removeprefix(name).split()[0]) <= 24
-
-
-def test_every_run_records_flags_and_checkpoint(frames, tmp_path, network, capsys):
-    measure(frames, tmp_path / "out", network, "--layer", 1, 2)
-    record, digest = json.loads((tmp_path / "out" / "args.json").read_text()), files.sha256(network)
-    assert record["layer"] == [1, 2] and record["checkpoints"] == {str(network): digest}
-    first_line = capsys.readouterr().out.splitlines()[0]
-    assert first_line.startswith("model: resnet18 ") and f"{network} (SHA-256 {digest[:12]}" in first_line
 
 
 def test_the_default_model_is_named_in_the_first_line(frames, tmp_path, monkeypatch, capsys):

@@ -10,7 +10,7 @@ same as .json, with file names.
 import numpy as np
 import torch
 
-from moco import cli, distributed, files, plots
+from moco import cli, distributed, files, pictures, plots
 from moco.analysis import features, units
 from moco.cli import UserError
 from moco.data import augment
@@ -128,7 +128,7 @@ def main(argv=None):
     shown = []
     for entry, of_unit in zip(entries, images[best].T, strict=True):
         shown.append(image_row(entry, [frames.read(index) for index in of_unit], labels, args.image_size))
-    plots.image_rows(shown, path, f"{opened.title}, {layers.title(args.layer)}: highest activations")
+    pictures.image_rows(shown, path, f"{opened.title}, {layers.title(args.layer)}: highest activations")
     print(f"top {len(best)} of {counts.sum()} images for {len(entries)} units: {path.with_suffix('.pdf')}")
     if len(best) < args.top:
         print(f"fewer images than --top {args.top} could be read")

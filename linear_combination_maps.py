@@ -14,7 +14,7 @@ from functools import partial
 
 import numpy as np
 
-from moco import cli, distributed, files, plots
+from moco import cli, distributed, files, pictures, plots
 from moco.analysis import film
 from moco.cli import UserError
 from moco.data import loader
@@ -76,7 +76,7 @@ def draw_attention(images, maps, stride, names, heads, path, title):
     """
     maps = maps.unbind(1) if heads else [maps.mean(1)]
     columns = [images, *(film.overlay(images, film.upsample(head, images.shape[1:3], stride)) for head in maps)]
-    plots.image_rows([([name], row, ()) for name, *row in zip(names, *columns, strict=True)], path, title)
+    pictures.image_rows([([name], row, ()) for name, *row in zip(names, *columns, strict=True)], path, title)
 
 
 def main(argv=None):
@@ -128,7 +128,7 @@ def main(argv=None):
         shown = film.overlay(images, heatmaps) if args.overlay else masked(images, heatmaps)
         captions = list(zip(true, predicted if is_comparable else [None] * len(true), strict=True))
         legend = LEGENDS["overlay" if args.overlay else "masks"] + LEGENDS["classes" if is_comparable else "folders"]
-        plots.image_grid(shown, captions, path, f"{opened.title}, class activation maps: {names[number]}", legend)
+        pictures.image_grid(shown, captions, path, f"{opened.title}, class activation maps: {names[number]}", legend)
     print(f"{len(images)} images: {path.with_suffix('.pdf')} and .png")
 
 

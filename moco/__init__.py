@@ -8,7 +8,8 @@ directly in this folder may be imported from anywhere, those of a sub-package by
     files                   atomic writes, output folders, small text files, args.json
     distributed             devices, and the processes of a job
     builder                 MoCo, as in its paper
-    plots                   every figure
+    plots                   figures of numbers: curves, bars, matrices, points
+    pictures                figures of images
 
     networks/               for training, analysis and builder
         architectures       architectures by name

@@ -1,8 +1,7 @@
-"""Every figure: curves, bars, matrices, grids and rows of images. Each is written as a PDF and a PNG."""
+"""Every figure but those of images: curves, bars, matrices, points. Each is written as a PDF and a PNG."""
 
 import functools
 import itertools
-import textwrap
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -48,7 +47,7 @@ def _fonts():
     return list(found), frozenset().union(*found.values())
 
 
-def _legible(text):
+def legible(text):
     """text with codes such as \\u732b in place of the characters that no font of the figures has."""
     _, characters = _fonts()
     return "".join(c if ord(c) in characters else c.encode("unicode_escape").decode() for c in text)
@@ -56,7 +55,7 @@ def _legible(text):
 
 def drawable(names, length=LABEL_LENGTH):
     """names as figures show them: legible, and shortened in the middle to length."""
-    names = map(_legible, names)
+    names = map(legible, names)
     return [n if len(n) <= length else f"{n[: length - length // 4 - 3]}...{n[-(length // 4) :]}" for n in names]
 
 
@@ -91,8 +90,11 @@ def _figure(path, width, height, layout="constrained"):
 
 
 @contextmanager
-def _page(path, width, height):
-    """The axes of a figure, as in _figure, whose coordinates are inches from the top left corner."""
+def page(path, width, height):
+    """The axes of a figure of width x height inches, written to path + '.pdf' and '.png' at the end.
+
+    Their coordinates are inches from the top left corner.
+    """
     with _figure(path, width, height, layout="none") as figure:
         axes = figure.add_axes((0, 0, 1, 1), xlim=(0, width), ylim=(height, 0))
         axes.axis("off")
@@ -203,7 +205,7 @@ def _matrix(figure, matrix, ticks, labels, title, scale, style):
     axes.set_xticks(ticks, labels, rotation=90)
     axes.set_yticks(ticks, labels)
     axes.tick_params(length=0)
-    axes.set_title(_legible(title))
+    axes.set_title(legible(title))
     figure.colorbar(image, label=scale, shrink=0.7)
     return axes
 
@@ -250,7 +252,7 @@ def selectivity_by_layer(values, path, title):
         axes.set_xticks(range(len(layers)), [f"{layer}\n{len(values[layer])} units" for layer in layers])
         xlabel = "layer, counted from the end" if all(isinstance(layer, int) for layer in layers) else "layer"
         axes.set(xlabel=xlabel, ylabel="class selectivity of a unit", ylim=(-0.01, 1.01))
-        axes.set(xlim=(-0.6, len(layers) - 0.2), title=f"{_legible(title)}\nline and number: mean over units")
+        axes.set(xlim=(-0.6, len(layers) - 0.2), title=f"{legible(title)}\nline and number: mean over units")
 
 
 def variance_explained(curves, path, title):
@@ -270,7 +272,7 @@ def variance_explained(curves, path, title):
         axes.axhline(90, color="0.6", linewidth=0.8, zorder=0)
         figure.legend(axes.lines[:], [*labels, "90 %"], loc="outside right upper", fontsize=8)
         axes.set(xscale="log", xlabel="number of principal components", ylabel="variance explained (%)", ylim=(0, 101))
-        axes.set_title(_legible(title))
+        axes.set_title(legible(title))
         axes.xaxis.set_major_formatter(StrMethodFormatter("{x:.0f}"))  # the default is powers of ten in math mode
 
 
@@ -350,51 +352,9 @@ def scatter(points, values, path, title, name, labels=()):
         else:
             axes.scatter(*points[np.isnan(numbers)].T, color="0.8", **style)
             drawn = axes.scatter(*points.T, c=numbers, cmap="viridis", plotnonfinite=False, **style)
-            figure.colorbar(drawn, label=_legible(name), shrink=0.7)
+            figure.colorbar(drawn, label=legible(name), shrink=0.7)
         axes.set(xticks=(), yticks=())
         axes.set_aspect("equal", "datalim")
-        axes.set_title(_legible(title))
+        axes.set_title(legible(title))
         for point, label in zip(points, itertools.compress(drawable(labels), known), strict=False):
             axes.annotate(label, point, (3, 0), textcoords="offset points", va="center", fontsize=6)
-
-
-def image_grid(images, captions, path, title, legend, columns=12):
-    """Images (N, H, W, 3), 12 a row, to path + '.pdf' and '.png'.
-
-    images: uint8, or floats from 0 to 1. captions: (true, predicted) class of each, written below it; if they differ,
-    the predicted class has an arrow and another color. A predicted class of None is not written. legend: below title.
-    """
-    columns = min(columns, len(images))
-    rows = -(-len(images) // columns)
-    width = max(columns, 3)
-    legend = textwrap.wrap(_legible(legend), 20 * width)
-    head = 0.33 + 0.13 * len(legend)
-    with _page(path, width, 1.28 * rows + head) as axes:
-        axes.text(width / 2, 0.17, _legible(title), ha="center", va="center", fontsize=10)
-        axes.text(width / 2, 0.3, "\n".join(legend), ha="center", va="top", fontsize=7, color="0.3")
-        for number, (image, (true, predicted)) in enumerate(zip(images, captions, strict=True)):
-            left, top = number % columns, 1.28 * (number // columns) + head
-            axes.imshow(image, extent=(left + 0.03, left + 0.97, top + 0.94, top), aspect="auto")
-            axes.text(left + 0.5, top + 0.97, true, ha="center", va="top", fontsize=6)
-            if predicted is not None:
-                text, color = (predicted, COLORS[0]) if true == predicted else (f"→ {predicted}", COLORS[5])
-                axes.text(left + 0.5, top + 1.08, text, ha="center", va="top", fontsize=6, color=color)
-
-
-def image_rows(rows, path, title):
-    """Rows of images, each with lines of text on its left, to path + '.pdf' and '.png'.
-
-    rows: [(lines, images, captions)], images (H, W, 3) uint8, captions below them; rows may differ in length.
-    """
-    margin, head, height = 1.4, 0.33, 1.04 + 0.13 * any(captions for _, _, captions in rows)
-    columns = max(len(images) for _, images, _ in rows)
-    width = max(margin + 1.02 * columns, 0.3 + 0.075 * len(title))
-    with _page(path, width, head + height * len(rows)) as axes:
-        axes.text(0.04, 0.17, _legible(title), va="center", fontsize=10)
-        for number, (lines, images, captions) in enumerate(rows):
-            top = head + height * number + 0.04
-            axes.text(0.04, top + 0.48, "\n".join(lines), va="center", fontsize=8, linespacing=1.5)
-            for column, (image, caption) in enumerate(itertools.zip_longest(images, captions, fillvalue="")):
-                left = margin + 1.02 * column
-                axes.imshow(image, extent=(left, left + 0.96, top + 0.96, top), aspect="auto")
-                axes.text(left + 0.48, top + 0.99, caption, ha="center", va="top", fontsize=6)

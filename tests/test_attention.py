@@ -11,7 +11,7 @@ import torch
 import feature_animation
 import linear_combination_maps
 import selectivities
-from moco import plots
+from moco import pictures
 from moco.analysis import film
 from moco.cli import UserError
 from moco.data import loader
@@ -37,7 +37,7 @@ def dino(tmp_path):
 def test_attention_is_that_of_the_teachers_class_token(tmp_path, dino, monkeypatch, flags, columns):
     frames = make_frames(tmp_path / "frames", size=64)
     drawn = []
-    monkeypatch.setattr(plots, "image_rows", lambda rows, path, title: drawn.extend(rows))
+    monkeypatch.setattr(pictures, "image_rows", lambda rows, path, title: drawn.extend(rows))
     shown = []
     original = film.overlay
     monkeypatch.setattr(film, "overlay", lambda *pair: shown.append(pair) or original(*pair))

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import highly_activating_imgs as script
-from moco import plots
+from moco import pictures
 from moco.analysis import features, units
 from moco.cli import UserError
 from moco.data import loader
@@ -79,7 +79,7 @@ def test_one_unit_under_its_published_name(frames, tmp_path, network):
 
 def test_several_units_have_a_row_each_with_selectivity_and_preferred_class(frames, tmp_path, network, monkeypatch):
     drawn = []
-    monkeypatch.setattr(plots, "image_rows", lambda rows, path, title: drawn.extend([*rows, title]))
+    monkeypatch.setattr(pictures, "image_rows", lambda rows, path, title: drawn.extend([*rows, title]))
     found, _ = show(frames, tmp_path / "out", network, "--neuron_idx", 5, 3, "--top", 4, "--layer", 10)
     images = FrameFolder(frames)
     rows = every_mean(network, images, tmp_path, "relu")

@@ -8,7 +8,7 @@ import torch
 from torch.nn import functional
 
 import linear_combination_maps as script
-from moco import plots
+from moco import pictures
 from moco.analysis import film
 from moco.cli import UserError
 from moco.data import loader
@@ -42,7 +42,7 @@ def test_maps_and_masks_are_the_published_ones():
 
 def test_captions_are_the_true_and_the_predicted_class(frames, network, tmp_path, monkeypatch):
     drawn = []
-    monkeypatch.setattr(plots, "image_grid", lambda images, captions, *_: drawn.extend(captions))
+    monkeypatch.setattr(pictures, "image_grid", lambda images, captions, *_: drawn.extend(captions))
     (frames / "class_0000").rename(frames / "zebra")  # a class that the model does not have
     draw(frames, tmp_path / "out", "--model-path", network, "--class-idx", 1, "--batch-size", 24)
     assert [true for true, _ in drawn] == ["class_0001"] * 8 + ["class_0002"] * 8 + ["zebra"] * 8
@@ -93,7 +93,7 @@ def test_classes_that_are_not_the_folders_are_not_called_wrong(frames, network, 
     """Those of a head without names are numbers."""
     drawn = []
     monkeypatch.setattr(
-        plots, "image_grid", lambda images, captions, path, title, legend: drawn.append((captions, legend))
+        pictures, "image_grid", lambda images, captions, path, title, legend: drawn.append((captions, legend))
     )
     words = ["--model-path", "random", "--model", "resnet18", "--n_out", 7]
     draw(frames, tmp_path / "a", *words, "--class-idx", 6, "--batch-size", 2)

@@ -28,7 +28,7 @@ STRIDE = 32  # pixels of the image per location of the last maps of a spatial tr
 def add_flags(parser, frames, batch_size):
     """Add the flags that both kinds of film share, with a script's default length and batch size, to parser."""
     add = parser.add_argument
-    add("data", type=_folder, help="folder of images, which are shown in order")
+    add("data", help="folder of images, which are shown in order")
     opening.add_flags(parser)
     add("--frames", type=cli.number(int, 1), default=frames, metavar="N", help="maximum length of the film")
     add(
@@ -49,15 +49,6 @@ def add_flags(parser, frames, batch_size):
     cli.shared_flags(parser, "--batch-size", default=batch_size, help=help_text)
     cli.shared_flags(parser, "--image-size", "--workers")
     cli.shared_flags(parser, "--save-dir", "--seed", "--device", "--overwrite")
-
-
-def _folder(text):
-    if Path(text).is_file():
-        raise UserError(
-            f"{text} is not a folder of images; if it is a video, extract its frames first, as the networks saw them: "
-            "read_saycam.py FOLDER_OF_VIDEOS --save-dir FRAMES"
-        )
-    return text
 
 
 def _file_name(text):

@@ -42,7 +42,7 @@ class FrameFolder:
         self._starts = list(accumulate(self.counts, initial=0))
         self._orders = {}  # label -> the images of a class in time, and the position of each
         if len(self) == 0:
-            raise UserError(f"{self.folder} has no images; give a folder of class folders, as read_saycam.py makes it")
+            raise UserError(f"{self.folder} has no images; give a folder of class folders, as read_saycam.py makes it from videos")
         if len(self.folders) > 1 and one_size:
             self._check_sizes()
 
@@ -179,6 +179,11 @@ def read_part(path, offset=0, size=None):
 
 def _open(folder):
     """(what lists the images of a folder: its Manifest, Tars or Files; its Tars, or None)."""
+    if folder.is_file():
+        raise UserError(
+            f"{printable(folder)} is not a folder of images; if it is a video, extract its frames first: "
+            "read_saycam.py FOLDER_OF_VIDEOS --save-dir FRAMES"
+        )
     if not folder.is_dir():
         raise UserError(f"there is no folder {folder}; give the folder that contains the class folders")
     images = manifest.load(folder)

@@ -42,7 +42,9 @@ class FrameFolder:
         self._starts = list(accumulate(self.counts, initial=0))
         self._orders = {}  # label -> the images of a class in time, and the position of each
         if len(self) == 0:
-            raise UserError(f"{self.folder} has no images; give a folder of class folders, as read_saycam.py makes it from videos")
+            raise UserError(
+                f"{self.folder} has no images; give a folder of class folders, as read_saycam.py makes it from videos"
+            )
         if len(self.folders) > 1 and one_size:
             self._check_sizes()
 

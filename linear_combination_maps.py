@@ -14,11 +14,10 @@ from functools import partial
 
 import numpy as np
 
-from moco import cli, distributed, files, pictures, plots
+from moco import cli, files, pictures, plots
 from moco.analysis import film
 from moco.cli import UserError
 from moco.data import loader
-from moco.data.folders import FrameFolder
 from moco.networks import architectures, layers, opening, vit
 
 LEGENDS = {
@@ -69,67 +68,72 @@ def masked(images, heatmaps):
     return film.attention_mask(heatmaps)[..., None] * (images / np.float32(255) - loader.MEAN) + loader.MEAN
 
 
-def draw_attention(images, maps, stride, names, heads, path, title):
-    """A row per image: what the class token attends to, the mean over the heads, or with heads a column for each.
+def compute(args, frames, opened, function, name, chosen):
+    """Compute maps of some images: (path of the figure without its ending, images, maps, true classes for captions).
 
-    images: (N, H, W, 3) uint8. maps: (N, heads, h, w). names: of the N images. title: of the figure.
+    function: normalized images to maps, see film.images_and_maps. name: of the figure. chosen: indices of the images.
     """
-    maps = maps.unbind(1) if heads else [maps.mean(1)]
-    columns = [images, *(film.overlay(images, film.upsample(head, images.shape[1:3], stride)) for head in maps)]
-    pictures.image_rows([([name], row, ()) for name, *row in zip(names, *columns, strict=True)], path, title)
-
-
-def main(argv=None):
-    args = parse_args(argv)
-    frames = FrameFolder(args.data)
-    opened = opening.open_for(args, head_required=not args.attention)
-    device = distributed.select_device(args.device)
-    network = architectures.freeze(opened.network).to(device)
-    classes, which = None, "all"
-    if args.attention:
-        vit.check(network)
-        name = "attention_heads" if args.heads else "attention"
-        function = partial(vit.attention_maps, network)
-    else:
-        function, head = layers.spatial_trunk(network), architectures.head(network).cpu()
-        n_out = head.out_features
-        classes = opened.classes or (frames.classes if len(frames.classes) == n_out else None)
-        number = opening.class_number(args.class_idx, classes, n_out)
-        if classes is None and (args.class_only or args.others):
-            raise UserError(
-                f"the {n_out} outputs of the model are not the {len(frames.classes)} class folders of {args.data}; "
-                "omit --class-only and --others"
-            )
-        which = "class" if args.class_only else "others" if args.others else "all"
-        name = "_".join(["class", str(number)] + [which] * (which != "all") + ["overlay"] * args.overlay)
-        is_comparable = not set(frames.classes).isdisjoint(classes or ())
-        if not is_comparable:
-            print(
-                f"note: no output of the model is a class folder of {args.data}, as if its classes were episodes; "
-                "train a classifier of these folders with linear_decoding.py, and give its .tar"
-            )
     path = files.make_output_dir(args.save_dir, [args.data]) / f"linear_combination_maps_{name}"
     for ending in (".pdf", ".png"):
         files.refuse_overwrite(path.with_suffix(ending), args.overwrite)
-
-    chosen = choose(frames, classes[number] if classes else None, which, args.batch_size, args.seed)
+    device = next(opened.network.parameters()).device
     images, maps, indices = film.images_and_maps(
         function, frames, chosen, args.image_size, device, workers=args.workers, square=True
     )
     files.write_args(path.parent, cli.flags(args), opened.checkpoints)
     true = plots.drawable([frames.classes[frames.label(i)] for i in indices], plots.CAPTION_LENGTH)
-    if args.attention:
-        title = f"{opened.title}: attention of the class token, from blue to red"
-        draw_attention(images, maps, network.patch_size, true, args.heads, path, title)
-    else:
-        names = plots.drawable(classes or [f"class {k}" for k in range(n_out)], plots.CAPTION_LENGTH)
-        predicted = [names[k] for k in head(maps.mean((2, 3))).argmax(1)]
-        heatmaps = film.upsample(film.class_activation_map(maps, head.weight[number]), images.shape[1:3])
-        shown = film.overlay(images, heatmaps) if args.overlay else masked(images, heatmaps)
-        captions = list(zip(true, predicted if is_comparable else [None] * len(true), strict=True))
-        legend = LEGENDS["overlay" if args.overlay else "masks"] + LEGENDS["classes" if is_comparable else "folders"]
-        pictures.image_grid(shown, captions, path, f"{opened.title}, class activation maps: {names[number]}", legend)
     print(f"{len(images)} images: {path.with_suffix('.pdf')} and .png")
+    return path, images, maps, true
+
+
+def draw_attention(args, frames, opened):
+    """A row per image: what the class token attends to, the mean over the heads, or with --heads a column for each."""
+    network = opened.network
+    vit.check(network)
+    chosen = choose(frames, None, "all", args.batch_size, args.seed)
+    name = "attention_heads" if args.heads else "attention"
+    path, images, maps, true = compute(args, frames, opened, partial(vit.attention_maps, network), name, chosen)
+    maps = maps.unbind(1) if args.heads else [maps.mean(1)]
+    heatmaps = [film.upsample(head, images.shape[1:3], network.patch_size) for head in maps]
+    columns = [images, *(film.overlay(images, head) for head in heatmaps)]
+    rows = [([name], row, ()) for name, *row in zip(true, *columns, strict=True)]
+    pictures.image_rows(rows, path, f"{opened.title}: attention of the class token, from blue to red")
+
+
+def draw_class_maps(args, frames, opened):
+    """A grid of images with their class activation maps, and the class that the model predicts where it can be right."""
+    trunk, head = layers.spatial_trunk(opened.network), architectures.head(opened.network)
+    n_out, which = head.out_features, "class" if args.class_only else "others" if args.others else "all"
+    classes = opened.classes or (frames.classes if len(frames.classes) == n_out else None)
+    number = opening.class_number(args.class_idx, classes, n_out)
+    if classes is None and which != "all":
+        raise UserError(
+            f"the {n_out} outputs of the model are not the {len(frames.classes)} class folders of {args.data}; "
+            "omit --class-only and --others"
+        )
+    is_comparable = not set(frames.classes).isdisjoint(classes or ())
+    if not is_comparable:
+        print(
+            f"note: no output of the model is a class folder of {args.data}, as if its classes were episodes; "
+            "train a classifier of these folders with linear_decoding.py, and give its .tar"
+        )
+    name = "_".join(["class", str(number)] + [which] * (which != "all") + ["overlay"] * args.overlay)
+    chosen = choose(frames, classes[number] if classes else None, which, args.batch_size, args.seed)
+    path, images, maps, true = compute(args, frames, opened, trunk, name, chosen)
+    names = plots.drawable(classes or [f"class {k}" for k in range(n_out)], plots.CAPTION_LENGTH)
+    predicted = [names[k] if is_comparable else None for k in head.cpu()(maps.mean((2, 3))).argmax(1)]
+    heatmaps = film.upsample(film.class_activation_map(maps, head.weight[number]), images.shape[1:3])
+    shown = film.overlay(images, heatmaps) if args.overlay else masked(images, heatmaps)
+    legend = LEGENDS["overlay" if args.overlay else "masks"] + LEGENDS["classes" if is_comparable else "folders"]
+    title = f"{opened.title}, class activation maps: {names[number]}"
+    pictures.image_grid(shown, list(zip(true, predicted, strict=True)), path, title, legend)
+
+
+def main(argv=None):
+    args = parse_args(argv)
+    frames, opened = film.open_inputs(args, head_required=not args.attention)
+    draw = draw_attention if args.attention else draw_class_maps
+    draw(args, frames, opened)
 
 
 if __name__ == "__main__":

@@ -58,9 +58,7 @@ def _file_name(text):
 
 
 def open_inputs(args, head_required=False):
-    """The FrameFolder and the opened model, frozen and on its device, that the flags of a film ask for."""
-    if args.range and not args.range[0] < args.range[1]:
-        raise UserError(f"--range {args.range[0]} {args.range[1]}: give two numbers, the first below the second")
+    """The FrameFolder and the opened model, frozen and on its device, that the flags of a film or of maps ask for."""
     frames, opened = FrameFolder(args.data), opening.open_for(args, head_required)
     architectures.freeze(opened.network).to(distributed.select_device(args.device))
     return frames, opened
@@ -72,6 +70,8 @@ def animate(args, frames, opened, function, name, title, stride=STRIDE):
     function: normalized images (n, 3, H, W) to maps (n, h, w), see images_and_maps. name: of the film without --name.
     title: of all its frames. stride: pixels of the image per location of the maps.
     """
+    if args.range and not args.range[0] < args.range[1]:
+        raise UserError(f"--range {args.range[0]} {args.range[1]}: give two numbers, the first below the second")
     save_dir = files.make_output_dir(args.save_dir, [args.data])
     path = files.refuse_overwrite(save_dir / (args.name or name), args.overwrite)
     device, indices = next(opened.network.parameters()).device, frames.in_time()[: args.frames]

@@ -82,7 +82,6 @@ def compute(args, frames, opened, function, name, chosen):
     )
     files.write_args(path.parent, cli.flags(args), opened.checkpoints)
     true = plots.drawable([frames.classes[frames.label(i)] for i in indices], plots.CAPTION_LENGTH)
-    print(f"{len(images)} images: {path.with_suffix('.pdf')} and .png")
     return path, images, maps, true
 
 
@@ -98,10 +97,11 @@ def draw_attention(args, frames, opened):
     columns = [images, *(film.overlay(images, head) for head in heatmaps)]
     rows = [([name], row, ()) for name, *row in zip(true, *columns, strict=True)]
     pictures.image_rows(rows, path, f"{opened.title}: attention of the class token, from blue to red")
+    return f"{len(images)} images: {path}.pdf and .png"
 
 
 def draw_class_maps(args, frames, opened):
-    """A grid of images with their class activation maps, and the class that the model predicts where it can be right."""
+    """A grid of images with their class activation maps, and the predicted classes where these can be right."""
     trunk, head = layers.spatial_trunk(opened.network), architectures.head(opened.network)
     n_out, which = head.out_features, "class" if args.class_only else "others" if args.others else "all"
     classes = opened.classes or (frames.classes if len(frames.classes) == n_out else None)
@@ -127,13 +127,14 @@ def draw_class_maps(args, frames, opened):
     legend = LEGENDS["overlay" if args.overlay else "masks"] + LEGENDS["classes" if is_comparable else "folders"]
     title = f"{opened.title}, class activation maps: {names[number]}"
     pictures.image_grid(shown, list(zip(true, predicted, strict=True)), path, title, legend)
+    return f"{len(images)} images: {path}.pdf and .png"
 
 
 def main(argv=None):
     args = parse_args(argv)
     frames, opened = film.open_inputs(args, head_required=not args.attention)
     draw = draw_attention if args.attention else draw_class_maps
-    draw(args, frames, opened)
+    print(draw(args, frames, opened))
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ pytestmark = pytest.mark.usefixtures("empty_figures")
 def show(data, save_dir, network, *words):
     """Run the script on small images; what it says of the units, and the names of what it leaves."""
     flags = ["--model-path", network, "--image-size", 64, "--device", "cpu", "--workers", 0, "--save-dir", save_dir]
-    script.main([str(word) for word in (data, *flags, *words)])
+    script.main([str(word) for word in (*flags, *words, data)])
     (path,) = save_dir.glob("highly*.json")
     return json.loads(path.read_text()), sorted(os.listdir(save_dir))
 

@@ -6,8 +6,10 @@ Input: a frame folder, a folder with one folder of images per class, a flat fold
 Output, in --save-dir: for each model and layer MODEL_layer_L.npy, (images, features), a row of which is a row of
 images.csv: file, class and, where a manifest has them, recording, video, frame, second, child, date and age;
 embeddings.json, with models and layers. A corrupt image has a row of NaN, and is tried again by the next run. On
-request, dissimilarity matrices and t-SNE, with figures. Re-run the command to resume. With --shard I/N these files are
-in the folder shard_I_of_N of --save-dir; concatenate the arrays of all shards, and their tables, in the order of I.
+request, with figures: means of groups of images, MODEL_layer_L_groups.npy, a row of which is a row of groups.csv;
+dissimilarity matrices, and their correlations, rdm_correlations.csv; t-SNE. Re-run the command to resume. With --shard
+I/N these files are in the folder shard_I_of_N of --save-dir; concatenate the arrays of all shards, and their tables, in
+the order of I.
 """
 
 import sys

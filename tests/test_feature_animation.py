@@ -85,7 +85,7 @@ def test_a_film_of_sampled_frames_plays_at_their_rate_and_says_where_they_are_fr
 def test_nothing_to_read_is_an_error_that_leaves_nothing(tmp_path, network):
     (tmp_path / "frames").mkdir()
     (tmp_path / "a.mp4").write_bytes(b"a video")
-    for data, reason in (("frames", "has no images"), ("a.mp4", "first, .*: read_saycam.py"), ("b", "no folder")):
+    for data, reason in (("frames", "has no images"), ("a.mp4", "first: read_saycam.py"), ("b", "no folder")):
         with pytest.raises(UserError, match=reason):
             animate(tmp_path / data, tmp_path / "out", network)
     (tmp_path / "frames" / "a.png").write_bytes(b"no image")

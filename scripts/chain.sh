@@ -1,21 +1,29 @@
 #!/usr/bin/env bash
 # Functions for a chain of steps; pipeline.sh and reproduce.sh source this file with $project set to the project's folder.
-#     chain_begin OUT [--local | --dry-run]     start: results go to OUT, logs to OUT/logs, job numbers to OUT/jobs;
-#                                               without a flag the steps are submitted to SLURM
+#     chain_help ARGUMENTS                      print the comment at the head of the script if --help is an argument
+#     chain_begin OUT [--local | --dry-run]     start: results go to OUT, logs and commands to OUT/logs, job numbers to
+#                                               OUT/jobs; without a flag the steps are submitted to SLURM
 #     chain_refuse VARIABLE FLAG ...            stop if the user's VARIABLE has a flag that the chain sets itself
 #     chain_epochs FLAG ...                     print the number of epochs that the flags of a trainer ask for
 #     chain_flags                               set the arrays tc_flags, decode_flags, hog_flags and analysis_flags from
 #                                               EPOCHS, MODEL and the variables of the same names
 #     step NAME "BEFORE ..." RESULT [VARIABLE=VALUE ...] SCRIPT [ARGUMENTS]
 #                                               run scripts/SCRIPT.sh after the steps BEFORE have succeeded (with
-#                                               when=afterany: have ended), unless the file RESULT exists; a RESULT
-#                                               manifest.json counts only if it is complete
-#     chain_end                                 print where results and logs are
+#                                               when=afterany: have ended), unless the file RESULT exists, a
+#                                               manifest.json complete, this command wrote it, and none of BEFORE runs
+#     chain_end FOLDER ...                      make the page of the results in these folders, and print where it is
+# Scripts compare the flags of an earlier result themselves: they replace it, resume, or say in which flag it differs.
 # A step that is still queued from an earlier call is not submitted again. SBATCH_FLAGS are passed to every sbatch, and
 # SBATCH_FLAGS_NAME to that of step NAME (with _ for -).
 set -euo pipefail
 export PROJECT_DIR=${project:?}
-declare -A job=() # step -> its SLURM job; none for a step that is done
+declare -A job=() # step -> its SLURM job, or 'here'; none for a step that is done
+
+chain_help() {
+    [[ " $* " == *" --help "* || " $* " == *" -h "* ]] || return 0
+    sed -n '2,/^[^#]/s/^# \{0,1\}//p' "$0"
+    exit 0
+}
 
 chain_begin() {
     out=$1 mode=${2:-}
@@ -64,8 +72,8 @@ chain_flags() {
     chain_refuse HOG_FLAGS --save-dir
     chain_refuse ANALYSIS_FLAGS --save-dir --model-path
     read -ra tc_flags <<<"--epochs $EPOCHS ${TC_FLAGS:-}"
-    read -ra decode_flags <<<"--overwrite --model $MODEL ${DECODE_FLAGS:---seeds 5}"
-    read -ra hog_flags <<<"--overwrite ${HOG_FLAGS:---seeds 5}"
+    read -ra decode_flags <<<"--overwrite --model $MODEL --seeds 5 ${DECODE_FLAGS:-}"
+    read -ra hog_flags <<<"--overwrite --seeds 5 ${HOG_FLAGS:-}"
     read -ra analysis_flags <<<"--overwrite ${ANALYSIS_FLAGS:-}"
     tc_epochs=$(chain_epochs "${tc_flags[@]}")
 }
@@ -78,47 +86,61 @@ step() {
         variables+=("$1")
         shift
     done
-    local command=("$project/scripts/$1.sh" "${@:2}")
-    if is_done "$result"; then
+    local command=("$project/scripts/$1.sh" "${@:2}") record=$out/logs/$name.command text
+    text=$(printf '%q ' "${variables[@]}" bash "scripts/$1.sh" "${@:2}")
+    if is_done; then
         echo "$name: already done: $result"
-    elif [ "$mode" = --dry-run ]; then
-        printf '%s:' "$name${before[*]:+, after ${before[*]}}"
-        printf ' %q' "${variables[@]}" bash "${command[@]}"
-        printf '\n    result: %s\n' "$result"
-    elif [ "$mode" = --local ]; then
-        run_here "$name" "$result" "${variables[@]}" bash "${command[@]}"
-    else
-        submit "$name" "$result"
+        return
     fi
+    variables+=("RECORD=$record" "COMMAND=$text")
+    if [ "$mode" = --dry-run ]; then
+        printf '%s: %s\n    result: %s\n' "$name${before[*]:+, after ${before[*]}}" "$text" "$result"
+    elif [ "$mode" = --local ]; then
+        run_here
+    else
+        submit
+        return
+    fi
+    job[$name]=here
 }
+
+# The functions below use the local variables of step().
 
 is_done() {
-    [ -e "$1" ] || return 1
-    [ "$(basename "$1")" != manifest.json ] || grep -q '"complete": true' "$1"
+    has_result && [ "$text" = "$(cat "$record" 2>/dev/null)" ] || return 1
+    local each
+    for each in "${before[@]}"; do [ -z "${job[$each]:-}" ] || return 1; done
 }
 
-run_here() { # NAME RESULT COMMAND...
+has_result() {
+    [ -e "$result" ] || return 1
+    [ "$(basename "$result")" != manifest.json ] || grep -q '"complete": true' "$result"
+}
+
+run_here() {
     local status=0
-    printf '\n== %s (%d s)\n' "$1" "$SECONDS"
-    env "${@:3}" || status=$?
+    printf '\n== %s (%d s)\n' "$name" "$SECONDS"
+    env "${variables[@]}" bash "${command[@]}" || status=$?
     if [ "$status" = 75 ]; then
-        echo "$1 was stopped and has saved; re-run the command to resume" >&2
+        echo "$name was stopped and has saved; re-run the command to resume" >&2
         exit 75
     elif [ "$status" != 0 ]; then
-        echo "$(basename "$0"): error: step $1 failed with status $status; the steps after it were not run" >&2
+        echo "$(basename "$0"): error: step $name failed with status $status; the steps after it were not run" >&2
         exit 1
-    elif ! is_done "$2"; then
-        echo "$(basename "$0"): error: step $1 succeeded without writing $2; check the flags passed to it" >&2
+    elif ! has_result; then
+        echo "$(basename "$0"): error: step $name succeeded without writing $result; check the flags passed to it" >&2
         exit 1
     fi
 }
 
-submit() { # NAME RESULT: submit the step with variables, before and command of step()
-    local earlier after=() own=SBATCH_FLAGS_${1//-/_} flags each
-    earlier=$(sed -n "s/^$1 //p" "$out/jobs" | tail -n 1)
-    if [ -n "$earlier" ] && [ -n "$(squeue --noheader --jobs="$earlier" 2>/dev/null)" ]; then
-        job[$1]=$earlier
-        echo "$1: already queued as job $earlier"
+submit() {
+    local earlier after=() own=SBATCH_FLAGS_${name//-/_} flags each
+    earlier=$(sed -n "s/^$name //p" "$out/jobs" | tail -n 1)
+    if [ -n "$earlier" ] && [ -n "$(squeue --noheader --jobs="${earlier%% *}" 2>/dev/null)" ]; then
+        job[$name]=${earlier%% *}
+        [ "$earlier" = "${job[$name]} $text" ] ||
+            chain_error "$name is queued with other flags; wait for it, or cancel it with: scancel ${job[$name]}"
+        echo "$name: already queued as job ${job[$name]}"
         return
     fi
     for each in "${before[@]}"; do [ -z "${job[$each]:-}" ] || after+=("${job[$each]}"); done
@@ -126,19 +148,24 @@ submit() { # NAME RESULT: submit the step with variables, before and command of 
     if [ ${#after[@]} -gt 0 ]; then
         flags+=("--dependency=${when:-afterok}:$(IFS=: && echo "${after[*]}")" --kill-on-invalid-dep=yes)
     fi
-    job[$1]=$(
-        env "${variables[@]}" sbatch --parsable --job-name="$1" --output="$out/logs/%x_%j.out" "${flags[@]}" \
+    job[$name]=$(
+        env "${variables[@]}" sbatch --parsable --job-name="$name" --output="$out/logs/%x_%j.out" "${flags[@]}" \
             "${command[@]}"
     )
-    job[$1]=${job[$1]%%;*}
-    echo "$1 ${job[$1]}" >>"$out/jobs"
-    echo "$1: job ${job[$1]}${after[*]:+, after ${after[*]}}; result: $2"
+    job[$name]=${job[$name]%%;*}
+    echo "$name ${job[$name]} $text" >>"$out/jobs"
+    echo "$name: job ${job[$name]}${after[*]:+, after ${after[*]}}; result: $result"
 }
 
 chain_end() {
+    [ "$mode" = --dry-run ] || rm -f "$out/report.html"
+    when=afterany step report "${!job[*]}" "$out/report.html" FOLDERS="$(IFS=: && echo "$*")" OUT="$out/report.html" report
     case $mode in
     --dry-run) ;;
-    --local) printf '\nDone after %d s; results: %s\n' "$SECONDS" "$out" ;;
-    *) printf '\nLogs: %s. A failed step cancels those after it; fix the error and re-run the command.\n' "$out/logs" ;;
+    --local) printf '\nDone after %d s; open %s\n' "$SECONDS" "$out/report.html" ;;
+    *)
+        printf '\nThe last job writes the page of results, %s; logs: %s.\n' "$out/report.html" "$out/logs"
+        echo "A failed step cancels those after it; fix the error and re-run the command."
+        ;;
     esac
 }

@@ -7,7 +7,10 @@
 set -euo pipefail
 videos=''
 full=''
-if [ "${1:-}" = --full ]; then
+if [ "${1:-}" = --help ] || [ "${1:-}" = -h ]; then
+    sed -n '2,/^[^#]/s/^# \{0,1\}//p' "$0"
+    exit
+elif [ "${1:-}" = --full ]; then
     full=yes
     shift
 fi

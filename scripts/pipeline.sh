@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # All steps from videos and labeled images to a page of accuracies, figures and films, as a chain of SLURM jobs:
 #     bash scripts/pipeline.sh VIDEO_DIR LABELED_DIR [--local | --dry-run]
-# --local runs the steps on this machine, one after another; --dry-run prints them. A step whose result exists is skipped,
-# so re-run the command after a failure. Variables, with their defaults:
+# --local runs the steps on this machine, one after another; --dry-run prints them. Re-run the command after a failure or
+# with other flags: a step is skipped if it has run with the same flags, on the same inputs. Variables, with defaults:
 #     OUT=pipeline              output folder; the page is report.html
 #     MODEL=resnext50_32x4d     architecture
 #     EPOCHS=16                 epochs of temporal classification (MoCo: 12)
@@ -13,6 +13,7 @@ set -euo pipefail
 project=$(CDPATH='' cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.." && pwd)
 source "$project/scripts/chain.sh"
 
+chain_help "$@"
 [ $# -ge 2 ] || chain_error "give a folder of videos, and one with a folder of labeled images per class"
 for folder in "$1" "$2"; do [ -d "$folder" ] || chain_error "there is no folder $folder"; done
 videos=$(CDPATH='' cd -- "$1" && pwd) labeled=$(CDPATH='' cd -- "$2" && pwd)
@@ -29,7 +30,7 @@ chain_begin "$OUT" "${@:3}"
 frames=$OUT/frames
 tc=$OUT/TC/${MODEL}_epoch_$((tc_epochs - 1)).tar
 decoded=$OUT/decoding/TC_labeledS_5_iid.tar
-models=random:$tc names=random:TC trained=(TC)
+models=random:$tc names=random:TC trained=(TC) pages=()
 
 step frames "" "$frames/manifest.json" DATA="$videos" SAVE="$frames" read_saycam "${read_flags[@]}"
 step TC frames "$tc" DATA="$frames" SAVE="$OUT/TC" MODEL="$MODEL" temporal_classification "${tc_flags[@]}"
@@ -54,8 +55,5 @@ step film TC "$OUT/films/intphys_feature_animation_1.mp4" DATA="$frames" MODEL_P
     feature_animation "${analysis_flags[@]}"
 step class_film decoding "$OUT/films/computers_feature_animation_0.mp4" DATA="$frames" MODEL_PATH="$decoded" \
     SAVE="$OUT/films" feature_animation_class --class-idx 0 "${analysis_flags[@]}"
-pages=''
-for name in "${trained[@]}" hog decoding maps selectivities top_images films; do pages+=:$OUT/$name; done
-[ "$mode" = --dry-run ] || rm -f "$OUT/report.html"
-when=afterany step report "${!job[*]}" "$OUT/report.html" FOLDERS="${pages#:}" OUT="$OUT/report.html" report
-chain_end
+for name in "${trained[@]}" hog decoding maps selectivities top_images films; do pages+=("$OUT/$name"); done
+chain_end "${pages[@]}"

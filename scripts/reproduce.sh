@@ -6,7 +6,8 @@
 # S, A, Y: folders with the videos of each child. LABELED_S: a folder of images per class. TOYBOX: the videos of Toybox,
 # or TOYBOX_FRAMES: its frames. IMAGENET: train/ and val/. Experiments whose data is not given are skipped; the page lists
 # them. --local runs the steps on this machine, one after another; --dry-run prints them; --tiny runs all experiments on
-# the small synthetic data set of the demo. Re-run the command after a failure. Further variables:
+# the small synthetic data set of the demo. Re-run the command after a failure or
+# with other flags: a step is skipped if it has run with the same flags, on the same inputs. Further variables:
 #     OUT=reproduction                    output folder; the page is report.html
 #     MODEL=resnext50_32x4d, BASELINES=random:imagenet
 #     TC_FLAGS, MOCO_FLAGS, DECODE_FLAGS, HOG_FLAGS, ANALYSIS_FLAGS, IMAGENET_FLAGS     further flags of the scripts
@@ -55,6 +56,7 @@ tiny() {
     ANALYSIS_FLAGS='--image-size 64'
 }
 
+chain_help "$@"
 OUT=${OUT:-reproduction}
 mode=${1:-}
 if [ "$mode" = --tiny ]; then
@@ -180,12 +182,10 @@ if [ -n "$best" ] && [ -n "${IMAGENET:-}" ]; then
     imagenet imagenet-part-linear imagenet-part "$OUT/imagenet-part/ft_IN_$(basename "$tc")" --freeze-trunk
 fi
 
-pages=''
+pages=()
 for name in TC-{S,A,Y,SAY} moco_{img,temp}-S TC-S-{1-fps,half-length,no-augmentation} \
     decoding-{labeled_S,labeled_S-subsampled,labeled_S-binary,variants,toybox} maps-{class-only,others} selectivities \
     top_images imagenet-{linear,part,part-linear} films; do
-    pages+=:$OUT/$name
+    pages+=("$OUT/$name")
 done
-[ "$mode" = --dry-run ] || rm -f "$OUT/report.html"
-when=afterany step report "${!job[*]}" "$OUT/report.html" FOLDERS="${pages#:}" OUT="$OUT/report.html" report
-chain_end
+chain_end "${pages[@]}"

@@ -107,7 +107,9 @@ take_share() {
     shard=(--shard "$((SLURM_ARRAY_TASK_ID - first))/$count")
 }
 
-finish() { # SCRIPT: exit with $status, and say what a failure means for dependent jobs
+# shellcheck disable=SC2153 # chain.sh sets RECORD and COMMAND
+finish() { # SCRIPT: exit with $status, record a success for chain.sh, and say what a failure means for dependent jobs
+    [ "$status" != 0 ] || [ -z "${RECORD:-}" ] || echo "$COMMAND" >"$RECORD"
     if [ -n "${SLURM_JOB_ID:-}" ] && [ "$status" != 0 ] && [ "$status" != 75 ]; then
         echo "$1 failed with status $status. Dependent jobs are canceled; fix the error and submit again." >&2
     fi

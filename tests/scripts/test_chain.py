@@ -66,14 +66,53 @@ def test_local_steps_run_in_order_and_only_once(pipeline, tmp_path):
     (tmp_path / "pipeline" / "maps" / RESULTS["linear_combination_maps.py"]).unlink()
     done, calls = pipeline("my videos", "labeled", "--local")
     assert [call.split("|")[0] for call in calls] == ["linear_combination_maps.py", "report.py"]
-    assert done.stdout.count("already done") == 8
+    assert done.stdout.count("already done") == 8 and done.stdout.endswith("open pipeline/report.html\n")
+
+
+AFTER_TC = ["linear_decoding.py", *list(RESULTS)[4:], "report.py"]
+AFTER_DECODING = ["linear_combination_maps.py", "feature_animation_class.py", "report.py"]
+
+
+@pytest.mark.parametrize("variables, again", [
+    ({"DECODE_FLAGS": "--epochs 3"}, ["linear_decoding.py", *AFTER_DECODING]),
+    ({"TC_FLAGS": "--lr 1"}, ["temporal_classification.py", *AFTER_TC]),
+    ({"ANALYSIS_FLAGS": "--image-size 64"}, AFTER_TC[1:]),
+])  # fmt: skip
+def test_a_step_with_other_flags_runs_again_and_those_after_it(pipeline, variables, again):
+    pipeline("my videos", "labeled", "--local")
+    done, calls = pipeline("my videos", "labeled", "--dry-run", **variables)
+    planned = re.findall(r"^    result: |bash scripts/(\w+)\.sh", done.stdout, re.MULTILINE)
+    assert [f"{name}.py" for name in planned if name] == again and not calls
+    done, calls = pipeline("my videos", "labeled", "--local", **variables)
+    assert [call.split("|")[0] for call in calls] == again
+    assert any(next(iter(variables.values())).replace(" ", "|") in call for call in calls)
+    assert len(pipeline("my videos", "labeled", "--local", **variables)[1]) == 1
+
+
+def test_a_failed_step_with_other_flags_keeps_its_old_result_from_counting(pipeline):
+    pipeline("my videos", "labeled", "--local")
+    flags = {"HOG_FLAGS": "--seeds 1"}
+    assert pipeline("my videos", "labeled", "--local", FAILS="hog_baseline.py", **flags)[0].returncode == 1
+    _, calls = pipeline("my videos", "labeled", "--local", **flags)
+    assert [call.split("|")[0] for call in calls] == ["hog_baseline.py", "linear_decoding.py", *AFTER_DECODING]
+    assert calls[0].endswith("--seeds|5|--seeds|1")
 
 
 def test_a_folder_of_frames_is_done_only_when_it_is_complete(pipeline, tmp_path):
     pipeline("my videos", "labeled", "--local")
     (tmp_path / "pipeline" / "frames" / "manifest.json").write_text('"complete": false')
     _, calls = pipeline("my videos", "labeled", "--local")
-    assert [call.split("|")[0] for call in calls] == ["read_saycam.py", "report.py"]
+    assert [call.split("|")[0] for call in calls] == ["read_saycam.py", "temporal_classification.py", *AFTER_TC]
+
+
+@pytest.mark.parametrize("chain", ["pipeline", "reproduce", "curriculum", "demo"])
+def test_help_is_the_comment_at_the_head_of_a_chain(chain, tmp_path):
+    script = ROOT / "scripts" / f"{chain}.sh"
+    command = ["bash", str(script), *(["--local"] if chain != "demo" else []), "--help"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0 and not done.stderr and not list(tmp_path.iterdir())
+    head = script.read_text().split("\nset -euo")[0].splitlines()[1:]
+    assert done.stdout.splitlines() == [line[2:] for line in head]
 
 
 @pytest.mark.parametrize("status, end, word", [("2", 1, "step TC failed with status 2"), ("75", 75, "has saved")])

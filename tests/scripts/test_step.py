@@ -109,7 +109,7 @@ def test_a_task_has_a_rank_or_starts_a_process_per_gpu(tasks, nodes, gpus, rank,
 
 SRUN = """#!/usr/bin/env bash
 trap 'exit 75' USR2
-kill -USR2 $PPID
+kill -%s $PPID
 while :; do sleep 0.1; done
 """
 SCONTROL = """#!/usr/bin/env bash
@@ -122,15 +122,18 @@ esac
 """
 
 
-def test_a_job_that_cannot_be_requeued_does_not_say_that_it_is(step, tmp_path):
-    for name, text in {"srun": SRUN, "scontrol": SCONTROL}.items():
+@pytest.mark.parametrize("stop", ["USR2", "TERM"])
+def test_a_job_says_that_it_is_requeued_only_if_it_is(step, tmp_path, stop):
+    """After the warning of the time limit, where SLURM refuses; and it does not ask after a cancellation."""
+    for name, text in {"srun": SRUN % stop, "scontrol": SCONTROL}.items():
         (tmp_path / name).write_text(text)
         (tmp_path / name).chmod(0o755)
     path = f"{tmp_path}:{os.environ['PATH']}"
     done, _ = step("temporal_classification", PATH=path, SLURM_JOB_ID=7, SLURM_JOB_NODELIST="n1")
     assert done.returncode == 75
-    assert done.stdout == "job 7 has saved, and asks SLURM to requeue it; it resumes when it starts again\n"
-    assert done.stderr.splitlines()[1:] == ["job 7 could not be requeued; submit it again to resume"]
+    asks = "job 7 has saved, and asks SLURM to requeue it; it resumes when it starts again\n"
+    refused = ["error: Requeue of job 7 is disabled", "job 7 could not be requeued; submit it again to resume"]
+    assert (done.stdout, done.stderr.splitlines()) == ((asks, refused) if stop == "USR2" else ("", []))
 
 
 TRAINER = """#!/usr/bin/env bash

@@ -1,9 +1,13 @@
 """Command-line flags that scripts share, what is recorded of them, errors as one line, and progress."""
 
 import argparse
+import difflib
+import errno
 import io
 import os
 import platform
+import re
+import signal
 import subprocess
 import sys
 import textwrap
@@ -17,6 +21,7 @@ from tqdm import tqdm
 
 HIDDEN = argparse.SUPPRESS  # help of a flag that exists for old command lines only
 CGROUP = Path("/sys/fs/cgroup")  # of a container
+EXIT_NO_READER = 128 + 13  # of a program that SIGPIPE ends
 
 
 class UserError(Exception):
@@ -25,8 +30,7 @@ class UserError(Exception):
 
 def run(main):
     """Run a script's main and exit: status 0, 2 after an error that the user can correct, 130 after Ctrl-C."""
-    if isinstance(sys.stdout, io.TextIOWrapper):  # file names that the terminal cannot show must not end a run
-        sys.stdout.reconfigure(errors="backslashreplace", line_buffering=True)
+    guard_output()
     try:
         sys.exit(main())
     except (KeyboardInterrupt, Exception) as error:
@@ -37,6 +41,40 @@ def run(main):
         sys.exit(status)
 
 
+class _Output(io.TextIOWrapper):
+    """Standard output or error. If its reader goes away, as head does, the process stops as after SIGTERM.
+
+    A trainer saves first. A process without a handler of SIGTERM exits with the status of other programs.
+    """
+
+    def write(self, text):
+        return self._unless_closed(super().write, text)
+
+    def flush(self):
+        return self._unless_closed(super().flush)
+
+    def _unless_closed(self, function, *arguments):
+        try:
+            return function(*arguments)
+        except OSError as error:
+            if error.errno not in (errno.EPIPE, errno.EIO):  # of a pipe, of a terminal
+                raise
+        os.dup2(os.open(os.devnull, os.O_WRONLY), self.fileno())
+        if signal.getsignal(signal.SIGTERM) == signal.SIG_DFL:
+            sys.exit(EXIT_NO_READER)
+        signal.raise_signal(signal.SIGTERM)
+        return 0
+
+
+def guard_output():
+    """Let neither names that a terminal cannot show nor a reader that goes away end this process with a traceback."""
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if type(stream) is io.TextIOWrapper:
+            options = dict(encoding=stream.encoding, errors="backslashreplace", line_buffering=True)
+            setattr(sys, name, _Output(stream.buffer, **options))
+
+
 def failure(error):
     """The exit status of a process that an exception ends, and what it prints.
 
@@ -45,7 +83,7 @@ def failure(error):
     if isinstance(error, SystemExit):
         return int(error.code or 0), ""
     if isinstance(error, KeyboardInterrupt):
-        return 130, f"\n{program()}: interrupted\n"
+        return 130, f"\n{program()}: interrupted; what is finished is kept, re-run to go on (a trainer with --resume)\n"
     message = str(error)
     if what_to_do := advice(error):
         what = ". ".join(message.split("\n")[0].split(". ")[:2]).rstrip(". ")
@@ -56,6 +94,7 @@ def failure(error):
 
 
 ADVICE = {  # words in an error's type or text: what to do; the first that are there count
+    "exited unexpectedly": "its reason is above, or it was killed (out of memory?): use fewer --workers",
     "shared memory": "/dev/shm is too small: use fewer --workers or enlarge it (docker run --shm-size=8g)",
     "DataLoader worker": "a worker process was killed (out of memory?): use fewer --workers",
     "out of memory": "lower --batch-size or --image-size, or use --precision bf16",
@@ -69,13 +108,14 @@ ADVICE = {  # words in an error's type or text: what to do; the first that are t
     "Permission denied": "choose another folder or change its permissions",
     "Operation not permitted": "choose another folder or change its permissions",
     "File name too long": "choose a shorter name",
+    "Expected more than 1 value per channel": "give a --batch-size of at least two images for each process",
     "no kernel image is available": "install torch for an older CUDA, which supports this GPU, or give --device cpu",
 }
 
 
 def advice(error):
     """What to do about an error of the system or of torch that the user can correct; None for other errors."""
-    if not isinstance(error, MemoryError | OSError | RuntimeError):
+    if not isinstance(error, MemoryError | OSError | RuntimeError | ValueError):
         return None
     text = f"{type(error).__name__}: {error}"
     return next((advice for words, advice in ADVICE.items() if words in text), None)
@@ -99,7 +139,7 @@ def versions():
 
 def commit():
     """The git commit of this code; None without git or outside a repository."""
-    git = ["git", "-C", os.path.dirname(__file__), "rev-parse", "HEAD"]
+    git = ["git", "-c", "safe.directory=*", "-C", os.path.dirname(__file__), "rev-parse", "HEAD"]  # whoever owns it
     try:
         return subprocess.run(git, capture_output=True, text=True, check=False).stdout.strip() or None
     except OSError:
@@ -172,8 +212,12 @@ class _Parser(argparse.ArgumentParser):
         return values[-1:] if is_missing and not words[-1].isdecimal() else []
 
     def error(self, message):
-        """Exit with one line; the usage of a script with thirty flags would hide it."""
-        self.exit(2, f"{self.prog}: error: {message}; see --help\n")
+        """Exit with one line that names the flag nearest to an unknown one; the usage would hide it."""
+        unknown = re.findall(r"(?<!\S)--?\w[\w-]*", message) if message.startswith("unrecognized") else []
+        shown = [flag for action in self._actions if action.help != HIDDEN for flag in action.option_strings]
+        nearest = difflib.get_close_matches(unknown[0], shown, 1, 0.75) if unknown else []
+        hint = f"did you mean {nearest[0]}? " if nearest else ""
+        self.exit(2, f"{self.prog}: error: {message}; {hint}see --help\n")
 
 
 def parser(doc):
@@ -275,6 +319,7 @@ class Progress(tqdm):
     """
 
     LINE = "{desc}: {n_fmt}/{total_fmt}{unit} in {elapsed}, {rate_noinv_fmt}{postfix}"
+    NARROW = "{desc}: {n_fmt}/{total_fmt} {remaining}{postfix}"  # for less than 120 columns: numbers, not a bar
 
     def __init__(self, total, description, unit, seconds=60, start=0, show=True):
         self.is_log = not sys.stderr.isatty()
@@ -283,6 +328,14 @@ class Progress(tqdm):
             options |= dict(file=io.StringIO(), bar_format=self.LINE, smoothing=0, miniters=1)
             options |= dict(mininterval=float("inf") if seconds is None else seconds)
         super().__init__(total=total, unit_scale=total is None or total >= 10_000, **options)
+
+    @property
+    def format_dict(self):
+        """What tqdm formats."""
+        options = super().format_dict
+        if options["postfix"] and not self.is_log and (options["ncols"] or 80) < 120:
+            options["bar_format"] = self.NARROW
+        return options
 
     def display(self, msg=None, pos=None):
         """Show the present state."""

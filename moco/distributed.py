@@ -17,7 +17,7 @@ import torch
 from torch import distributed as dist
 from torch import multiprocessing, nn
 
-from moco.cli import UserError, cores, failure, number
+from moco.cli import UserError, cores, failure, guard_output, number
 
 STOP_SIGNALS = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGUSR1", "SIGUSR2") if hasattr(signal, name))
 GRACE_SECONDS = 3  # after the failure of a process: for the others to end, and again after SIGTERM
@@ -263,14 +263,17 @@ def _spawn(train, args, nodes, processes):
         while not children.join(grace_period=GRACE_SECONDS):
             pass
     except multiprocessing.ProcessExitedException as first:
+        if first.exit_code > 0 and not errors.empty():
+            status, text = errors.get()  # the others follow from the first
+            print(text, end="", file=sys.stderr)
+            return status
+        what, hint = f"ended with status {first.exit_code}", "--processes-per-node 1 may show why"
         if first.exit_code < 0:
-            rank, reason = max(args.rank, 0) * processes + first.error_index, signal.Signals(-first.exit_code).name
-            memory = " (out of memory?)" if reason == "SIGKILL" else ""
-            print(f"process {rank} was killed by {reason}{memory}; re-run with --resume to continue", file=sys.stderr)
-            return 1
-        status, text = (first.exit_code, "") if errors.empty() else errors.get()  # the others follow from the first
-        print(text, end="", file=sys.stderr)
-        return status
+            what = f"was killed by {signal.Signals(-first.exit_code).name}"
+            hint = f"{'out of memory? ' if what.endswith('SIGKILL') else ''}re-run with --resume to continue"
+        rank = max(args.rank, 0) * processes + first.error_index
+        print(f"process {rank} {what}; {hint}", file=sys.stderr)
+        return 1
     finally:  # after Ctrl-C
         for process in children.processes:
             process.join(GRACE_SECONDS)
@@ -283,6 +286,7 @@ def _child(local_rank, train, args, variables, start_method, errors):
 
     start_method: of its loader workers. They would be spawned by default, and each would import torch.
     """
+    guard_output()
     variables = variables | {"LOCAL_RANK": local_rank}
     variables["RANK"] = max(args.rank, 0) * variables["LOCAL_WORLD_SIZE"] + local_rank
     os.environ.update({name: str(value) for name, value in variables.items()})

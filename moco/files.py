@@ -1,5 +1,6 @@
 """Atomic writes, output folders, small text files, and args.json, the record of a run."""
 
+import atexit
 import codecs
 import csv
 import errno
@@ -9,6 +10,7 @@ import json
 import math
 import os
 import re
+import tempfile
 import time
 import uuid
 from contextlib import contextmanager, suppress
@@ -30,6 +32,7 @@ OPEN_FILES = 10_000  # enough for hundreds of worker processes; the largest that
 _TRANSIENT = ("EIO", "ESTALE", "EREMOTEIO", "ETIMEDOUT", "EAGAIN", "ENOTCONN", "ECONNRESET", "EHOSTDOWN")
 _TRANSIENT = {getattr(errno, name, None) for name in _TRANSIENT} - {None}
 WAITS = (0.1, 0.5, 1, 2, 4, 8)  # seconds before a read is repeated
+RESUME = "check the disk, and re-run to resume (a trainer with --resume)"
 
 
 def temporary_path(path):
@@ -76,7 +79,7 @@ def atomic_write(path):
 
 def _raise_user_error(error, path):
     """Raise a UserError that names path if error is one of writing that there is advice about, else error itself."""
-    if isinstance(error, OSError) and (advice := cli.advice(error)):
+    if isinstance(error, OSError) and (advice := cli.advice(error) or (RESUME if is_transient(error) else "")):
         raise UserError(f"cannot write {path}: {error.strerror}; {advice}") from error
     raise error
 
@@ -145,7 +148,7 @@ def retry_transient(path, read):
                 raise
             reason = os.strerror(error.errno)
         time.sleep(wait)
-    raise UserError(f"cannot read {path}: {reason}; check the disk, and re-run to resume")
+    raise UserError(f"cannot read {path}: {reason}; {RESUME}")
 
 
 def printable(name):
@@ -267,27 +270,39 @@ def read_json(path):
         raise UserError(f"{path} is damaged or not JSON ({error}); remove it or create it again") from error
 
 
-def make_output_dir(path, data=()):
-    """Create the folder path if it is missing, and return it as a Path. UserError if it cannot be written to.
+def check_output_dir(path, data=()):
+    """UserError if nothing could be written into the folder path, which need not exist yet; creates nothing.
 
     data: image folders. UserError if path is inside one of them, where its files would become a class.
     """
     path = Path(path)
-    refuse_inside(path, data)
+    for folder in data:
+        if path.resolve().is_relative_to(Path(folder).resolve()):
+            raise UserError(f"--save-dir {path} is inside the data folder {folder}; choose a folder outside it")
     try:
-        path.mkdir(parents=True, exist_ok=True)
+        existing = next(each for each in (path.absolute(), *path.absolute().parents) if each.exists())
+        tempfile.TemporaryFile(dir=existing).close()
     except OSError as error:
-        raise UserError(f"cannot create the folder {path}: {error.strerror}; choose another --save-dir") from error
-    if not os.access(path, os.W_OK | os.X_OK):
-        raise UserError(f"cannot write to the folder {path}; choose another --save-dir or change its permissions")
+        advice = "choose another --save-dir or change its permissions"
+        raise UserError(f"cannot write to the folder {path}: {error.strerror}; {advice}") from error
+
+
+def make_output_dir(path, data=()):
+    """Create the folder path if it is missing, and return it as a Path; see check_output_dir.
+
+    If it is still empty when the process ends, as after an error, it is removed again.
+    """
+    path, absolute = Path(path), Path(path).absolute()
+    check_output_dir(path, data)
+    for missing in [each for each in (absolute, *absolute.parents) if not each.exists()][::-1]:
+        missing.mkdir(exist_ok=True)
+        atexit.register(_remove_if_empty, missing)
     return path
 
 
-def refuse_inside(path, data):
-    """UserError if the output folder path is inside one of the image folders data."""
-    for folder in data:
-        if Path(path).resolve().is_relative_to(Path(folder).resolve()):
-            raise UserError(f"--save-dir {path} is inside the data folder {folder}; choose a folder outside it")
+def _remove_if_empty(folder):
+    with suppress(OSError):
+        folder.rmdir()
 
 
 def refuse_overwrite(path, overwrite):
@@ -302,9 +317,12 @@ def lock(folder, name=".run.lock", wait=False):
     """Lock folder, or what else name stands for, until the returned file is closed or this process ends.
 
     If another process has it locked, wait or raise a UserError. On file systems and machines without locks nothing is
-    locked.
+    locked. If this process writes nothing else into folder, it removes the file again.
     """
-    file = open(Path(folder) / name, "a", encoding="utf-8")  # noqa: SIM115 (it stays open)
+    path, names = Path(folder).absolute() / name, os.listdir(folder)
+    if name not in names:
+        atexit.register(_remove_if_alone, path, {*names, name})
+    file = open(path, "a", encoding="utf-8")  # noqa: SIM115 (it stays open)
     try:
         if fcntl:
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -319,6 +337,12 @@ def lock(folder, name=".run.lock", wait=False):
         elif error.errno not in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP):
             raise
     return file
+
+
+def _remove_if_alone(path, names):
+    with suppress(OSError):
+        if set(os.listdir(path.parent)) == names:
+            path.unlink()
 
 
 def raise_open_file_limit():

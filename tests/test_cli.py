@@ -2,6 +2,7 @@
 
 import errno
 import importlib
+import io
 import os
 import re
 import subprocess
@@ -38,7 +39,7 @@ def read_help(script, monkeypatch, capsys):
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
-def test_help_shows_every_default_and_none_for_a_switch(script, monkeypatch, capsys):
+def test_help_shows_every_default_none_for_a_switch_and_fits_80_columns(script, monkeypatch, capsys):
     parser, text = read_help(script, monkeypatch, capsys)
     entries = {re.match(r"\{.*?\}|[^\s,]+", entry)[0]: entry for entry in re.split(r"\n  (?=[-\w{])", text)[1:]}
     for action in parser._actions:
@@ -57,11 +58,6 @@ def test_help_shows_every_default_and_none_for_a_switch(script, monkeypatch, cap
             read = [type(value)(word) for value, word in zip(values, shown[1].split(), strict=True)]
             assert read == list(values)
             assert entry.count("default") == 1, f"{entry} names two defaults"
-
-
-@pytest.mark.parametrize("script", SCRIPTS)
-def test_help_fits_a_terminal_of_80_columns(script, monkeypatch, capsys):
-    _, text = read_help(script, monkeypatch, capsys)
     for line in text.splitlines():
         is_command = line.startswith("    ") and re.match(r" +(python|torchrun) ", line)
         assert len(line) <= 80 or is_command, line
@@ -100,12 +96,22 @@ def test_numbers_are_finite_and_within_their_bounds(text):
             unbounded.parse_args(["--rate", text])
 
 
-def test_a_wrong_flag_is_one_line(capsys):
+@pytest.mark.parametrize("given, hint", [
+    (["--no-such-flag"], ""),
+    (["--save_dir", "x"], "did you mean --save-dir? "),
+    (["x", "--sed", "1", "--learning_rate", "2"], "did you mean --seed? "),
+    (["--Overwrite"], "did you mean --overwrite? "),
+    (["--augmentations"], ""),  # near a flag for old command lines
+])  # fmt: skip
+def test_a_wrong_flag_is_one_line_with_the_nearest_one(given, hint, capsys):
+    parser = cli.parser("")
+    cli.shared_flags(parser, "--seed", "--save-dir", "--overwrite", "--lr")
+    parser.add_argument("--augmentation", help=cli.HIDDEN)
     with pytest.raises(SystemExit) as end:
-        cli.parser("").parse_args(["--no-such-flag"])
+        parser.parse_args(given)
     printed = capsys.readouterr()
-    assert end.value.code == 2 and not printed.out
-    assert printed.err.count("\n") == 1 and "unrecognized arguments: --no-such-flag; see --help" in printed.err
+    assert end.value.code == 2 and not printed.out and printed.err.count("\n") == 1
+    assert printed.err.endswith(f"unrecognized arguments: {' '.join(given)}; {hint}see --help\n")
 
 
 PUBLISHED = {  # the flags of the published scripts, as in their calls, with the folder at the end
@@ -192,6 +198,8 @@ def raising(error):
         ),
         (RuntimeError("unable to allocate shared memory(shm) for file </x>: full (28)"), "unable", "--shm-size"),
         (RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed. "), "DataLoader", "fewer --workers"),
+        (RuntimeError("DataLoader worker (pid(s) 7) exited unexpectedly"), "DataLoader", "its reason is above, or it"),
+        (ValueError("Expected more than 1 value per channel when training, got"), "Expected", "at least two images"),
         (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried"), "DefaultCPU", "lower --batch-size"),
         (MemoryError(), "out of memory; ", "lower --batch-size"),
         (OSError(errno.ENOSPC, "No space left on device"), "[Errno 28]", "/dev/shm"),
@@ -220,7 +228,7 @@ def test_other_errors_keep_their_traceback(error):
 
 def test_ctrl_c_and_user_errors_have_their_status(capsys):
     for error, status, text in (
-        (KeyboardInterrupt(), 130, "interrupted\n"),
+        (KeyboardInterrupt(), 130, "re-run to go on (a trainer with --resume)\n"),
         (cli.UserError("no x"), 2, "error: no x\n"),
     ):
         with pytest.raises(SystemExit) as end:
@@ -234,6 +242,52 @@ def test_names_that_the_terminal_cannot_show_do_not_end_a_run(tmp_path):
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert done.stdout == b"caf\xe9 \\u4e2d \\udcff\n"
+
+
+LOSES_ITS_READER = """
+import os, signal, sys; sys.path.insert(0, sys.argv[1])
+from moco import cli
+
+def main():
+    if sys.argv[3] == "trainer":
+        signal.signal(signal.SIGTERM, lambda *_: os.write(3, b"saves"))
+    stream = getattr(sys, sys.argv[2])
+    sys.stdin.read()  # until the reader of stdout and stderr has gone
+    print("a line", file=stream, flush=True)
+    print("more", file=stream)
+    os.write(3, b" goes on")
+
+cli.run(main)
+"""
+
+
+@pytest.mark.parametrize("stream", ["stdout", "stderr"])
+@pytest.mark.parametrize("kind, status, written", [("trainer", 0, "saves goes on"), ("other", 141, "")])
+def test_a_reader_that_goes_away_ends_a_process_quietly_but_a_trainer_goes_on(tmp_path, stream, kind, status, written):
+    command = [sys.executable, "-c", LOSES_ITS_READER, str(ROOT), stream, kind]
+    command = ["bash", "-c", 'exec 3>"$0"; exec "$@"', str(tmp_path / "written"), *command]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        (process.stdout if stream == "stdout" else process.stderr).close()
+        other = process.communicate(b"")[stream == "stdout"]
+    assert process.returncode == status and not other
+    assert (tmp_path / "written").read_text() == written
+
+
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
+
+
+def test_a_bar_on_a_narrow_terminal_shows_its_numbers(monkeypatch):
+    monkeypatch.setattr(sys, "stderr", Terminal())
+    bar = cli.Progress(1234, "epoch 9", "steps", None)
+    bar.update(123)
+    for width, has_bar in ((80, False), (170, True)):
+        bar.dynamic_ncols = lambda _, width=width: (width, 24)
+        for numbers in ("loss 2.345, top-1 12.3 %, top-5 40.1 %, 1234 images/s", ""):
+            bar.set_postfix_str(numbers, refresh=False)
+            assert numbers in str(bar) and len(str(bar)) <= width
+            assert ("|" in str(bar)) == (has_bar or not numbers)
 
 
 def test_progress_in_a_log_prints_lines_at_its_interval_and_at_the_end(capsys):
@@ -257,6 +311,20 @@ def test_progress_in_a_log_that_has_no_interval_prints_lines_on_demand_and_at_th
         hidden.update()
     lines = [re.sub(" in .*/s", "", line) for line in capsys.readouterr().out.splitlines()]
     assert lines == ["epoch 0: 7/9 steps, loss 2", "epoch 0: 8/9 steps, loss 2"]
+
+
+def test_the_commit_of_a_clone_of_another_user(tmp_path, monkeypatch):
+    git = ["git", "-C", str(tmp_path), "-c", "user.name=a", "-c", "user.email=a"]
+    (tmp_path / "moco").mkdir()
+    for words in (["init", "-q"], ["commit", "-q", "--allow-empty", "-m", "x"]):
+        subprocess.run([*git, *words], check=True)
+    head = subprocess.run([*git, "rev-parse", "HEAD"], check=True, capture_output=True, text=True).stdout.strip()
+    monkeypatch.setenv("GIT_TEST_ASSUME_DIFFERENT_OWNER", "1")  # git itself refuses it then
+    assert subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True).returncode
+    monkeypatch.setattr(cli, "__file__", str(tmp_path / "moco" / "cli.py"))
+    assert cli.commit() == head
+    monkeypatch.setenv("PATH", str(tmp_path))  # no git
+    assert cli.commit() is None
 
 
 @pytest.mark.parametrize("content, cores", [

@@ -94,7 +94,7 @@ TORCHRUN += ["tests.support.job"]
 
 
 @pytest.mark.parametrize("command, end, workers", [
-    (SPAWN, "mistake", 1), (SPAWN, "killed", 2), (TORCHRUN, "mistake", 2),
+    (SPAWN, "mistake", 1), (SPAWN, "exit", 2), (TORCHRUN, "mistake", 2),
     *(pytest.param(command, end, workers, marks=THOROUGH)
       for command in (SPAWN, TORCHRUN) for end in ENDS for workers in (0, 1, 2)),
 ])  # fmt: skip
@@ -106,7 +106,7 @@ def test_any_end_of_one_process_ends_the_job(command, end, workers):
     status, message = ENDS[end]
     if command == TORCHRUN:  # which has its own status and report
         status = min(status, 1)
-        message = "SIGKILL" if end == "killed" else message
+        message = {"killed": "SIGKILL", "exit": "exitcode  : 3"}.get(end, message)
     assert done.returncode == status, done.stderr
     assert message in done.stderr
     if end == "mistake" and command == SPAWN:
@@ -130,7 +130,7 @@ def test_ctrl_c_ends_all_processes():
     with subprocess.Popen([*SPAWN, "wait", "--workers", "1"], start_new_session=True, **options) as job:
         pids = [int(number) for _ in range(2) for number in re.findall(r"\d+", job.stdout.readline())]
         os.killpg(job.pid, signal.SIGINT)
-        assert (job.wait(60), job.stderr.read()) == (130, "\njob.py: interrupted\n")
+        assert job.wait(60) == 130 and re.fullmatch(r"\njob.py: interrupted; .*\n", job.stderr.read())
     assert len(pids) == 4
     wait_until_gone(pids)
 
@@ -268,12 +268,6 @@ def test_flags_and_variables_that_contradict_each_other_are_refused(machine, cou
     machine(count, **environment)
     with pytest.raises(UserError, match=message):
         distributed.launch(None, parse(*flags))
-
-
-def test_a_negative_gpu_is_refused(capsys):
-    with pytest.raises(SystemExit, match="2"):
-        parse("--gpu", "-1")
-    assert "argument --gpu" in capsys.readouterr().err
 
 
 @pytest.fixture

@@ -85,6 +85,14 @@ with files.atomic_write("a.tar") as part:
     assert names(tmp_path) == [".run.lock"]
 
 
+def test_without_locks_a_run_goes_ahead(tmp_path, monkeypatch):
+    def refuse(*_):
+        raise OSError(errno.ENOLCK, "no locks here")
+
+    monkeypatch.setattr(files.fcntl, "lockf", refuse)
+    files.lock(tmp_path).close()
+
+
 @pytest.mark.parametrize("number", [errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.ECONNRESET])
 def test_a_disk_that_recovers_is_read_again(tmp_path, monkeypatch, number):
     """An error of the file is raised at once, and one of the disk that stays is one line."""
@@ -105,6 +113,9 @@ def test_a_disk_that_recovers_is_read_again(tmp_path, monkeypatch, number):
     left += [number] * (len(files.WAITS) + 1)
     with pytest.raises(UserError, match=f"cannot read a: {os.strerror(number)}; check the disk, and re-run to resume"):
         files.retry_transient("a", read)
+    message = "cannot write .*b.tar: away; check the disk, and re-run to resume .a trainer with --resume"
+    with pytest.raises(UserError, match=message), files.atomic_write(tmp_path / "b.tar"):
+        raise OSError(number, "away")
     assert waited[3:] == [*files.WAITS, *files.WAITS, 0] and not left
 
 
@@ -191,10 +202,38 @@ def test_an_output_folder_inside_the_data_is_refused(tmp_path):
     assert files.make_output_dir(tmp_path / "data2", [tmp_path / "data"]).is_dir()
 
 
-def test_an_output_folder_that_cannot_be_is_one_line(tmp_path):
+@pytest.mark.parametrize("name", ["file/out", "file", "x" * 300, "/proc/self/out", "read_only/out"])
+def test_an_output_folder_that_cannot_be_written_is_one_line(tmp_path, small_disk, name):
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match="cannot create the folder .*choose another --save-dir"):
-        files.make_output_dir(tmp_path / "file" / "out")
+    folder = small_disk("100k", "ro") / "out" if name.startswith("read_only") else tmp_path / name
+    for check in (files.check_output_dir, files.make_output_dir):
+        with pytest.raises(UserError, match="cannot write to the folder .*; choose another --save-dir"):
+            check(folder)
+
+
+FAILS = """
+import sys; sys.path.insert(0, sys.argv[1])
+from moco import files
+folder = files.make_output_dir(sys.argv[2])
+lock = files.lock(folder)
+if len(sys.argv) > 3:
+    files.write_text(folder / "result", "")
+    sys.exit()
+raise files.UserError
+"""
+
+
+def test_a_process_that_writes_nothing_leaves_neither_folder_nor_lock(tmp_path):
+    """Neither in a folder of its own nor in one that exists; what another process has locked stays."""
+    (tmp_path / "mine").mkdir()
+    for folder, more in (("a/b", ()), ("mine", ()), ("c/d", ["writes"])):
+        done = subprocess.run([sys.executable, "-c", FAILS, ROOT, tmp_path / folder, *more], capture_output=True)
+        assert done.returncode == (not more)
+    assert names(tmp_path) == ["c", "mine"] and not names(tmp_path / "mine")
+    assert names(tmp_path / "c" / "d") == [".run.lock", "result"]
+    with files.lock(tmp_path / "mine"):
+        subprocess.run([sys.executable, "-c", FAILS, ROOT, tmp_path / "mine"], capture_output=True)
+        assert names(tmp_path / "mine") == [".run.lock"]
 
 
 @pytest.fixture

@@ -111,13 +111,16 @@ if __name__ == "__main__":
 """
 
 
+INTERRUPTED = "\nscript.py: interrupted; what is finished is kept, re-run to go on (a trainer with --resume)\n"
+
+
 @pytest.mark.parametrize("state", ["importing", "working"])
 @pytest.mark.parametrize(
     "end, whole_group, status, message",
     [
-        (signal.SIGINT, True, 130, "\nscript.py: interrupted\n"),  # as the terminal sends it
-        (signal.SIGTERM, True, 130, "\nscript.py: interrupted\n"),
-        (signal.SIGTERM, False, 130, "\nscript.py: interrupted\n"),
+        (signal.SIGINT, True, 130, INTERRUPTED),  # as the terminal sends it
+        (signal.SIGTERM, True, 130, INTERRUPTED),
+        (signal.SIGTERM, False, 130, INTERRUPTED),
         (signal.SIGKILL, False, -signal.SIGKILL, None),
     ],
 )

@@ -62,11 +62,8 @@ def parse_args(argv=None):
         default=[23, 24],
         help="epochs at which the learning rate is multiplied by 0.2",
     )
-    cli.shared_flags(parser, "--batch-size", "--lr", "--image-size", "--workers")
-    cli.shared_flags(parser, "--save-dir", "--seed", "--device", "--overwrite")
-    engine.add_flags(parser)
+    cli.shared_flags(parser, "--batch-size")
     Run.add_flags(parser)
-    distributed.add_flags(parser)
     parser.set_defaults(print_freq=5000)
     args = parser.parse_args(argv)
     if not args.data or (args.n_out and not args.model_path):
@@ -141,7 +138,7 @@ def train(args, context):
     if args.evaluate:
         return evaluate(args, context, val_batches)
 
-    files.refuse_inside(args.save_dir, [args.data])
+    files.check_output_dir(args.save_dir, [args.data])
     frames = FrameFolder(Path(args.data) / "train")
     if frames.classes != val.classes:
         raise UserError(f"train/ and val/ of {args.data} have different classes")

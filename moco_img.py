@@ -24,7 +24,7 @@ def parse_args(argv=None):
 
 def train(args, context):
     """The training, in one of its processes."""
-    files.refuse_inside(args.save_dir, args.data)
+    files.check_output_dir(args.save_dir, args.data)
     frames = FrameFolder(args.data, recordings.selection(args))
     moco_utils.train(args, context, "moco_img", frames, source=len(frames), pairs=args.batch_size)
 

@@ -40,7 +40,7 @@ def parse_args(argv=None):
 
 def train(args, context):
     """The training, in one of its processes."""
-    files.refuse_inside(args.save_dir, args.data)
+    files.check_output_dir(args.save_dir, args.data)
     frames = FrameFolder(args.data, recordings.selection(args))
     pairs = TemporalPairs(frames, args.batch_size, args.seed, args.pos_window, args.published_sampling)
     moco_utils.train(args, context, "moco_temp", frames, source=partial(EpochPairs, pairs), pairs=pairs.per_batch)

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch.nn import functional
 
-from moco import cli, distributed
+from moco import cli
 from moco.builder import MoCo
 from moco.cli import UserError
 from moco.data import augment, loader, recordings
@@ -58,12 +58,8 @@ def parser(doc):
         "key share their statistics, which gives the positive key away; several processes shuffle the keys instead. "
         "Default: 8, or as many as have at least two images",
     )
-    cli.shared_flags(parser, "--lr", "--image-size", "--workers")
-    cli.shared_flags(parser, "--save-dir", "--seed", "--device", "--overwrite")
-    engine.add_flags(parser)
     recordings.add_flags(parser)
     Run.add_flags(parser)
-    distributed.add_flags(parser)
     parser.set_defaults(lr=0.03, print_freq=1000)
     return parser
 
@@ -167,6 +163,8 @@ def train(args, context, name, frames, source, pairs):
 
     name: prefix of the checkpoints. source: of the frames of each epoch, see loader.EpochSampler. pairs: per step.
     """
+    if args.batch_size > len(frames):
+        raise UserError(f"--batch-size {args.batch_size} exceeds the {len(frames)} frames; use a smaller one")
     if pairs < 1:
         raise UserError(f"--batch-size {args.batch_size} makes no pair; use a larger one")
     if args.moco_k % pairs:

@@ -48,12 +48,8 @@ def parse_args(argv=None):
     cli.shared_flags(
         parser, "--batch-size", help="total batch size over all processes; default: 256, or 732 with --recipe paper"
     )
-    cli.shared_flags(parser, "--lr", "--image-size", "--workers")
-    cli.shared_flags(parser, "--save-dir", "--seed", "--device", "--overwrite")
-    engine.add_flags(parser)
     recordings.add_flags(parser)
     Run.add_flags(parser)
-    distributed.add_flags(parser)
     parser.set_defaults(print_freq=10000, batch_size=None)
     args = parser.parse_args(argv)
     args.epochs = args.epochs or HYPERPARAMETERS[args.recipe]["epochs"]
@@ -63,7 +59,7 @@ def parse_args(argv=None):
 
 def train(args, context):
     """The training, in one of its processes."""
-    files.refuse_inside(args.save_dir, args.data)
+    files.check_output_dir(args.save_dir, args.data)
     frames = FrameFolder(args.data, recordings.selection(args))
     n_out = len(frames.classes)
     if args.n_out not in (None, n_out):
@@ -90,6 +86,8 @@ def train(args, context):
     run.print(
         f"{len(frames)} frames in {n_out} classes; {args.model} in {dtype} on {context.world_size} x {context.device}"
     )
+    if args.batch_size > len(frames):
+        run.print(f"note: --batch-size {args.batch_size} exceeds the {len(frames)} frames: an epoch is a single step")
     for _ in run.epochs():
         run.end_epoch(engine.train_one_epoch(run, model, batches, optimizer, engine.classification_objective))
 

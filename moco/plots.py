@@ -110,11 +110,11 @@ NOT_METRICS = ("epoch", "step", "images", "images_per_second", "waiting", "lr")
 METRIC_LABELS = {"loss": "loss", "acc1": "top-1 accuracy (%)", "acc5": "top-5 accuracy (%)"}
 
 
-def training_curve(records, path):
+def training_curve(records, path, title="", chance=None):
     """The loss and every metric by epoch, a panel each, to path + '.pdf' and '.png'.
 
     records: one dict per epoch with 'epoch' and, where they are known, 'loss', the metrics of the objective, and
-    'val_' + the name of a metric for its value on the test images.
+    'val_' + the name of a metric for its value on the test images. chance: {name: what guessing gives}, where known.
     """
     from matplotlib.ticker import MaxNLocator
 
@@ -126,15 +126,18 @@ def training_curve(records, path):
                 if known := [(record["epoch"], record[key]) for record in records if record.get(key) is not None]:
                     axes.plot(*np.transpose(known), color=color, label=label, marker="o", markersize=3, clip_on=False)
             axes.set(xlabel="epoch", ylabel=METRIC_LABELS.get(name, name))
+            if name in (chance or {}):
+                axes.axhline(chance[name], color="0.5", linestyle=":", label=f"chance: {chance[name]:.3g}")
             if name.startswith("acc"):
                 axes.set_ylim(0, 100)
             elif name == "loss":
                 low, high = axes.get_ylim()
                 axes.set_ylim(min(0, low), max(0, 1.05 * high))
             if len(axes.lines) > 1:
-                axes.legend(loc="best")
+                axes.legend(loc="best", fontsize="small")
             axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
             axes.grid(axis="y", color="0.9")
+        figure.suptitle(title, fontsize="medium")
 
 
 def accuracy_bars(models, path):

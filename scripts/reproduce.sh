@@ -6,8 +6,8 @@
 # S, A, Y: folders with the videos of each child. LABELED_S: a folder of images per class. TOYBOX: the videos of Toybox,
 # or TOYBOX_FRAMES: its frames. IMAGENET: train/ and val/. Experiments whose data is not given are skipped; the page lists
 # them. --local runs the steps on this machine, one after another; --dry-run prints them; --tiny runs all experiments on
-# the small synthetic data set of the demo. Re-run the command after a failure or
-# with other flags: a step is skipped if it has run with the same flags, on the same inputs. Further variables:
+# the small synthetic data set of the demo. Re-run the command after a failure or with other flags: a step is skipped if
+# it has run with the same flags, on the same inputs. Further variables:
 #     OUT=reproduction                    output folder; the page is report.html
 #     MODEL=resnext50_32x4d, BASELINES=random:imagenet
 #     TC_FLAGS, MOCO_FLAGS, DECODE_FLAGS, HOG_FLAGS, ANALYSIS_FLAGS, IMAGENET_FLAGS     further flags of the scripts

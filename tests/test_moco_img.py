@@ -1,13 +1,7 @@
 """Static MoCo, run as its user runs it: its files, exact resume, several processes, mistakes as one line."""
 
-import itertools
 import json
-import os
-import random
-import shutil
-import subprocess
-import sys
-import time
+from functools import partial
 
 import pytest
 import torch
@@ -16,24 +10,15 @@ import linear_decoding
 import moco_img
 from moco.cli import UserError
 from moco.networks import checkpoint, opening
-from moco.training.run import Run
 from tests.conftest import make_frames, single_thread
-from tests.support.training import everything, same, wait_for_step
+from tests.support import training
+from tests.support.training import everything, kill_at_step, same
 
 pytestmark = pytest.mark.usefixtures("handlers", "one_thread")
-SMALL = ["-a", "shufflenet_v2_x0_5", "--image-size", "64", "--device", "cpu", "--batch-size", "8", "--moco-k", "16"]
-SMALL += ["--moco-dim", "8", "--mlp", "--precision", "fp32", "--epochs", "2", "--workers", "0", "--print-freq", "1"]
 LAST = "moco_img_checkpoint_0001.pth.tar"
 
 
-def train(frames, save_dir, *flags):
-    return moco_img.main([str(frames), "--save-dir", str(save_dir), *SMALL, *map(str, flags)])
-
-
-def train_elsewhere(frames, save_dir, *flags):
-    command = [sys.executable, moco_img.__file__, str(frames), "--save-dir", str(save_dir), *SMALL, *map(str, flags)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+train = partial(training.train, script=moco_img)
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +26,7 @@ def whole(tmp_path_factory):
     """An undisturbed run of two epochs of three steps over the frames of the fixture of that name."""
     folder = tmp_path_factory.mktemp("whole")
     with single_thread():
-        train(make_frames(folder / "frames"), folder / "run")
+        train(make_frames(folder / "frames"), folder / "run", "--print-freq", 1)
     return folder / "run"
 
 
@@ -60,57 +45,12 @@ def test_files_are_those_of_the_published_code(whole):
     assert records[-1]["images"] == 24 and records[-1]["lr"] == 0.03
 
 
-@pytest.fixture(scope="module")
-def cut(tmp_path_factory):
-    """A run that saves after every step and dies in the fifth one."""
-    taken, original = [], Run.save_if_due
-
-    def save_if_due(run):
-        taken.append(1)
-        if len(taken) > 4:
-            raise InterruptedError
-        original(run)
-
-    folder = tmp_path_factory.mktemp("cut")
-    with single_thread(), pytest.MonkeyPatch.context() as patch, pytest.raises(InterruptedError):
-        patch.setattr(Run, "save_if_due", save_if_due)
-        train(make_frames(folder / "frames"), folder / "run", "--save-minutes", 0)
-    return folder / "run"
-
-
 def test_a_killed_run_continues_bitwise(frames, tmp_path, whole):
-    process = train_elsewhere(frames, tmp_path / "cut", "--save-minutes", 0, "--workers", 2)
-    wait_for_step(tmp_path / "cut", process, 2)
-    process.kill()
-    process.communicate()
-    train(frames, tmp_path / "cut", "--resume")
+    flags = ("--save-minutes", 0, "--print-freq", 1)
+    kill_at_step(frames, tmp_path / "cut", 2, *flags, "--workers", 2, script=moco_img)
+    train(frames, tmp_path / "cut", "--resume", *flags)
     assert same(everything(whole), everything(tmp_path / "cut"))
     assert same(checkpoint.read(whole / LAST)["state_dict"], checkpoint.read(tmp_path / "cut" / LAST)["state_dict"])
-
-
-@pytest.mark.thorough
-def test_kills_at_random_moments_with_any_number_of_workers(frames, tmp_path, whole):
-    draws = random.Random(0)
-    for before, after in itertools.product((0, 2), (0, 2)):
-        folder = tmp_path / f"cut_{before}_{after}"
-        process = train_elsewhere(frames, folder, "--save-minutes", 0, "--workers", before)
-        wait_for_step(folder, process, draws.randrange(1, 7))
-        time.sleep(draws.uniform(0, 0.05))
-        process.kill()
-        process.communicate()
-        train(frames, folder, "--resume", "--workers", after)
-        assert same(everything(whole), everything(folder)), (before, after)
-
-
-@pytest.mark.parametrize("part", ["encoder_k.conv1.0.weight", "encoder_k.conv1.1.running_mean", "queue", "queue_ptr"])
-def test_leaving_a_part_of_the_state_out_is_noticed(frames, tmp_path, cut, whole, part):
-    shutil.copytree(cut, tmp_path / "cut")
-    content = checkpoint.read(tmp_path / "cut" / "last.tar")
-    content["state_dict"][f"module.{part}"] += 8
-    content["state_dict"]["module.queue_ptr"] %= 16
-    checkpoint.write(tmp_path / "cut" / "last.tar", content)
-    train(frames, tmp_path / "cut", "--resume")
-    assert not same(everything(whole), everything(tmp_path / "cut"))
 
 
 def test_a_published_file_continues_at_its_epoch(frames, tmp_path, capsys, whole):
@@ -145,15 +85,12 @@ def test_several_processes_fill_one_queue(frames, tmp_path, forked_launch, capfd
     assert content["state_dict"]["module.queue_ptr"].tolist() == [8] and content["args"]["bn_splits"] == 1
 
 
-def test_mistakes_are_one_line_and_a_queue_that_the_data_do_not_fill_is_said(frames, tmp_path, capsys, whole):
+def test_mistakes_are_one_line_and_a_queue_that_the_data_do_not_fill_is_said(frames, tmp_path, capsys):
     with pytest.raises(UserError, match="--moco-k 20 is not a multiple of the 8 keys per step; 16 is"):
         train(frames, tmp_path / "run", "--moco-k", 20)
-    with pytest.raises(UserError, match="24 images do not fill one batch"):
+    with pytest.raises(UserError, match="--batch-size 32 exceeds the 24 frames; use a smaller one"):
         train(frames, tmp_path / "run", "--batch-size", 32, "--moco-k", 32)
     assert not (tmp_path / "run").exists()
-    shutil.copytree(whole, tmp_path / "run")
-    with pytest.raises(UserError, match="moco_t was 0.07 and is 0.2; --override continues"):
-        train(frames, tmp_path / "run", "--moco-t", 0.2, "--resume")
     train(frames, tmp_path / "small", "--epochs", 1, "--moco-k", 32)
     assert "--moco-k 32 exceeds the 24 frames" in capsys.readouterr().out
 

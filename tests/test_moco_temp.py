@@ -1,5 +1,7 @@
 """MoCo over time, run as its user runs it: what it pairs, its files, exact resume."""
 
+from functools import partial
+
 import pytest
 import torch
 
@@ -7,14 +9,13 @@ import moco_temp
 import moco_utils
 from moco.cli import UserError
 from moco.networks import checkpoint
+from tests.support import training
 from tests.support.training import everything, same
-from tests.test_moco_img import SMALL
 
 pytestmark = pytest.mark.usefixtures("handlers", "one_thread")
 
 
-def train(frames, save_dir, *flags):
-    return moco_temp.main([str(frames), "--save-dir", str(save_dir), *SMALL, *map(str, flags)])
+train = partial(training.train, script=moco_temp)
 
 
 def test_a_run_pairs_neighbors_and_continues_bitwise(frames, tmp_path, monkeypatch):
@@ -60,4 +61,6 @@ def test_mistakes_are_one_line(frames, tmp_path):
         train(frames, tmp_path / "run", "--batch-size", 1)
     with pytest.raises(UserError, match="--moco-k 16 is not a multiple of the 3 keys per step; 15 is"):
         train(frames, tmp_path / "run", "--batch-size", 6)
+    with pytest.raises(UserError, match="--batch-size 32 exceeds the 24 frames; use a smaller one"):
+        train(frames, tmp_path / "run", "--batch-size", 32)
     assert not (tmp_path / "run").exists()

@@ -12,11 +12,11 @@ from torch import nn
 
 import temporal_classification
 from moco.cli import UserError
-from moco.networks import architectures, checkpoint, opening
+from moco.networks import checkpoint
 from moco.training import engine
 from moco.training.run import EXIT_RESUBMIT, Run
 from tests.conftest import make_frames, single_thread
-from tests.support.training import everything, same, train, train_elsewhere, wait_for_step
+from tests.support.training import everything, kill_at_step, same, train
 
 pytestmark = pytest.mark.usefixtures("handlers", "one_thread", "empty_figures")
 
@@ -84,37 +84,35 @@ def cut(tmp_path_factory):
     return folder / "run"
 
 
-@pytest.mark.parametrize("part", ["weights", "buffers", "optimizer", "epoch", "step", "records", "totals"])
+def add(tensor, value):
+    tensor += value
+
+
+PARTS = {
+    "weights": lambda content: add(content["model_state_dict"]["module.conv1.0.weight"], 1e-3),
+    "buffers": lambda content: add(content["model_state_dict"]["module.conv1.1.running_mean"], 1),
+    "optimizer": lambda content: add(content["optimizer_state_dict"]["state"][0]["exp_avg"], 1),
+    "epoch": lambda content: content.update(epoch=0),
+    "step": lambda content: content.update(step=0),
+    "records": lambda content: content.update(records=[]),
+    "totals": lambda content: content.update(totals=dict.fromkeys(content["totals"], 0)),
+}
+
+
+@pytest.mark.parametrize("part", PARTS)
 def test_leaving_a_part_of_the_state_out_is_noticed(frames, tmp_path, cut, whole, part):
     """The comparison above fails for every part that a resume needs."""
     shutil.copytree(cut, tmp_path / "cut")
     content = checkpoint.read(tmp_path / "cut" / "last.tar")
     assert (content["epoch"], content["step"]) == (1, 2)
-    network = content["model_state_dict"]
-    if part == "weights":
-        network["module.conv1.0.weight"] += 1e-3
-    elif part == "buffers":
-        network["module.conv1.1.running_mean"] *= 0
-    elif part == "optimizer":
-        content["optimizer_state_dict"]["state"][0]["exp_avg"] *= 0
-    elif part == "epoch":
-        content["epoch"] = 0
-    elif part == "step":
-        content["step"] = 0
-    elif part == "records":
-        content["records"] = []
-    elif part == "totals":
-        content["totals"] = dict.fromkeys(content["totals"], 0)
+    PARTS[part](content)
     checkpoint.write(tmp_path / "cut" / "last.tar", content)
     train(frames, tmp_path / "cut", "--save-minutes", 0, "--resume")
     assert not same(everything(whole), everything(tmp_path / "cut"))
 
 
 def test_a_killed_process_loses_nothing(frames, tmp_path, whole):
-    process = train_elsewhere(frames, tmp_path / "cut", "--print-freq", 1, "--save-minutes", 0, "--workers", 2)
-    wait_for_step(tmp_path / "cut", process, 5)
-    process.kill()
-    process.communicate()
+    kill_at_step(frames, tmp_path / "cut", 5, "--print-freq", 1, "--save-minutes", 0, "--workers", 2)
     train(frames, tmp_path / "cut", "--print-freq", 1, "--save-minutes", 0, "--resume")
     assert same(everything(whole), everything(tmp_path / "cut"))
     losses = [
@@ -149,29 +147,6 @@ def test_a_finished_run_resumes_to_nothing_and_its_epochs_may_grow(frames, tmp_p
     assert same(everything(whole), everything(tmp_path / "run"))
 
 
-def test_other_flags_are_refused_unless_overridden(frames, tmp_path, whole):
-    shutil.copytree(whole, tmp_path / "run")
-    with pytest.raises(UserError, match="lr was 0.0005 and is 0.001; --override continues"):
-        train(frames, tmp_path / "run", "--resume", "--lr", 0.001)
-    train(frames, tmp_path / "run", "--resume", "--lr", 0.001, "--override", "--epochs", 3)
-    content = checkpoint.read(tmp_path / "run" / "last.tar")
-    assert content["optimizer_state_dict"]["param_groups"][0]["lr"] == 0.001
-
-
-def test_other_data_is_refused_even_then(frames, tmp_path, whole):
-    shutil.copytree(whole, tmp_path / "run")
-    (frames / "class_0000").rename(frames / "class_0009")
-    with pytest.raises(UserError, match=r"classes was 3 \(class_0000, .* and is 3 \(class_0001"):
-        train(frames, tmp_path / "run", "--resume", "--override")
-
-
-def test_a_second_run_in_the_same_folder_is_refused(frames, tmp_path, whole):
-    shutil.copytree(whole, tmp_path / "run")
-    with pytest.raises(UserError, match="exists; give --resume to continue, --overwrite"):
-        train(frames, tmp_path / "run", "--epochs", 1)
-    assert train(frames, tmp_path / "run", "--epochs", 1, "--overwrite") in (None, 0)
-
-
 def test_a_damaged_newest_checkpoint_is_named_and_that_of_an_epoch_continues(frames, tmp_path, whole):
     shutil.copytree(whole, tmp_path / "run")
     last = tmp_path / "run" / "last.tar"
@@ -185,14 +160,16 @@ def test_a_damaged_newest_checkpoint_is_named_and_that_of_an_epoch_continues(fra
     assert same(*({k: value for k, value in state.items() if not k.startswith(".records.0")} for state in states))
 
 
-def test_a_published_file_continues_and_says_what_is_lost(frames, tmp_path, capsys, whole):
+def test_a_published_file_continues_with_the_flags_given_and_says_what_is_lost(frames, tmp_path, capsys, whole):
     content = checkpoint.read(whole / "last.tar")
     published = {key: content[key] for key in ("acc1_list", "model_state_dict", "optimizer_state_dict")}
     torch.save(published, tmp_path / "TC.tar")
-    train(frames, tmp_path / "more", "--resume", tmp_path / "TC.tar", "--start-epoch", 16, "--epochs", 17)
+    flags = ("--start-epoch", 16, "--epochs", 17, "--lr", 0.25)
+    train(frames, tmp_path / "more", "--resume", tmp_path / "TC.tar", *flags)
     assert "stores no position" in capsys.readouterr().out
     content = checkpoint.read(tmp_path / "more" / "shufflenet_v2_x0_5_epoch_16.tar")
     assert content["acc1_list"][:2] == published["acc1_list"] and len(content["acc1_list"]) == 3
+    assert content["optimizer_state_dict"]["param_groups"][0]["lr"] == content["args"]["lr"] == 0.25
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_good_checkpoint(frames, tmp_path, monkeypatch):
@@ -211,21 +188,19 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_good_checkpo
     assert all(value.isfinite().all() for value in content["model_state_dict"].values())
 
 
-def test_wrong_input_is_one_line(frames, tmp_path):
+def test_wrong_input_is_one_line(frames, tmp_path, capsys):
     with pytest.raises(UserError, match="--n_out 5 does not fit .*frames: it has 3 classes"):
         train(frames, tmp_path / "run", "--n_out", 5)
     with pytest.raises(UserError, match="there is no checkpoint"):
         train(frames, tmp_path / "run", "--model-path", tmp_path / "missing.tar")
     with pytest.raises(UserError, match="there is no checkpoint"):
         train(frames, tmp_path / "run", "--resume", tmp_path / "missing.tar")
-    assert not (tmp_path / "run" / "last.tar").exists()
-
-
-def test_start_weights_come_without_their_head(frames, tmp_path):
-    model = architectures.build("shufflenet_v2_x0_5", 7)
-    torch.save({"model_state_dict": model.state_dict(), "arch": "shufflenet_v2_x0_5"}, tmp_path / "start.tar")
-    started = opening.build_from(tmp_path / "start.tar", "shufflenet_v2_x0_5", 3)
-    assert torch.equal(started.conv5[0].weight, model.conv5[0].weight) and started.fc.out_features == 3
+    with pytest.raises(UserError, match="cannot write to the folder .*file/run: Not a directory"):
+        (tmp_path / "file").touch()
+        train(tmp_path / "missing", tmp_path / "file" / "run")  # before the data are looked at
+    assert not (tmp_path / "run").exists()
+    train(frames, tmp_path / "run", "--batch-size", 32, "--epochs", 1)
+    assert "note: --batch-size 32 exceeds the 24 frames: an epoch is a single step" in capsys.readouterr().out
 
 
 def test_published_flags_and_the_two_recipes():

@@ -8,8 +8,11 @@ from torch.nn import functional
 
 from moco import cli, distributed
 from moco.cli import UserError
+from moco.distributed import ProcessContext
 from moco.networks import architectures
 from moco.training import cpu
+
+SHOW_EVERY = 60  # seconds, however large --print-freq is
 
 
 def add_flags(parser):
@@ -49,8 +52,23 @@ def prepare(model, context, dtype, compiled=False, deterministic=False):
         if dtype == torch.bfloat16:
             cpu.replace_slow_bf16_modules(model)
     if compiled:
+        check_compiler(context.device)
         model.compile(dynamic=False)  # a smaller last batch would turn all later steps to dynamic shapes, other bits
     return distributed.wrap(model, context)
+
+
+def check_compiler(device):
+    """UserError if torch cannot compile a small function here, as without a C++ compiler or Python's headers."""
+    weights = torch.ones(8, device=device, requires_grad=True)
+    try:
+        torch.compile(lambda x: x.sin().sum())(weights).backward()
+    except Exception as error:  # of torch, of Triton, of a compiler
+        lines = str(error).split("\n")
+        reason = next((line for line in lines if "error: " in line), lines[0])
+        raise UserError(
+            f"--compile: torch cannot compile here ({reason.strip()}); install a C++ compiler and Python's headers (on "
+            "Debian: apt-get install g++ python3-dev), or leave --compile out"
+        ) from error
 
 
 def autocast(device, dtype):
@@ -73,7 +91,7 @@ def train_one_epoch(run, model, batches, optimizer, objective):
     over the images of all processes under their names. No step waits for the device.
     """
     architectures.train_mode_keep_frozen_bn(model)
-    context, throughput = run.context, Throughput()
+    context, throughput, shown_at = run.context, Throughput(), time.monotonic()
     with cli.Progress(len(batches), f"epoch {run.epoch}", "steps", None, run.step, context.is_main) as bar:
         for images, targets, _ in throughput.time_waiting(run.until_stopped(batches.epoch(run.epoch, run.step))):
             run.seed_step()
@@ -89,6 +107,11 @@ def train_one_epoch(run, model, batches, optimizer, objective):
                 record = {"epoch": run.epoch, "step": run.step, **run.averages(), **throughput.summary()}
                 run.log(record)
                 bar.set_postfix_str(format_metrics(record))
+                shown_at = time.monotonic()
+            elif context.is_main and time.monotonic() - shown_at > SHOW_EVERY and run.metrics.images:
+                averages = run.metrics.averages(ProcessContext())  # of this process: the others do not wait for it
+                bar.set_postfix_str(format_metrics({**averages, **throughput.summary()}))
+                shown_at = time.monotonic()
             run.save_if_due()  # ends the process after a stop signal
         record = {"epoch": run.epoch, **run.averages(), **throughput.summary()}
         bar.set_postfix_str(format_metrics(record), refresh=False)

@@ -1,6 +1,7 @@
 """One training run in its folder: its position, what it saves and resumes, its log, and what a stop signal does."""
 
 import json
+import math
 import multiprocessing
 import os
 import re
@@ -14,10 +15,10 @@ import numpy as np
 import torch
 from torch import distributed as dist
 
-from moco import distributed, files, plots
+from moco import cli, distributed, files, plots
 from moco.cli import UserError, number
 from moco.networks import checkpoint, opening
-from moco.training.engine import MetricSums
+from moco.training import engine
 
 EXIT_RESUBMIT = 75  # exit status after a stop signal: the run has saved and is to be started again with --resume
 CHECK_LOSS_EVERY = 100  # steps; each check waits for the device
@@ -39,7 +40,7 @@ class Run:
     and UserError says why it cannot be.
 
     flags: all flags of the script by name, recorded in args.json and in every checkpoint; among them those of
-    add_flags, save_dir, epochs, seed, print_freq and overwrite. name: of an epoch's checkpoint, as a format string of
+    add_flags, and epochs. name: of an epoch's checkpoint, as a format string of
     epoch; without a field, each epoch replaces the file of the one before. metadata: {"arch", "classes", "images",
     ...}: stored in every checkpoint, and must not differ on resume. dtype: of the forward pass. layout: of LAYOUTS.
     epoch, step: the position, the next step to take. records: one dict per finished epoch. metrics: MetricSums of the
@@ -48,7 +49,10 @@ class Run:
 
     @staticmethod
     def add_flags(parser):
-        """Add the flags by which a run is saved and resumed to parser."""
+        """Add the flags that all trainers share to parser, but for --epochs and --batch-size."""
+        cli.shared_flags(parser, "--lr", "--image-size", "--workers", "--save-dir", "--seed", "--device", "--overwrite")
+        engine.add_flags(parser)
+        distributed.add_flags(parser)
         add = parser.add_argument
         add(
             "--resume",
@@ -75,7 +79,7 @@ class Run:
         self.epoch = flags["start_epoch"]
         self.step = 0
         self.records = []
-        self.metrics = MetricSums(context.device)
+        self.metrics = engine.MetricSums(context.device)
         self._stops = StopSignals()
         # Over gloo, even on GPUs: agreeing on a save never waits for the device.
         self._host_group = dist.new_group(backend="gloo") if context.world_size > 1 else None
@@ -173,19 +177,28 @@ class Run:
         """
         self.records.append(record)
         self.log(record)
+        name = self.name.format(epoch=self.epoch)
         if self.context.is_main:
             self._check_weights()
-            name = self.name.format(epoch=self.epoch)
             for file in [name, f"best_{name}"] if is_best else [name]:
                 checkpoint.write(self.folder / file, self.content(self.epoch))
             is_last = self.epoch + 1 == self.flags["epochs"]
             if is_last or time.monotonic() - self._drawn_at > DRAW_CURVE_EVERY:
-                plots.training_curve(self.records, self.folder / "training_curve")
-                self._drawn_at = time.monotonic()
+                self._draw_curve()
         self.epoch += 1
         self.step = 0
         self.metrics.reset()
         self.save()
+        if self.epoch == self.flags["epochs"]:
+            self.print(f"finished: {self.folder / name} is the network, for --model-path; curve and log are beside it")
+
+    def _draw_curve(self):
+        """Draw the curve, with what guessing among the classes, or among the keys of MoCo, would give."""
+        title = f"{Path(cli.program()).stem}: {self.metadata['arch']}"
+        choices = self.metadata.get("n_out") or self.flags.get("moco_k", -1) + 1
+        chance = {"loss": math.log(choices), "acc1": 100 / choices, "acc5": min(500 / choices, 100)} if choices else {}
+        plots.training_curve(self.records, self.folder / "training_curve", title, chance)
+        self._drawn_at = time.monotonic()
 
     # --- files
 
@@ -376,13 +389,10 @@ def _shorten(value):
 
 def trim_log(log, epoch, step):
     """Drop the lines of log.jsonl that the run resumed at (epoch, step) will write again, and damaged ones."""
-    lines = log.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True) if log.exists() else []
-    files.write_text(log, "".join(line for line in lines if line.endswith("\n") and _is_past(line, epoch, step)))
-
-
-def _is_past(line, epoch, step):
-    try:
-        record = json.loads(line)
-        return (record["epoch"], record.get("step", float("inf"))) <= (epoch, step)
-    except (ValueError, TypeError, KeyError):  # cut or damaged when a disk was full
-        return False
+    kept = []
+    for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if log.exists() else []:
+        with suppress(ValueError, TypeError, KeyError):  # cut or damaged when a disk was full
+            record = json.loads(line)
+            if (record["epoch"], record.get("step", float("inf"))) <= (epoch, step):
+                kept.append(line + "\n")
+    files.write_text(log, "".join(kept))

@@ -24,8 +24,7 @@ from moco.networks import checkpoint
 from scripts import pack_frames
 from tests import support
 from tests.data.test_manifest import SETTINGS
-from tests.support.training import SMALL, everything, same
-from tests.test_moco_img import SMALL as SMALL_MOCO
+from tests.support.training import SMALL, SMALL_MOCO, everything, same
 
 NAMES = ["A_20130814_0507_02.mp4", "S_20130417_0600_01.mp4", "S_20130421_0604_01.mp4", "S_20131101_1200_01.mp4"]
 

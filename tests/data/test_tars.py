@@ -31,8 +31,7 @@ from tests.data.test_folders import NAMES as VIDEOS
 from tests.data.test_folders import make_folder
 from tests.data.test_manifest import SETTINGS
 from tests.support.inputs import make_frames
-from tests.support.training import SMALL, everything, same, train, wait_for_step
-from tests.test_moco_img import SMALL as SMALL_MOCO
+from tests.support.training import SMALL, SMALL_MOCO, everything, same, train, wait_for_step
 
 pytestmark = pytest.mark.usefixtures("empty_figures")
 

@@ -14,21 +14,28 @@ from moco.networks import checkpoint
 SCRIPT = Path(temporal_classification.__file__)
 SMALL = ["--model", "shufflenet_v2_x0_5", "--image-size", "32", "--device", "cpu", "--batch-size", "8"]
 SMALL += ["--precision", "fp32", "--epochs", "2", "--workers", "0"]
+SMALL_MOCO = ["-a", "shufflenet_v2_x0_5", "--image-size", "64", "--moco-k", "16", "--moco-dim", "8", "--mlp"]
+SMALL_MOCO += SMALL[4:]
 
 
-def train(frames, save_dir, *flags):
+def train(frames, save_dir, *flags, script=temporal_classification):
     """Train in this process; the exit status."""
     try:
-        return temporal_classification.main([str(frames), "--save-dir", str(save_dir), *SMALL, *map(str, flags)])
+        return script.main([str(frames), "--save-dir", str(save_dir), *_small(script), *map(str, flags)])
     except SystemExit as end:
         return end.code
 
 
-def train_elsewhere(frames, save_dir, *flags):
+def train_elsewhere(frames, save_dir, *flags, script=temporal_classification):
     """Start training in another process."""
-    command = [sys.executable, str(SCRIPT), str(frames), "--save-dir", str(save_dir), *SMALL, *map(str, flags)]
+    words = [str(frames), "--save-dir", str(save_dir), *_small(script), *map(str, flags)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    pipes = dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    return subprocess.Popen([sys.executable, script.__file__, *words], env=environment, **pipes)
+
+
+def _small(script):
+    return SMALL if script is temporal_classification else SMALL_MOCO
 
 
 def wait_for_step(save_dir, process, lines):
@@ -37,6 +44,15 @@ def wait_for_step(save_dir, process, lines):
     while not log.exists() or log.read_text().count("\n") < lines:
         assert process.poll() is None, process.communicate()[1]
         time.sleep(0.005)
+
+
+def kill_at_step(frames, save_dir, lines, *flags, script=temporal_classification, delay=0):
+    """Train in another process, and kill it once the log has that many lines, and some seconds have passed."""
+    process = train_elsewhere(frames, save_dir, *flags, script=script)
+    wait_for_step(save_dir, process, lines)
+    time.sleep(delay)
+    process.kill()
+    process.communicate()
 
 
 def everything(save_dir):

@@ -2,9 +2,14 @@
 
 import argparse
 import json
+import math
 import os
+import re
 import shutil
 import signal
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -17,7 +22,7 @@ from moco.networks import checkpoint
 from moco.training import engine
 from moco.training.engine import MetricSums, topk_accuracy
 from moco.training.run import EXIT_RESUBMIT, Run
-from tests.support import GOLDEN, forked, simsiam
+from tests.support import GOLDEN, ROOT, forked, simsiam
 from tests.support.training import everything, same
 
 pytestmark = pytest.mark.usefixtures("handlers", "one_thread")
@@ -26,12 +31,10 @@ TWO_PROCESSES = ("--multiprocessing-distributed", "--processes-per-node", "2")
 
 def arguments(*flags):
     parser = argparse.ArgumentParser()
-    parser.set_defaults(data=str(GOLDEN / "images"), batch_size=16, image_size=64, seed=3, epochs=2, print_freq=1)
-    parser.set_defaults(device="cpu", overwrite=False)
-    parser.add_argument("--save-dir")
-    parser.add_argument("--workers", type=int, default=0)
+    parser.add_argument("--epochs", type=int, default=2)
     Run.add_flags(parser)
-    distributed.add_flags(parser)
+    parser.set_defaults(data=str(GOLDEN / "images"), batch_size=16, image_size=64, seed=3, print_freq=1, workers=0)
+    parser.set_defaults(device="cpu")
     return parser.parse_args(list(map(str, flags)))
 
 
@@ -39,7 +42,7 @@ def launch(flags, train=simsiam.train):
     return distributed.launch(train, arguments(*flags))
 
 
-def test_an_unknown_objective_trains_logs_and_draws_its_curve(tmp_path, monkeypatch):
+def test_an_unknown_objective_trains_logs_and_draws_its_curve(tmp_path, monkeypatch, capsys):
     drawn = {}
 
     def savefig(figure, *_, **__):
@@ -50,11 +53,48 @@ def test_an_unknown_objective_trains_logs_and_draws_its_curve(tmp_path, monkeypa
     original = Figure.savefig
     monkeypatch.setattr(Figure, "savefig", savefig)
     launch(["--save-dir", tmp_path])
+    assert capsys.readouterr().out.endswith(
+        f"finished: {tmp_path}/simsiam_1.tar is the network, for --model-path; curve and log are beside it\n"
+    )
     records = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
     epochs = [record for record in records if "step" not in record]
     assert [record["images"] for record in epochs] == [48, 48]
     assert all(-1 <= record["loss"] <= 1 and 0 < record["std"] < 1 for record in records)
     assert drawn == {name: [[record[name] for record in epochs]] for name in ("loss", "std")}
+
+
+def test_a_loss_is_shown_every_minute_however_seldom_the_log_has_one(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(engine, "SHOW_EVERY", -1)
+    launch(["--save-dir", tmp_path, "--print-freq", 1000, "--epochs", 1])
+    shown = re.findall(r"epoch 0: (\d)/3 steps.*loss -?\d", capsys.readouterr().out)
+    assert shown == ["1", "2", "3", "3"]
+    assert len((tmp_path / "log.jsonl").read_text().splitlines()) == 1
+
+
+COMPILERS = {  # what torch.compile raises without a compiler, and without Python's headers; the reason shown
+    "InvalidCxxCompiler: No working C++ compiler found\n\nSet TORCHDYNAMO_VERBOSE=1": "InvalidCxxCompiler: No working",
+    "CppCompileError: C++ compile error\n\nCommand:\ng++ x.h\nx.h:1:10: fatal error: no Python.h": "x.h:1:10: fatal",
+}
+
+
+@pytest.mark.parametrize("raised, shown", COMPILERS.items())
+def test_a_compiler_that_is_missing_is_one_line_before_any_step(monkeypatch, raised, shown):
+    def fails(function):
+        raise RuntimeError(raised)
+
+    monkeypatch.setattr(torch, "compile", fails)
+    with pytest.raises(UserError, match=rf"--compile: torch cannot compile here \({shown}.*; install") as error:
+        engine.prepare(torch.nn.Linear(1, 1), ProcessContext(), torch.float32, compiled=True)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.thorough
+@pytest.mark.parametrize("compiler", ["/no/such/compiler", None])
+def test_a_small_function_shows_whether_torch_can_compile(tmp_path, compiler):
+    code = "import torch; from moco.training import engine; engine.check_compiler('cpu')"
+    environment = os.environ | {"TORCHINDUCTOR_CACHE_DIR": str(tmp_path)} | ({"CXX": compiler} if compiler else {})
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert ("UserError: --compile: torch cannot compile here (InvalidCxxCompiler: " in done.stderr) == bool(compiler)
 
 
 def train_keeping_saves(args, context):
@@ -128,6 +168,21 @@ def test_records_are_formatted_by_the_names_of_their_values():
 def test_a_curve_of_little_is_drawn(records, tmp_path):
     plots.training_curve(records, tmp_path / "curve")
     assert (tmp_path / "curve.png").stat().st_size > 0 and (tmp_path / "curve.pdf").stat().st_size > 0
+
+
+@pytest.mark.parametrize("metadata, flags, loss, acc1, acc5", [
+    ({"n_out": 3}, {}, math.log(3), 100 / 3, 100),
+    ({"n_out": 50}, {"moco_k": None}, math.log(50), 2, 10),
+    ({}, {"moco_k": 65536}, math.log(65537), 100 / 65537, 500 / 65537),
+])  # fmt: skip
+def test_a_curve_shows_what_guessing_gives(metadata, flags, loss, acc1, acc5, monkeypatch):
+    run, drawn = Run.__new__(Run), []
+    run.metadata, run.flags, run.records, run.folder = {"arch": "resnet18"} | metadata, flags, [], Path("x")
+    monkeypatch.setattr(plots, "training_curve", lambda *arguments: drawn.append(arguments))
+    monkeypatch.setattr(sys, "argv", ["/a/moco_img.py"])
+    run._draw_curve()
+    chance = {"loss": pytest.approx(loss), "acc1": pytest.approx(acc1), "acc5": pytest.approx(acc5)}
+    assert drawn == [([], Path("x/training_curve"), "moco_img: resnet18", chance)]
 
 
 def test_the_learning_rate_falls_at_each_milestone():

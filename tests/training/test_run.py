@@ -1,10 +1,8 @@
 """A run is never lost: kills at any moment, stop signals through every launcher, full disks."""
 
 import itertools
-import json
 import os
 import random
-import shutil
 import signal
 import subprocess
 import sys
@@ -12,12 +10,14 @@ import time
 
 import pytest
 
+import moco_img
+import temporal_classification
 from moco import plots
 from moco.cli import UserError
 from moco.networks import checkpoint
 from moco.training import run
 from moco.training.run import EXIT_RESUBMIT
-from tests.support.training import SCRIPT, SMALL, everything, same, train, train_elsewhere, wait_for_step
+from tests.support.training import SCRIPT, SMALL, everything, kill_at_step, same, train, train_elsewhere, wait_for_step
 
 pytestmark = pytest.mark.usefixtures("handlers", "one_thread", "empty_figures")
 EACH_STEP = ("--print-freq", 1, "--save-minutes", 0)
@@ -59,17 +59,14 @@ def test_25_kills_while_saving(tmp_path):
 
 
 @pytest.mark.thorough
-def test_kills_at_random_moments_with_any_number_of_workers(frames, tmp_path):
-    train(frames, tmp_path / "whole", *EACH_STEP, "--epochs", 3)
-    draws = random.Random(0)
+@pytest.mark.parametrize("script", [temporal_classification, moco_img])
+def test_kills_at_random_moments_with_any_number_of_workers(frames, tmp_path, script):
+    flags, draws = ("--epochs", 3, *EACH_STEP), random.Random(0)
+    train(frames, tmp_path / "whole", *flags, script=script)
     for i, (before, after) in enumerate(itertools.product((0, 2, 4), (0, 2, 4))):
-        folder = tmp_path / f"cut_{i}"
-        process = train_elsewhere(frames, folder, *EACH_STEP, "--epochs", 3, "--workers", before)
-        wait_for_step(folder, process, draws.randrange(1, 9))
-        time.sleep(draws.uniform(0, 0.05))
-        process.kill()
-        process.communicate()
-        again = train_elsewhere(frames, folder, *EACH_STEP, "--epochs", 3, "--workers", after, "--resume")
+        folder, delay = tmp_path / f"cut_{i}", draws.uniform(0, 0.05)
+        kill_at_step(frames, folder, draws.randrange(1, 9), *flags, "--workers", before, script=script, delay=delay)
+        again = train_elsewhere(frames, folder, *flags, "--workers", after, "--resume", script=script)
         assert again.wait(120) == 0, again.communicate()[1]
         assert same(everything(tmp_path / "whole"), everything(folder)), (i, before, after)
 
@@ -162,31 +159,14 @@ def test_a_stop_signal_does_not_wait_for_a_batch_of_a_disk_that_hangs(frames, tm
     assert same(everything(run), everything(tmp_path / "whole"))
 
 
-def test_the_log_is_cut_to_the_resumed_position(frames, tmp_path):
-    """Lines written after the last save, and one cut by the kill, are written again and stand there once."""
-    train(frames, tmp_path / "run", "--print-freq", 1, "--epochs", 1)
-    shutil.copytree(tmp_path / "run", tmp_path / "cut")
-    with open(tmp_path / "cut" / "log.jsonl", "a", encoding="utf-8") as log:
-        log.write('{"epoch": 1, "step": 1, "loss": 9}\n{"epoch": 1, "st')
-    train(frames, tmp_path / "cut", "--print-freq", 1, "--resume")
-    lines = (tmp_path / "cut" / "log.jsonl").read_text().splitlines()
-    assert len(lines) == 8 and '"loss": 9' not in "".join(lines)
-
-
 def test_the_curve_is_drawn_at_the_end_and_at_most_once_a_minute(frames, tmp_path, monkeypatch):
     drawn = []
-    monkeypatch.setattr(plots, "training_curve", lambda records, path: drawn.append(len(records)))
+    monkeypatch.setattr(plots, "training_curve", lambda records, *_: drawn.append(len(records)))
     train(frames, tmp_path / "short", "--epochs", 3)
     assert drawn == [3]
     monkeypatch.setattr(run, "DRAW_CURVE_EVERY", -1)
     train(frames, tmp_path / "long", "--epochs", 3)
     assert drawn == [3, 1, 2, 3]
-
-
-def test_no_git_is_no_fault(frames, tmp_path, monkeypatch):
-    monkeypatch.setenv("PATH", str(tmp_path))
-    train(frames, tmp_path / "run", "--epochs", 1)
-    assert json.loads((tmp_path / "run" / "args.json").read_text())["commit"] is None
 
 
 def test_a_replaced_run_is_never_continued(frames, tmp_path):

@@ -70,7 +70,9 @@ def guard_output():
     """Let neither names that a terminal cannot show nor a reader that goes away end this process with a traceback."""
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
-        if type(stream) is io.TextIOWrapper:
+        if stream is None:  # closed, by >&-
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115 (it stays open)
+        elif type(stream) is io.TextIOWrapper:
             options = dict(encoding=stream.encoding, errors="backslashreplace", line_buffering=True)
             setattr(sys, name, _Output(stream.buffer, **options))
 

@@ -273,6 +273,12 @@ def test_a_reader_that_goes_away_ends_a_process_quietly_but_a_trainer_goes_on(tm
     assert (tmp_path / "written").read_text() == written
 
 
+def test_closed_streams_do_not_end_a_run():
+    code = "from moco import cli; cli.run(lambda: print(1) or cli.Progress(2, '', '').close())"
+    done = subprocess.run(["bash", "-c", 'exec "$@" >&- 2>&-', "", sys.executable, "-c", code], cwd=ROOT)
+    assert done.returncode == 0
+
+
 class Terminal(io.StringIO):
     def isatty(self):
         return True

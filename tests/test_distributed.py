@@ -94,7 +94,7 @@ TORCHRUN += ["tests.support.job"]
 
 
 @pytest.mark.parametrize("command, end, workers", [
-    (SPAWN, "mistake", 1), (SPAWN, "exit", 2), (TORCHRUN, "mistake", 2),
+    (SPAWN, "mistake", 1), (SPAWN, "killed", 2), (TORCHRUN, "mistake", 2),
     *(pytest.param(command, end, workers, marks=THOROUGH)
       for command in (SPAWN, TORCHRUN) for end in ENDS for workers in (0, 1, 2)),
 ])  # fmt: skip
@@ -106,7 +106,7 @@ def test_any_end_of_one_process_ends_the_job(command, end, workers):
     status, message = ENDS[end]
     if command == TORCHRUN:  # which has its own status and report
         status = min(status, 1)
-        message = {"killed": "SIGKILL", "exit": "exitcode  : 3"}.get(end, message)
+        message = "SIGKILL" if end == "killed" else message
     assert done.returncode == status, done.stderr
     assert message in done.stderr
     if end == "mistake" and command == SPAWN:
@@ -115,6 +115,15 @@ def test_any_end_of_one_process_ends_the_job(command, end, workers):
     each = max(1, cli.cores() // 2) if workers == cli.cores() else workers  # the default is divided among processes
     assert len(pids) == 2 * (1 + each)
     wait_until_gone(pids)
+
+
+def leave(args, context):
+    os._exit(3 * context.rank)
+
+
+def test_a_process_that_ends_with_a_status_is_named(forked_launch, capsys):
+    assert distributed.launch(leave, TWO_PROCESSES) == 1
+    assert capsys.readouterr().err == "process 1 ended with status 3; --processes-per-node 1 may show why\n"
 
 
 def wait_until_gone(pids):

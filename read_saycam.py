@@ -16,7 +16,7 @@ from pathlib import Path
 from moco import cli, files
 from moco.cli import UserError
 from moco.data import manifest, recordings
-from moco.videos import extract, pool
+from moco.videos import extract, planning, pool
 
 # Flags that change the images: a run is resumed only with the same values.
 SETTINGS = ("fps", "seg-len", "class-by", "size", "quality", "shift", "published-step", "drop-last", "recursive")
@@ -147,18 +147,20 @@ def main(argv=None):
     settings = settings_of(args)
     roots, folder = [os.path.abspath(each) for each in args.data], Path(args.save_dir)
     table = recordings.read_table(args.recordings) if args.recordings else {}
-    moments = extract.read_moments(args.moments) if args.moments else None
+    moments = planning.read_moments(args.moments) if args.moments else None
     selection = recordings.selection(args)
-    videos, moments = extract.choose(extract.list_videos(roots, args.recursive, folder), table, selection, moments)
-    plan, selections = extract.matching_plan(folder, settings, videos), {}
+    videos, left_out = planning.list_videos(roots, args.recursive, folder)
+    videos = planning.choose(videos, table, selection, moments)
+    listed = videos + left_out
+    plan = extract.matching_plan(folder, settings, listed)
     with pool.WorkerPool(args.workers) as workers:
         if plan is None:
-            plan, selections = extract.make_plan(settings, roots, videos, workers, table, selection, moments)
+            plan = planning.make_plan(settings, roots, videos, left_out, workers, selection)
         if not args.dry_run:
             files.make_output_dir(folder)
-            plan = extract.matching_plan(folder, settings, videos) or extract.write_plan(folder, plan)
+            plan = extract.matching_plan(folder, settings, listed) or extract.write_plan(folder, plan)
         if not args.dry_run and not args.plan:
-            plan = extract.read_videos(folder, plan, roots, selections, workers, args.shard or (0, 1))
+            plan = extract.read_videos(folder, plan, roots, workers, args.shard or (0, 1))
     extract.print_summary(plan, with_size=args.dry_run)
     return 1 if args.strict and manifest.left_out(plan) else None
 

@@ -32,8 +32,8 @@ directly in this folder may be imported from anywhere, those of a sub-package by
     videos/
         video               one file: decoding some of its frames
         probe               one file: how many frames it has, in which order, when
-        images              one file -> its images: sampling, crop, JPEG
-        extract             many files -> one frame folder: list, plan, extract, resume
+        planning            many files -> the plan of their frames
+        extract             a plan -> a frame folder: crop, JPEG, resume
         pool                worker processes that may crash
 
     training/
@@ -50,9 +50,9 @@ directly in this folder may be imported from anywhere, those of a sub-package by
         report              readouts, and what an evaluation writes
         film                maps of a network over images, and films of them
 
-The way of a video: read_saycam.main -> extract.make_plan, which probes every file (images.plan_video, probe.probe) and
-numbers the slots of all images (manifest.make) -> extract.read_videos -> images.extract_images, in a worker process,
-which decodes (video.frames), crops and writes.
+The way of a video: read_saycam.main -> planning.make_plan, which probes every file (plan_video, probe.probe) and
+numbers the slots of all images (manifest.make) -> extract.read_videos -> extract_images, in a worker process, which
+decodes (video.frames), crops and writes.
 
 The way of a training step: temporal_classification.train builds model, FrameLoader and Run -> engine.train_one_epoch
 -> FrameLoader.epoch: indices from EpochSampler, images from BatchDataset (augment) in workers -> the objective -> Run,

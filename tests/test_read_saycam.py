@@ -1,7 +1,5 @@
 """The script as a user runs it: names, images, resuming, shards, flags."""
 
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -10,38 +8,15 @@ import numpy as np
 import pytest
 from torchvision.datasets import ImageFolder
 
-import read_saycam
 from moco import cli
 from moco.data import manifest
-from moco.videos import extract, images
+from moco.videos import extract, planning
 from moco.videos.probe import probe
 from tests import support
-from tests.support.videos import number, numbered, write_video, write_videos
+from tests.support.videos import number, numbered, read, start_reading, tree, write_video, write_videos
 
 GOLDEN = support.GOLDEN / "reader"
-SCRIPT = Path(read_saycam.__file__)
 SMALL = ["--size", "64", "--seg-len", "2"]
-
-
-def read(folder, save_dir, *flags, workers=0):
-    """Run the reader in this process; the exit status."""
-    folders = folder if isinstance(folder, list) else [folder]
-    return read_saycam.main([*map(str, folders), "--save-dir", str(save_dir), "--workers", str(workers), *flags])
-
-
-def start(folder, save_dir, *flags, **options):
-    """Start the reader in a process of its own."""
-    command = [sys.executable, str(SCRIPT), str(folder), "--save-dir", str(save_dir), *flags]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options)
-
-
-def tree(folder):
-    """{relative path: bytes} of all files below folder."""
-    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
-
-
-def left_out(save_dir):
-    return dict(manifest.left_out(manifest.read(save_dir)))
 
 
 @pytest.fixture(scope="module")
@@ -107,7 +82,7 @@ def test_files_are_the_same_after_kills(tmp_path, kills):
     draws = np.random.default_rng(0)
     for _ in range(kills):
         before = len(list(killed.rglob("*.jpeg")))
-        process = start(folder, killed, *large, "--workers", "2")
+        process = start_reading(folder, killed, *large, "--workers", "2")
         goal = before + draws.integers(1, 60)  # new images; those written again do not count
         while process.poll() is None and len(list(killed.rglob("*.jpeg"))) < goal:
             time.sleep(0.01)
@@ -121,7 +96,7 @@ def test_files_are_the_same_after_kills(tmp_path, kills):
 
 def test_a_video_that_is_done_is_not_read_again(videos, tmp_path, monkeypatch):
     opened = []
-    monkeypatch.setattr(images, "frames", lambda path, *rest: opened.append(Path(path).stem) or iter(()))
+    monkeypatch.setattr(extract, "frames", lambda path, *rest: opened.append(Path(path).stem) or iter(()))
     read(videos, tmp_path, *SMALL, "--plan")
     extract.mark_done(tmp_path, 1, [], None)
     (tmp_path / ".done-4.json").write_text('\n{"video": 4, "miss')  # by a process that was killed
@@ -239,7 +214,7 @@ def test_a_video_of_variable_rate_is_sampled_by_time(tmp_path):
     times = np.cumsum(np.random.default_rng(0).integers(10, 90, 200))
     write_video(tmp_path / "v.mp4", 200, times=times)
     info = probe(tmp_path / "v.mp4")
-    sampled = images.sampled_frames(info, 5)
+    sampled = planning.sampled_frames(info, 5)
     seconds = (times[sampled] - times[0]) / 1000
     assert not info.is_constant_rate()
     assert np.array_equal(np.floor(seconds * 5), np.arange(len(sampled)))
@@ -253,4 +228,4 @@ def test_a_rotated_phone_video_is_upright(tmp_path):
     read(tmp_path, tmp_path / "out", "--no-rotate")
     shown = np.rot90(numbered(0))[..., None].repeat(3, 2)
     image = cv2.imread(str(tmp_path / "out" / "class_0000" / "img_0000.jpeg"))
-    assert np.abs(image.astype(int) - images.crop(np.ascontiguousarray(shown), rotate=0)).mean() < 12
+    assert np.abs(image.astype(int) - extract.crop(np.ascontiguousarray(shown), rotate=0)).mean() < 12

@@ -7,18 +7,18 @@ import pytest
 from moco.cli import UserError
 from moco.data import manifest, tars
 from moco.data.folders import FrameFolder
-from moco.videos import images
+from moco.videos import extract
 from scripts import pack_frames
-from tests import test_read_saycam
-from tests.support.videos import write_video, write_videos
-from tests.test_read_saycam import SMALL, read, start
+from tests.support import videos as support
+from tests.support.videos import read, start_reading, write_video, write_videos
 
+SMALL = ("--size", "64", "--seg-len", "2")
 PACK = (*SMALL, "--pack")
 
 
 def tree(folder):
     """{relative path: bytes} of the files in folder without the index, which has times of modification."""
-    return {name: content for name, content in test_read_saycam.tree(folder).items() if name != tars.INDEX}
+    return {name: content for name, content in support.tree(folder).items() if name != tars.INDEX}
 
 
 @pytest.fixture(scope="module")
@@ -78,7 +78,7 @@ def test_tars_are_the_same_after_kills(tmp_path, kills):
     assert read(folder, plain, *large, workers=2) is None
     killed.mkdir()
     for n in range(kills):
-        process = start(folder, killed, *large, "--workers", "2")
+        process = start_reading(folder, killed, *large, "--workers", "2")
         while process.poll() is None and len(tars.list_tars(killed)) <= n:
             time.sleep(0.005)
         assert process.poll() is None, "the process ended before the kill"
@@ -101,7 +101,7 @@ def test_reading_that_is_interrupted_leaves_no_tar(videos, tmp_path):
         raise BrokenPipeError
 
     with pytest.raises(BrokenPipeError):
-        images.extract_images(tmp_path, plan, (videos / entry["name"], entry, None), report)
+        extract.extract_images(tmp_path, plan, (videos / entry["name"], entry, None), report)
     assert not list(tmp_path.glob("*.tar")) + list(tmp_path.glob(".*.tar"))
 
 

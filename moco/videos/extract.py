@@ -1,207 +1,30 @@
-"""Many videos into one frame folder: list them, make the plan, extract the images, resume, report what was left out."""
+"""A plan becomes a frame folder: resume, extract the images of each video, report what was left out."""
 
 import json
 import os
-import re
-import stat
 import time
 from contextlib import suppress
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
+import cv2
 import numpy as np
 
 from moco import cli, files
 from moco.data import manifest, recordings, tars
-from moco.videos import images, pool
+from moco.videos import pool
+from moco.videos.planning import nothing_readable, repeated, without_companions
+from moco.videos.probe import probe
+from moco.videos.video import UnreadableVideo, check_disk, frames, reason_to_leave_out
 
-OWN = (manifest.NAME, manifest.TIMES, recordings.FRAMES_TABLE, recordings.VIDEOS_TABLE)  # files in a frame folder
-# Names of pictures, sound, tables, texts and annotations, which are no videos and are not tried.
-NOT_VIDEOS = "thm jpg jpeg png bmp tif tiff heic wav mp3 m4a aac flac srt vtt ass txt md log csv tsv json jsonl xml xmp"
-NOT_VIDEOS = f"{NOT_VIDEOS} html pdf doc docx xls xlsx rtf gpx ini zip tar gz eaf textgrid cha opf its".split()
-COPIES = ("lrv", "lrf")  # of low resolution, which cameras write beside their recordings
-MOMENTS = "moments"  # the class of moments without one
 LAYOUT = ("settings", "per_class", "class_digits", "image_digits")  # what the images of a video depend on in a plan
-
-
-def list_videos(folders, recursive, save_dir):
-    """The files in folders that can be read as videos, and those that are left out.
-
-    Returns [(folder number, name, size in bytes)] and [(folder number, name, reason)]. Names are relative to their
-    folder, with forward slashes, one folder after another, each in the order of recordings.sort_key. recursive: also
-    those in sub-folders. Hidden files, what this program writes to save_dir, and files that only accompany videos are
-    ignored. Only regular files are read, also through links: no pipe, no device.
-    """
-    readable, left_out = [], []
-    save_dir = os.path.realpath(save_dir)
-    for number, folder in enumerate(folders):
-        root = os.path.realpath(folder)
-        if recursive and root == save_dir:
-            raise cli.UserError(f"--recursive would read the images in {folder} as videos; give another --save-dir")
-        names = _without_companions(_names(root, "", recursive, save_dir, {root}))
-        for name in sorted(names, key=recordings.sort_key):
-            reason, size = _check(root, name)
-            if reason:
-                left_out.append((number, name, reason))
-            else:
-                readable.append((number, name, size))
-    return readable, left_out
-
-
-def _names(root, below, recursive, save_dir, parents):
-    """The names of the files below a folder; parents: the real paths of the folders on the way, against circles."""
-    try:
-        entries = os.scandir(os.path.join(root, below))
-    except OSError as error:
-        raise cli.UserError(f"cannot list the folder {os.path.join(root, below)}: {error.strerror}") from error
-    with entries:
-        for entry in entries:
-            if entry.name.startswith(".") or (root == save_dir and entry.name in OWN):
-                continue
-            if not os.path.isdir(entry.path):
-                yield f"{below}{entry.name}"
-            elif recursive and (folder := os.path.realpath(entry.path)) not in {save_dir, *parents}:
-                yield from _names(root, f"{below}{entry.name}/", recursive, save_dir, {*parents, folder})
-
-
-def _without_companions(names):
-    """The names of files that may be videos, without copies of videos that are there, too."""
-    split = {name: name.lower().rpartition(".") for name in names}
-    videos = {name for name, (_, _, kind) in split.items() if kind not in NOT_VIDEOS}
-    copies = {name for name in videos if split[name][2] in COPIES}
-    # GoPro's GL010001.LRV is the copy of GX010001.MP4, or of GH010001.MP4.
-    stems = {name: re.sub(r"(?<![a-z0-9])g[hlx](?=\d{6}(?!\d))", "g", split[name][0]) for name in videos}
-    there = {stems[name] for name in videos - copies}
-    return [name for name in videos if name not in copies or stems[name] not in there]
-
-
-def _check(root, name):
-    """(the reason why a file is not read or None, its size)."""
-    path = os.path.join(root, name)
-    try:
-        os.fsencode(name).decode("utf-8")
-        state = files.retry_transient(path, partial(os.stat, path))
-    except UnicodeDecodeError:
-        return "its name is not UTF-8", 0
-    except OSError as error:
-        return f"it cannot be accessed: {error.strerror}", 0
-    if not stat.S_ISREG(state.st_mode):
-        return "it is not a regular file", 0
-    if not state.st_size:
-        return "it is empty", 0
-    return None, state.st_size
-
-
-def read_moments(path):
-    """{file: {class: seconds}} of a CSV file with columns 'file' and 'seconds', and perhaps 'class'.
-
-    file: a video's name, or its path relative to the folder of videos. UserError, which names the line, for a table
-    that cannot be read so.
-    """
-    table = {}
-    for number, row in files.read_table(path, "file", "seconds", numbers=["seconds"]):
-        second = row["seconds"]
-        if second is None or second < 0:
-            raise cli.UserError(f"--moments {path}, line {number}: the moment needs a number of seconds from 0 on")
-        name = row.get("class") or MOMENTS
-        if "/" in name or "\0" in name or name.startswith(".") or name == manifest.NAME:
-            raise cli.UserError(f"--moments {path}, line {number}: {name} cannot be the name of a class folder")
-        table.setdefault(row["file"], {}).setdefault(name, []).append(second)
-    return table
-
-
-def choose(listed, table, selection, moments):
-    """The part of the result of list_videos that is selected by name, and its moments as {name: {class: seconds}}.
-
-    table: {file: Recording} that recordings.read_table returned. selection: a recordings.Selection, None for all.
-    moments: the result of read_moments, None for regular sampling. UserError if nothing is selected.
-    """
-    readable, left_out = listed
-    if selection:
-        known = [(name, recordings.lookup(table, name), 0.0) for _, name, _ in readable]
-        chosen = replace(selection, hours=None).choose(known)
-        print(f"{len(chosen)} of {len(readable)} files are selected by name, child and age")
-        readable = [readable[i] for i in chosen]
-    if moments:
-        moments = _by_video(moments, [name for _, name, _ in readable])
-        readable = [each for each in readable if each[1] in moments]
-    return (readable, left_out), moments
-
-
-def _by_video(moments, names):
-    """{name of a video: {class: seconds}} of the videos called names; UserError for a file that is none of them."""
-    by_any_name, found = {}, {}
-    for name in names:
-        for given in recordings.names_of(name):
-            by_any_name.setdefault(given, []).append(name)
-    for given, classes in moments.items():
-        if given not in by_any_name:
-            raise cli.UserError(f"--moments names {given}, which is not there")
-        for name in by_any_name[given]:
-            for label, seconds in classes.items():
-                found.setdefault(name, {}).setdefault(label, []).extend(seconds)
-    return found
-
-
-def make_plan(settings, roots, listed, workers, table, selection, moments):
-    """(the plan for the listed files, {key of an entry of its videos: FrameSelection}); see _key.
-
-    settings: flags by name. roots: folders of videos. listed, moments: what choose returned; table, selection: what it
-    was given. workers: a pool.WorkerPool. UserError that names each file if none of them can be read.
-    """
-    readable, refused = listed
-    left_out = [{"folder": number, "name": name, "reason": reason} for number, name, reason in refused]
-    tasks = [(os.path.join(roots[number], name), moments and moments[name]) for number, name, _ in readable]
-    results, videos, selections = {}, [], {}
-    with cli.Progress(len(tasks), "plan", "videos") as progress:
-        for index, result in workers.as_completed(partial(_repeated, images.plan_video, settings), tasks):
-            results[index] = ([], [result]) if isinstance(result, pool.WorkerCrash) else result
-            progress.update()
-    for index, (number, name, size) in enumerate(readable):
-        planned, reasons = results[index]
-        left_out += [{"folder": number, "name": name, "reason": reason} for reason in reasons]
-        for entry, frames in planned:
-            known = recordings.lookup(table, name).known()
-            videos.append({"folder": number, "name": name, "bytes": size, **entry, **known})
-            selections[_key(videos[-1])] = frames
-    if selection:
-        _cut(videos, selection)
-    plan = manifest.make(settings, roots, videos, left_out)
-    times = [np.empty((0, 2))]
-    for video in plan["videos"]:
-        if "times" in video:
-            video["times_from"] = sum(map(len, times))
-            times.append(video.pop("times"))
-    plan["times"] = np.concatenate(times)
-    if not plan["slots"] and plan["videos"]:
-        raise cli.UserError("--drop-last leaves nothing: the videos are shorter than one episode of --seg-len seconds")
-    if not plan["slots"]:
-        raise _nothing_readable(plan)
-    slow = sum(video["rate"] < 0.99 * settings["fps"] for video in plan["videos"])
-    if slow:
-        print(f"{slow} of {len(videos)} videos have fewer than {settings['fps']:g} frames per second: all are used")
-    return plan, selections
-
-
-def _key(video):
-    """What tells the entries of a plan apart; with moments, a video has one for each class."""
-    return video["folder"], video["name"], video["class"] if "moment_frames" in video else None
-
-
-def _cut(videos, selection):
-    """Reduce the slots of videos, entries of a plan, to the hours of a recordings.Selection; print what it is."""
-    known = [(video["name"], recordings.from_entry(video), video["frames"] / video["rate"]) for video in videos]
-    seconds = recordings.Selection(hours=selection.hours, seed=selection.seed).choose(known)
-    for i, video in enumerate(videos):
-        video["slots"] = round(video["slots"] * seconds.get(i, 0) / known[i][2])
-    print(f"selected: {recordings.describe(known, seconds)}")
 
 
 def matching_plan(folder, settings, listed):
     """The plan of a frame folder, or None; UserError if it is for other videos or settings.
 
-    A file whose size has changed since is no error here: its slots are known, and it will be left out.
+    listed: entries of planning.list_videos. A file whose size has changed since is no error here: its slots are known,
+    and it will be left out.
     """
     plan = manifest.read(folder)
     if plan is None:
@@ -212,13 +35,14 @@ def matching_plan(folder, settings, listed):
         for flag in {**settings, **earlier}
         if settings.get(flag) != earlier.get(flag)
     ]
-    planned = {(each["folder"], each["name"]) for each in plan["videos"] + plan["left_out"]}
-    present = {(number, name) for part in listed for number, name, _ in part}
+    planned, present = (
+        {(each["folder"], each["name"]) for each in entries} for entries in (plan["videos"] + plan["left_out"], listed)
+    )
     differences += [f"{files.printable(name)} was not there" for _, name in sorted(present - planned)[:5]]
     if not plan["complete"]:
         done = completed_videos(folder)
         needed = {(each["folder"], each["name"]) for n, each in enumerate(plan["videos"]) if n not in done}
-        listed_now = _without_companions({name for _, name in planned})  # an earlier version planned copies, too
+        listed_now = without_companions({name for _, name in planned})  # an earlier version planned copies, too
         gone = [name for _, name in sorted(needed - present) if name in listed_now]
         differences += [f"{files.printable(name)} was there" for name in gone[:5]]
     if differences:
@@ -234,20 +58,20 @@ def write_plan(folder, plan):
     for name in [*outputs, *(path.name for path in _done_files(folder))]:
         if name in present and not (Path(folder) / manifest.NAME).exists():  # another shard may have written it by now
             raise cli.UserError(f"{folder} has a {name} already, but no {manifest.NAME}. Give another --save-dir")
-    times = plan.pop("times")
+    times, selections = plan.pop("times"), plan.pop("selections")
     if len(times):
         with files.atomic_write(Path(folder) / manifest.TIMES) as part, open(part, "wb") as file:
             np.save(file, times)
     manifest.write(folder, plan)
-    return plan
+    return plan | {"selections": selections}
 
 
-def read_videos(folder, plan, roots, selections, workers, shard=(0, 1)):
+def read_videos(folder, plan, roots, workers, shard=(0, 1)):
     """Extract the images of a part of the plan's videos that are not done yet, and return the plan.
 
-    selections: of make_plan; may lack any. workers: a pool.WorkerPool. shard: (part, number of parts). UserError if the
-    disk is full.
+    workers: a pool.WorkerPool. shard: (part, number of parts). UserError if the disk is full.
     """
+    selections = plan.pop("selections", [None] * len(plan["videos"]))
     if plan["complete"]:
         _remove_done_files(folder)  # another process may have written one after the plan was complete
         return plan
@@ -258,7 +82,8 @@ def read_videos(folder, plan, roots, selections, workers, shard=(0, 1)):
     tasks = []
     for number in numbers:
         video = videos[number] | ({"tar": tars[number]} if tars else {})
-        tasks.append((os.path.join(roots[video["folder"]], video["name"]), video, selections.get(_key(video))))
+        path = os.path.join(roots[video["folder"]], video["name"])
+        tasks.append((path, video, selections[number]))
     files.remove_temporary_files(folder, idle=600)  # those of other shards are younger
     _extract(folder, plan, numbers, tasks, workers)
     return _finish(folder, plan)
@@ -279,20 +104,14 @@ def _extract(folder, plan, numbers, tasks, workers):
             progress.set_postfix_str(postfix, refresh=False)
             progress.update(amount)
 
-        extract = partial(_repeated, images.extract_images, folder, {key: plan[key] for key in LAYOUT})
+        extract = partial(repeated, extract_images, folder, {key: plan[key] for key in LAYOUT})
         for task, result in workers.as_completed(extract, tasks, advance):
             _, video, _ = tasks[task]
             if isinstance(result, pool.WorkerCrash):
                 result = [[video["first_slot"], video["first_slot"] + video["slots"]]], str(result)
-                images.remove_images(folder, plan, video, result[0])
+                remove_images(folder, plan, video, result[0])
             mark_done(folder, numbers[task], *result)
             advance(task, video["frames"])
-
-
-def _repeated(function, *arguments):
-    """The result of a function of images.py for a video, repeated while its disk fails."""
-    path = arguments[-2][0]  # the task comes before the report
-    return files.retry_transient(path, partial(function, *arguments))
 
 
 def mark_done(folder, number, missing, reason):
@@ -344,7 +163,7 @@ def _finish(folder, plan):
     if not len(complete):
         (Path(folder) / manifest.NAME).unlink()
         _remove_done_files(folder)
-        raise _nothing_readable(plan)
+        raise nothing_readable(plan)
     if plan["settings"].get("pack"):
         tars.Tars(Path(folder), complete)  # makes the index
     plan["complete"] = True
@@ -365,14 +184,6 @@ def _with_results(plan, done):
     return plan
 
 
-def _nothing_readable(plan):
-    folders = ", ".join(plan["folders"])
-    reasons = "; ".join(f"{files.printable(name)}: {reason}" for name, reason in manifest.left_out(plan))
-    if reasons:
-        return cli.UserError(f"no video could be read in {folders} ({reasons}). Give a folder of videos")
-    return cli.UserError(f"there is no video in {folders}. Give a folder of videos, or --recursive for its sub-folders")
-
-
 def print_summary(plan, with_size=False):
     """Print the numbers of videos, images and classes of a plan, the expected size if asked, and what was left out."""
     in_folder = manifest.Manifest(plan)
@@ -386,6 +197,143 @@ def print_summary(plan, with_size=False):
         + ("" if plan["complete"] else ", not complete yet")
     )
     if with_size:
-        print(f"expected size: {plan['slots'] * images.mean_size(plan) / 1e9:.3g} GB")
+        print(f"expected size: {plan['slots'] * mean_size(plan) / 1e9:.3g} GB")
     for name, reason in manifest.left_out(plan):
         print(f"left out: {files.printable(name)}: {reason}")
+
+
+# --- one video
+
+
+def extract_images(folder, plan, task, report):
+    """Write the images of one video to a frame folder, as files or into a tar.
+
+    plan: the settings of a plan and what manifest.slot_path needs. task: (path, entry of the video in the plan, its
+    FrameSelection or None if the plan is an earlier one); the entry has the name of a tar, if one is to be written.
+    report(n): called when n frames of the video are done.
+    Returns (runs of slots without an image, the reason for them or None). Raises OSError if the disk fails.
+    """
+    cv2.setNumThreads(0)  # videos are read in parallel: threads within one would compete with them
+    path, entry, selection = task
+    if not entry["slots"]:  # --drop-last or --hours leaves nothing of it
+        return [], None
+    written, problems = np.zeros(entry["slots"], bool), []
+
+    def members():
+        """Yield (name, time of modification, bytes) of each image."""
+        modified = os.path.getmtime(path) if os.path.exists(path) else 0
+        for position, index, jpeg in _encode_frames(folder, path, entry, selection, plan["settings"], problems):
+            yield manifest.slot_path(plan, entry, entry["first_slot"] + position), modified, jpeg
+            written[position] = True
+            report(index)
+
+    if "tar" in entry:
+        tars.write(Path(folder) / entry["tar"], members())
+    else:
+        for name, _, jpeg in members():
+            write_image(folder, name, jpeg)
+    if not written.all() and not problems:
+        check_disk(path)
+        problems.append(f"{np.count_nonzero(~written)} of {len(written)} frames are damaged")
+    missing = np.flatnonzero(np.diff(written, prepend=True, append=True)) + entry["first_slot"]
+    missing = missing.reshape(-1, 2).tolist()
+    remove_images(folder, plan, entry, missing)
+    return missing, problems[0] if problems else None
+
+
+def _encode_frames(folder, path, entry, selection, settings, problems):
+    """Yield (position in the slots of the video, index in the video, bytes of the JPEG) of each readable frame.
+
+    The reason why reading ends early is appended to problems.
+    """
+    try:
+        selection = _checked_selection(folder, path, entry, selection)
+        for position, picture in frames(path, selection):
+            if position < entry["slots"]:
+                yield position, int(selection.indices[position]), encode(picture, settings, entry)
+    except Exception as error:
+        problems.append(reason_to_leave_out(path, error))
+
+
+def _checked_selection(folder, path, entry, selection):
+    """The FrameSelection of a planned video; raises UnreadableVideo if the file is not the one that was planned."""
+    info = None if selection else probe(path)
+    is_known = "times_from" in entry or entry["step"]
+    if os.path.getsize(path) != entry["bytes"] or (info and info.frames != entry["frames"]) or not is_known:
+        raise UnreadableVideo("it has changed since the plan was made, or an earlier version of the program planned it")
+    if selection:
+        return selection
+    if "times_from" not in entry:
+        return info.select(np.arange(entry["slots"]) * entry["step"])
+    times = np.load(Path(folder) / manifest.TIMES, mmap_mode="r")[entry["times_from"] :]
+    return info.select(times[: entry["slots"], 0])
+
+
+def write_image(folder, name, jpeg):
+    """Write the bytes of an image to the relative path name in a frame folder, creating its class folder.
+
+    The image appears complete or not at all: it is renamed from a temporary file in the frame folder, where no program
+    takes it for an image of a class. UserError if the disk is full or not writable.
+    """
+    part, path = files.temporary_path(Path(folder) / "image"), Path(folder) / name
+    try:
+        part.write_bytes(jpeg)
+        try:
+            part.replace(path)
+        except FileNotFoundError:
+            path.parent.mkdir(exist_ok=True)
+            part.replace(path)
+    except OSError as error:
+        part.unlink(missing_ok=True)
+        message = f"cannot write {path}: {error.strerror}; correct this and re-run the command to resume"
+        raise cli.UserError(message) from error
+
+
+def remove_images(folder, plan, entry, runs):
+    """Remove the images in runs of slots of a video, which an earlier run or a crashed process wrote.
+
+    A tar is removed if all of its images are to be; the others have just been written without those in runs.
+    """
+    if "tar" in entry:
+        if [entry["first_slot"], entry["first_slot"] + entry["slots"]] in runs:
+            (Path(folder) / entry["tar"]).unlink(missing_ok=True)
+        return
+    for first, end in runs:
+        for slot in range(first, end):
+            (Path(folder) / manifest.slot_path(plan, entry, slot)).unlink(missing_ok=True)
+
+
+def crop(picture, size=224, shift=16, rotate=180, whole=False):
+    """A video frame, (height, width, 3) uint8, as an image of (size, size, 3).
+
+    The minor edge is scaled to size * 256 / 224 pixels (bicubic), the center cropped, moved up by shift pixels of a
+    224-pixel image as far as the frame extends (the camera prints the time at the bottom), and rotated clockwise by
+    rotate degrees (the head camera hangs upside down). whole: keep the whole frame, with a minor edge of size pixels.
+    """
+    height, width = picture.shape[:2]
+    edge, minor = size if whole else round(size * 256 / 224), min(height, width)
+    width, height = width * edge // minor, height * edge // minor
+    picture = cv2.resize(picture, (width, height), interpolation=cv2.INTER_CUBIC)
+    if not whole:
+        left = (width - size) // 2
+        top = min(max((height - size) // 2 - round(shift * size / 224), 0), height - size)
+        picture = picture[top : top + size, left : left + size]
+    return np.ascontiguousarray(np.rot90(picture, -rotate // 90))
+
+
+def encode(picture, settings, entry):
+    """A frame of a video as the bytes of a JPEG image, by the settings of a plan and the video's entry in it."""
+    rotate = entry.get("rotate", settings.get("rotate", 0 if settings["no-rotate"] else 180))
+    image = crop(picture, settings["size"], settings["shift"], rotate, settings.get("whole", False))
+    return cv2.imencode(".jpeg", image, [cv2.IMWRITE_JPEG_QUALITY, settings["quality"]])[1].tobytes()
+
+
+def mean_size(plan, samples=8):
+    """The mean size of an image of a plan in bytes, estimated from the first frames of a few videos."""
+    sizes = []
+    for entry in plan["videos"][:: len(plan["videos"]) // samples + 1]:
+        path = os.path.join(plan["folders"][entry["folder"]], entry["name"])
+        with suppress(Exception):  # it is only an estimate; reading the video for its images names the reason
+            _, picture = next(frames(path, probe(path).select([0])))
+            sizes.append(len(encode(picture, plan["settings"], entry)))
+    return sum(sizes) / max(1, len(sizes))

@@ -166,6 +166,17 @@ def check_disk(path, error=None):
             raise
 
 
+def reason_to_leave_out(path, error):
+    """The reason why a video is left out after an exception, whatever a library raises.
+
+    Raises instead what is no fault of the file: MemoryError, and OSError for a failing disk.
+    """
+    if isinstance(error, MemoryError) or files.is_transient(error):
+        raise error
+    check_disk(path, error.__cause__)
+    return str(error) if isinstance(error, UnreadableVideo) else f"reading it fails with {error!r}"
+
+
 def memory_is_short():
     """Whether memory is short; otherwise a MemoryError comes from a damaged file that asks for an absurd amount."""
     try:

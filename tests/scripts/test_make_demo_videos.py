@@ -11,7 +11,7 @@ import pytest
 
 from moco.cli import UserError
 from moco.data import recordings
-from moco.videos import images
+from moco.videos import extract
 from scripts import make_demo_videos as world
 
 TINY = ["--videos=2", "--episodes=2", "--seconds=0.5", "--toys=2", "--exemplars=2", "--views=4", "--workers=2"]
@@ -86,12 +86,12 @@ def test_the_time_stamp_is_upright_and_outside_the_crop(monkeypatch, tmp_path):
     marked = bare.copy()
     cv2.putText(marked, "00:00", (20, world.HEIGHT - 18), cv2.FONT_HERSHEY_SIMPLEX, 0.8, (255, 255, 255), 2)
     assert (marked != bare).any()
-    assert np.array_equal(images.crop(marked), images.crop(bare))
+    assert np.array_equal(extract.crop(marked), extract.crop(bare))
 
 
 def test_labeled_images_are_cropped_as_frames_are():
     image = np.random.default_rng(0).integers(0, 256, (480, 640, 3), np.uint8)
-    difference = images.crop(cv2.flip(image, -1)).astype(int) - world.crop(image)
+    difference = extract.crop(cv2.flip(image, -1)).astype(int) - world.crop(image)
     assert np.abs(difference).max() <= 1  # rounding
 
 

@@ -1,10 +1,15 @@
-"""Small videos whose frames show their number, also damaged, joined and odd ones."""
+"""Small videos whose frames show their number, also damaged, joined and odd ones; and the reader that reads them."""
 
+import subprocess
+import sys
 from fractions import Fraction
 
 import av
 import cv2
 import numpy as np
+
+import read_saycam
+from moco.data import manifest
 
 BITS = 10
 RATE = Fraction(30000, 1001)
@@ -61,8 +66,36 @@ def write_videos(folder, counts):
     """A folder of videos of {name: number of frames}, which is made; returns it."""
     folder.mkdir(exist_ok=True)
     for name, count in counts.items():
-        write_video(folder / f"{name}.mp4", count)
+        write_video(folder / (name if "." in name else f"{name}.mp4"), count)
     return folder
+
+
+def damaged(path, count=300):
+    """A video whose index comes first, with damage in the middle of its frames."""
+    data = write_video(path, count, options={"g": "25"}, container_options={"movflags": "faststart"}).read_bytes()
+    return overwrite(path, (data.find(b"mdat") + len(data)) // 2, np.random.default_rng(0).bytes(400))
+
+
+def read(folders, save_dir, *flags, workers=0):
+    """Run the reader on a folder of videos, or on several, in this process; its exit status."""
+    folders = folders if isinstance(folders, list) else [folders]
+    return read_saycam.main([*map(str, [*folders, "--save-dir", save_dir, "--workers", workers, *flags])])
+
+
+def start_reading(folder, save_dir, *flags):
+    """Start the reader in a process of its own."""
+    command = [sys.executable, read_saycam.__file__, str(folder), "--save-dir", str(save_dir), *flags]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def left_out(save_dir):
+    """{name: reason} of what the reader left out of a frame folder."""
+    return dict(manifest.left_out(manifest.read(save_dir)))
+
+
+def tree(folder):
+    """{relative path: bytes} of all files below folder."""
+    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
 
 
 def write_audio(path):

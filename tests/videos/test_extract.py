@@ -1,16 +1,13 @@
-"""Folders of good, damaged and hostile files, crashes, several readers at once, full disks."""
+"""Plans into frame folders: good, damaged and hostile files, crashes, several readers at once, failing disks."""
 
 import errno
 import os
 import shutil
 import signal
 import subprocess
-import sys
-import tempfile
 from contextlib import contextmanager
 from functools import partial
 from itertools import islice
-from pathlib import Path
 from types import SimpleNamespace
 
 import av
@@ -18,47 +15,24 @@ import cv2
 import numpy as np
 import pytest
 
-import read_saycam
 from moco import cli, files
-from moco.data import manifest, recordings
-from moco.videos import extract, images, video
-from tests.support.videos import number, overwrite, write_video, write_videos
+from moco.data import manifest
+from moco.videos import extract, planning, video
+from tests.support.videos import damaged, left_out, number, read, write_video, write_videos
 
-SCRIPT = Path(read_saycam.__file__)
-
-
-def read(folder, save_dir, *flags, workers=0):
-    return read_saycam.main([str(folder), "--save-dir", str(save_dir), "--workers", str(workers), *flags])
-
-
-def left_out(save_dir):
-    return dict(manifest.left_out(manifest.read(save_dir)))
-
-
-def start(folder, save_dir, *flags, **options):
-    """Start the reader in a process of its own."""
-    command = [sys.executable, str(SCRIPT), str(folder), "--save-dir", str(save_dir), *flags]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options)
-
-
-def damage(path):
-    """Overwrite the middle of the frames of a video whose index comes first."""
-    data = path.read_bytes()
-    overwrite(path, (data.find(b"mdat") + len(data)) // 2, np.random.default_rng(0).bytes(400))
+SETTINGS = {"fps": 5.0, "seg-len": 2.0, "class-by": "time", "size": 64, "quality": 95, "shift": 16}
+SETTINGS |= {"no-rotate": False, "published-step": False, "drop-last": False, "recursive": False}
+CHANGED = "it has changed since the plan was made, or an earlier version of the program planned it"
 
 
 @pytest.fixture
 def mixed(tmp_path):
     """A folder of good videos, damaged ones, and files that are not videos."""
-    folder = tmp_path / "mixed"
-    folder.mkdir()
-    index_first = dict(options={"g": "25"}, container_options={"movflags": "faststart"})
-    write_video(folder / "good one.mp4", 60)
-    write_video(folder / "gut ü 赤.mp4", 31)
-    write_video(folder / "tail cut off.mp4", 300, **index_first)
-    os.truncate(folder / "tail cut off.mp4", (folder / "tail cut off.mp4").stat().st_size * 6 // 10)
-    write_video(folder / "with damage.mp4", 300, **index_first)
-    damage(folder / "with damage.mp4")
+    folder = write_videos(tmp_path / "mixed", {"good one": 60, "gut ü 赤": 31})
+    content = damaged(folder / "tail cut off.mp4").read_bytes()
+    write_video(folder / "tail cut off.mp4", 300, options={"g": "25"}, container_options={"movflags": "faststart"})
+    os.truncate(folder / "tail cut off.mp4", len(content) * 6 // 10)
+    damaged(folder / "with damage.mp4")
     (folder / "linked.mp4").symlink_to(folder / "good one.mp4")
     (folder / ".DS_Store").write_bytes(b"\0\0\0\1Bud1")
     (folder / "._good one.mp4").write_bytes(b"\0\5\x16\7")
@@ -87,9 +61,14 @@ BAD |= {"stream.sdp", "pipe.mp4", "no decoder.mp4", "bad \udcff name.mp4"}
 
 @pytest.mark.parametrize("workers", [0, 1])
 def test_bad_files_are_left_out_by_name_and_the_others_read(mixed, tmp_path, capsys, workers):
-    assert read(mixed, tmp_path / "out", workers=workers) is None
-    complete, plan = manifest.load(tmp_path / "out"), manifest.read(tmp_path / "out")
-    assert set(left_out(tmp_path / "out")) == BAD | {"with damage.mp4"}
+    out = tmp_path / "out"
+    assert read(mixed, out, "--dry-run", workers=workers) is None and not out.exists()
+    printed = capsys.readouterr().out
+    assert "6 videos" in printed and "expected size" in printed
+    assert "left out: no decoder.mp4: there is no decoder for its codec" in printed
+    assert read(mixed, out, "--strict", workers=workers) == 1
+    complete, plan = manifest.load(out), manifest.read(out)
+    assert set(left_out(out)) == BAD | {"with damage.mp4"}
     assert [each["name"] for each in plan["videos"]] == [
         "good one.mp4", "gut ü 赤.mp4", "leaves.mp4", "linked.mp4", "tail cut off.mp4", "with damage.mp4",
     ]  # fmt: skip
@@ -100,7 +79,7 @@ def test_bad_files_are_left_out_by_name_and_the_others_read(mixed, tmp_path, cap
     assert "with damage.mp4: " in printed and "frames are damaged" in printed
     shown = {}
     for i in range(len(complete)):
-        shown.setdefault(complete.video(i), []).append(number(tmp_path / "out" / complete.path(i)))
+        shown.setdefault(complete.video(i), []).append(number(out / complete.path(i)))
     assert shown[0] == shown[3] == list(range(0, 60, 6))
     assert shown[1] == list(range(0, 31, 6)) and shown[2] == [0]
     assert len(shown[4]) > 20 and shown[4] == list(range(0, 6 * len(shown[4]), 6))
@@ -108,60 +87,6 @@ def test_bad_files_are_left_out_by_name_and_the_others_read(mixed, tmp_path, cap
     missing = {slot - slots["first_slot"] for first, end in slots["missing"] for slot in range(first, end)}
     assert 0 < len(missing) < 10
     assert shown[5] == [6 * slot for slot in range(50) if slot not in missing]
-
-
-def test_strict_exits_with_status_1_if_anything_is_left_out(mixed, tmp_path):
-    assert read(mixed, tmp_path / "out", "--strict") == 1
-    (tmp_path / "good").mkdir()
-    write_video(tmp_path / "good" / "v.mp4", 6)
-    assert read(tmp_path / "good", tmp_path / "fine", "--strict") is None
-
-
-def test_what_accompanies_videos_is_neither_read_nor_missed(tmp_path):
-    folder, out = tmp_path / "videos", tmp_path / "out"
-    folder.mkdir()
-    for name in ("GX010001.MP4", "clip_3.mov"):
-        write_video(folder / name, 30)
-    for name in ("GL010001.LRV", "GL010002.LRV", "clip_3.LRF"):
-        shutil.copy(folder / "GX010001.MP4", folder / name)
-    for name in ("GX010001.THM", "Notes.txt", "clip_3.srt"):
-        (folder / name).write_text("no video")
-    assert read(folder, out, "--strict") is None
-    assert [each["name"] for each in manifest.read(out)["videos"]] == ["GL010002.LRV", "GX010001.MP4", "clip_3.mov"]
-    (folder / "GX010001.MP4").unlink()
-    (folder / "clip_3.mov").rename(folder / "GH010002.MP4")
-    listed = [name for _, name, _ in extract.list_videos([folder], False, out)[0]]
-    assert listed == ["GH010002.MP4", "GL010001.LRV", "clip_3.LRF"]
-
-
-def test_a_plan_is_continued_in_its_own_order_and_with_its_own_videos(tmp_path, monkeypatch):
-    """Earlier versions sorted names as text, and read the copies that cameras write."""
-    names = ("part_10", "part_2", "GX010001", "GX010002", "GX020001", "GL010001")
-    folder, out = write_videos(tmp_path / "videos", dict.fromkeys(names, 30)), tmp_path / "out"
-    (folder / "GL010001.mp4").rename(folder / "GL010001.LRV")
-    with monkeypatch.context() as patch:
-        patch.setattr(recordings, "sort_key", str)
-        patch.setattr(extract, "COPIES", ())
-        read(folder, out, "--plan")
-    read(folder, out, "--strict")
-    order = ["GL010001.LRV", *(f"{name}.mp4" for name in sorted(names) if name != "GL010001")]
-    assert [each["name"] for each in manifest.read(out)["videos"]] == order
-    assert len(manifest.load(out)) == 30
-    read(folder, tmp_path / "new")
-    order = ["GX010001.mp4", "GX020001.mp4", "GX010002.mp4", "part_2.mp4", "part_10.mp4"]
-    assert [each["name"] for each in manifest.read(tmp_path / "new")["videos"]] == order
-
-
-def test_no_readable_video_is_one_line_that_names_each_and_writes_nothing(tmp_path):
-    folder = tmp_path / "videos"
-    folder.mkdir()
-    (folder / "a.mp4").write_bytes(b"")
-    (folder / "b.mp4").write_text("text")
-    process = start(folder, tmp_path / "out")
-    _, message = process.communicate(timeout=60)
-    assert process.returncode == 2
-    assert "a.mp4: it is empty; b.mp4: it is not a video" in message.splitlines()[-1] and "Traceback" not in message
-    assert not (tmp_path / "out").exists()
 
 
 def test_a_video_without_an_intact_frame_leaves_nothing(tmp_path):
@@ -177,23 +102,14 @@ def test_a_video_without_an_intact_frame_leaves_nothing(tmp_path):
     assert list((tmp_path / "out").iterdir()) == []
 
 
-@pytest.mark.parametrize("flags, hint", [([], "--recursive"), (["--recursive"], "Give a folder of videos")])
-def test_an_empty_folder_is_one_line(tmp_path, flags, hint):
-    (tmp_path / "videos" / "sub").mkdir(parents=True)
-    with pytest.raises(cli.UserError, match=f"there is no video in .*{hint}"):
-        read(tmp_path / "videos", tmp_path / "out", *flags)
-    with pytest.raises(cli.UserError, match="nowhere"):
-        read(tmp_path / "nowhere", tmp_path / "out", *flags)
-
-
-def test_a_file_that_changes_after_the_plan_is_left_out(tmp_path):
-    folder, out = write_videos(tmp_path / "videos", dict.fromkeys(("a", "b", "c"), 30)), tmp_path / "out"
+def test_a_file_that_changes_after_the_plan_is_left_out_and_its_class_does_not_count(tmp_path, capsys):
+    folder, out = write_videos(tmp_path / "videos", dict.fromkeys("abc", 30)), tmp_path / "out"
     read(folder, out, "--plan", "--seg-len", "1")
+    assert "15 images in 3 classes, not complete yet" in capsys.readouterr().out
     write_video(folder / "b.mp4", 60)
     assert read(folder, out, "--seg-len", "1") is None
-    assert left_out(out) == {
-        "b.mp4": "it has changed since the plan was made, or an earlier version of the program planned it"
-    }
+    assert "10 images in 2 classes\n" in capsys.readouterr().out
+    assert left_out(out) == {"b.mp4": CHANGED}
     complete = manifest.load(out)
     assert complete.classes == ["class_0000", "class_0002"]
     assert [complete.video(i) for i in range(10)] == [0] * 5 + [2] * 5
@@ -202,50 +118,23 @@ def test_a_file_that_changes_after_the_plan_is_left_out(tmp_path):
 
 def test_a_crash_of_a_decoder_costs_only_its_video(tmp_path, monkeypatch):
     folder, out = write_videos(tmp_path / "videos", dict.fromkeys(("a", "crash", "c"), 30)), tmp_path / "out"
-    monkeypatch.setattr(images, "extract_images", extract_and_crash)
+    monkeypatch.setattr(extract, "extract_images", extract_and_crash)
     assert read(folder, out, workers=2) is None
     assert left_out(out) == {"crash.mp4": "a worker process crashed on it (SIGSEGV)"}
     assert len(manifest.load(out)) == 10 == len(list(out.rglob("*.jpeg")))
 
 
-def extract_and_crash(folder, plan, task, report, extract=images.extract_images):
+def extract_and_crash(folder, plan, task, report, extract=extract.extract_images):
     result = extract(folder, plan, task, report)
     if task[0].endswith("crash.mp4"):
         os.kill(os.getpid(), signal.SIGSEGV)
     return result
 
 
-def test_a_file_without_permission_to_read_is_left_out():
-    with tempfile.TemporaryDirectory() as parent:  # not tmp_path, which only its owner may enter
-        folder, out = Path(parent, "videos"), Path(parent, "out")
-        for each in (Path(parent), folder, out):
-            each.mkdir(exist_ok=True)
-            each.chmod(0o777)
-        for name in ("a", "b"):
-            write_video(folder / f"{name}.mp4", 6)
-        (folder / "b.mp4").chmod(0)
-        process = os.fork()  # root may read everything, so another user reads
-        if not process:
-            if os.geteuid() == 0:
-                os.setgroups([])
-                os.setgid(65534)
-                os.setuid(65534)
-            os._exit(read(folder, out) or 0)
-        assert os.waitpid(process, 0)[1] == 0
-        assert left_out(out) == {"b.mp4": "Permission denied"}
-        assert len(manifest.load(out)) == 1
-
-
 def test_a_full_disk_is_one_line_and_the_run_is_resumed_when_there_is_space(tmp_path, small_disk):
-    folder = tmp_path / "videos"
-    folder.mkdir()
-    for name in ("a", "b"):
-        write_video(folder / f"{name}.mp4", 200)
-    disk = small_disk("200k")
-    process = start(folder, disk, "--workers", "2")
-    _, message = process.communicate(timeout=60)
-    assert process.returncode == 2 and "Traceback" not in message
-    assert "cannot write" in message.splitlines()[-1] and "No space left on device" in message
+    folder, disk = write_videos(tmp_path / "videos", {"a": 200, "b": 200}), small_disk("200k")
+    with pytest.raises(cli.UserError, match="cannot write .*No space left on device"):
+        read(folder, disk, workers=2)
     assert all(cv2.imread(str(path)) is not None for path in disk.rglob("*.jpeg"))
     assert {path.name for path in disk.iterdir() if path.is_file() and "moco-tmp" not in path.name} <= {manifest.NAME}
     subprocess.run(["mount", "-o", "remount,size=10m", str(disk)], check=True)
@@ -253,61 +142,16 @@ def test_a_full_disk_is_one_line_and_the_run_is_resumed_when_there_is_space(tmp_
     assert len(manifest.load(disk)) == 68
 
 
-def test_a_read_only_save_folder_is_one_line(tmp_path, small_disk):
-    folder = tmp_path / "videos"
-    folder.mkdir()
-    write_video(folder / "v.mp4", 6)
-    disk = small_disk("1m", "ro")
-    with pytest.raises(cli.UserError, match=f"{disk}"):
-        read(folder, disk)
-
-
-def test_a_save_folder_that_is_a_file_is_one_line(tmp_path):
-    folder = tmp_path / "videos"
-    folder.mkdir()
-    write_video(folder / "v.mp4", 6)
-    (tmp_path / "file").write_text("")
-    with pytest.raises(cli.UserError, match="--save-dir"):
-        read(folder, tmp_path / "file")
-
-
-def test_the_dry_run_leaves_odd_files_out_by_name(mixed, tmp_path, capsys):
-    assert read(mixed, tmp_path / "out", "--dry-run") is None
-    printed = capsys.readouterr().out
-    assert "left out: no decoder.mp4: there is no decoder for its codec" in printed
-    assert "6 videos" in printed and "expected size" in printed
-    assert not (tmp_path / "out").exists()
-
-
-def test_classes_without_images_do_not_count(tmp_path, capsys):
-    folder, out = write_videos(tmp_path / "videos", dict.fromkeys(("a", "b", "c"), 30)), tmp_path / "out"
-    read(folder, out, "--plan", "--seg-len", "1")
-    assert "15 images in 3 classes, not complete yet" in capsys.readouterr().out
-    write_video(folder / "b.mp4", 60)
-    read(folder, out, "--seg-len", "1")
-    assert "10 images in 2 classes\n" in capsys.readouterr().out
-
-
-def test_a_second_reader_of_the_same_folder_leaves_no_records(tmp_path):
-    folder, out = write_videos(tmp_path / "videos", dict.fromkeys(("a", "b"), 30)), tmp_path / "out"
+def test_records_of_others_and_temporary_files_of_killed_processes_are_removed(tmp_path):
+    folder, out = write_videos(tmp_path / "videos", {"a": 30, "b": 30}), tmp_path / "out"
     read(folder, out, "--plan")
+    files.temporary_path(out / "image").write_bytes(b"half an ima")
     read(folder, out)
-    for number_of_video in (0, 1):  # as the second one does, which began before the first was done
+    assert sorted(path.name for path in out.iterdir()) == ["class_0000", manifest.NAME, "videos.csv"]
+    for number_of_video in (0, 1):  # as another reader does, which began before the first was done
         extract.mark_done(out, number_of_video, [], None)
     read(folder, out)
     assert sorted(path.name for path in out.iterdir()) == ["class_0000", manifest.NAME, "videos.csv"]
-
-
-def test_videos_called_like_files_of_the_program_are_read(tmp_path):
-    folder, out = tmp_path / "videos", tmp_path / "out"
-    folder.mkdir()
-    for name in ("manifest.json.mp4", "filled-a.jsonl.mp4"):
-        write_video(folder / name, 30)
-    assert read(folder, out, "--class-by", "video", "--strict") is None
-    assert manifest.load(out).classes == ["filled-a.jsonl", "manifest.json_"]
-    assert read(folder, out, "--class-by", "video", "--strict") is None  # resumed
-    assert read(folder, folder, "--class-by", "video", "--strict") is None
-    assert len(manifest.load(folder)) == 10
 
 
 class Disk:
@@ -347,7 +191,7 @@ class Disk:
 
 @pytest.mark.parametrize("number, middle", [(errno.EIO, False), (errno.EIO, True), (errno.ESTALE, False)])
 def test_a_disk_that_fails_for_a_while_costs_no_frame(tmp_path, monkeypatch, number, middle):
-    folder, out = write_videos(tmp_path / "videos", dict.fromkeys(("a", "b"), 30)), tmp_path / "out"
+    folder, out = write_videos(tmp_path / "videos", {"a": 30, "b": 30}), tmp_path / "out"
     disk = Disk(monkeypatch, number, middle)
     for more in (["--plan"], []):
         disk.failures = 2
@@ -357,7 +201,7 @@ def test_a_disk_that_fails_for_a_while_costs_no_frame(tmp_path, monkeypatch, num
 
 
 def test_a_disk_that_fails_for_long_ends_the_run_and_nothing_is_left_out(tmp_path, monkeypatch):
-    folder, out = write_videos(tmp_path / "videos", dict.fromkeys(("a", "b"), 30)), tmp_path / "out"
+    folder, out = write_videos(tmp_path / "videos", {"a": 30, "b": 30}), tmp_path / "out"
     read(folder, out, "--plan")
     disk = Disk(monkeypatch)
     disk.failures = 1000
@@ -369,56 +213,83 @@ def test_a_disk_that_fails_for_long_ends_the_run_and_nothing_is_left_out(tmp_pat
     assert len(manifest.load(out)) == 10
 
 
-def test_temporary_files_of_killed_processes_are_removed(tmp_path):
-    folder, out = tmp_path / "videos", tmp_path / "out"
-    folder.mkdir()
-    write_video(folder / "a.mp4", 30)
-    read(folder, out, "--plan")
-    files.temporary_path(out / "image").write_bytes(b"half an ima")
-    read(folder, out)
-    assert sorted(path.name for path in out.iterdir()) == ["class_0000", manifest.NAME, "videos.csv"]
+# --- one video
 
 
-def test_names_are_in_order_within_each_folder_without_hidden_files(tmp_path):
-    for name in ("S/b.mp4", "S/a.mp4", "S/.hidden.mp4", "S/sub/c.mp4", "A/z.mp4"):
-        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / name).write_bytes(b"12345")
-    roots = [tmp_path / "S", tmp_path / "A"]
-    flat = [(0, "a.mp4", 5), (0, "b.mp4", 5), (1, "z.mp4", 5)]
-    assert extract.list_videos(roots, False, tmp_path) == (flat, [])
-    deep = [(0, "a.mp4", 5), (0, "b.mp4", 5), (0, "sub/c.mp4", 5), (1, "z.mp4", 5)]
-    assert extract.list_videos(roots, True, tmp_path) == (deep, [])
+def test_the_crop_is_the_published_one_and_stays_inside_any_picture():
+    ramp = np.repeat(np.arange(256, dtype=np.uint8)[:, None, None], 256, 1).repeat(3, 2)
+    assert np.array_equal(extract.crop(ramp)[:, 0, 0], np.arange(223, -1, -1))
+    for shift, first in ((0, 16), (4, 12), (99, 0)):
+        assert np.array_equal(extract.crop(ramp, shift=shift, rotate=0)[:, 0, 0], np.arange(first, first + 224))
+    for size, shape in [(224, (480, 640)), (224, (640, 360)), (96, (1, 1)), (33, (50, 31)), (300, (120, 160))]:
+        assert extract.crop(np.zeros((*shape, 3), np.uint8), size).shape == (size, size, 3)
 
 
-def test_files_that_the_program_writes_are_not_listed(tmp_path):
-    for name in (
-        "v.mp4",
-        "manifest.json",
-        "times.npy",
-        "frames.csv",
-        "videos.csv",
-        ".done-1.json",
-        "frames/class_0000/img_0000.jpeg",
-    ):
-        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / name).write_bytes(b"1")
-    listed = extract.list_videos([tmp_path], True, tmp_path / "frames")[0]
-    assert (0, "v.mp4", 1) in listed and not any("img" in name for _, name, _ in listed)
-    assert extract.list_videos([tmp_path], False, tmp_path) == ([(0, "v.mp4", 1)], [])
-    with pytest.raises(cli.UserError, match="give another --save-dir"):
-        extract.list_videos([tmp_path], True, tmp_path)
+@pytest.fixture
+def planned(tmp_path):
+    """(path, plan, FrameSelection) of a video of 60 frames."""
+    path = write_video(tmp_path / "v.mp4", 60)
+    (entry,), _ = planning.plan_video(SETTINGS, (path, None))
+    entry |= {"folder": 0, "name": path.name, "bytes": path.stat().st_size}
+    return path, manifest.make(SETTINGS, [str(tmp_path)], [entry], []), entry["selection"]
 
 
-def test_links_are_followed_wherever_they_lead_but_not_in_circles(tmp_path):
-    for name in ("store/a.mp4", "store/deep/b.mp4", "S/own.mp4"):
-        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / name).write_bytes(b"12345")
-    (tmp_path / "S" / "linked.mp4").symlink_to("../store/a.mp4")
-    (tmp_path / "S" / "folder").symlink_to(tmp_path / "store")
-    (tmp_path / "store" / "deep" / "up").symlink_to(tmp_path / "S")
-    (tmp_path / "store" / "deep" / "round").symlink_to(tmp_path / "store" / "deep")
-    (tmp_path / "S" / "itself").symlink_to("itself")
-    reason = "it cannot be accessed: Too many levels of symbolic links"
-    readable, left_out = extract.list_videos([tmp_path / "S"], True, tmp_path / "out")
-    assert [name for _, name, _ in readable] == ["folder/a.mp4", "folder/deep/b.mp4", "linked.mp4", "own.mp4"]
-    assert left_out == [(0, "itself", reason)]
+def extract_images(path, plan, selection, report=lambda done: None):
+    return extract.extract_images(path.parent, plan, (path, plan["videos"][0], selection), report)
+
+
+def fail(*_):
+    raise ZeroDivisionError("surprise")
+
+
+def test_whatever_a_library_raises_is_the_reason_of_one_video(planned, monkeypatch):
+    reason = "reading it fails with ZeroDivisionError('surprise')"
+    monkeypatch.setattr(extract, "encode", fail)
+    assert extract_images(*planned) == ([[0, 10]], reason)
+    monkeypatch.setattr(planning, "probe", fail)
+    assert planning.plan_video(SETTINGS, (planned[0], None)) == ([], [reason])
+
+
+def test_a_file_is_read_once_where_its_selection_is_known(planned, monkeypatch):
+    monkeypatch.setattr(extract, "probe", fail)
+    reported = []
+    assert extract_images(*planned, reported.append) == ([], None)
+    assert reported == list(range(0, 60, 6))
+    assert len(list(planned[0].parent.rglob("img_*.jpeg"))) == 10
+
+
+@pytest.mark.parametrize("frames, is_known", [(90, False), (90, True), (59, False)])
+def test_a_file_that_is_not_the_planned_one_is_left_out(planned, frames, is_known):
+    path, plan, selection = planned
+    write_video(path, frames)
+    assert extract_images(path, plan, selection if is_known else None) == ([[0, 10]], CHANGED)
+
+
+def test_an_image_whose_writer_is_killed_does_not_appear(tmp_path, monkeypatch):
+    (tmp_path / "class_0000").mkdir()
+    extract.write_image(tmp_path, "class_0000/img_0001.jpeg", b"complete")
+    process = os.fork()
+    if not process:
+        half = partial(os.kill, os.getpid(), signal.SIGKILL)
+        monkeypatch.setattr(type(tmp_path), "replace", lambda *_: half())
+        extract.write_image(tmp_path, "class_0000/img_0000.jpeg", b"0123456789" * 10)
+    assert os.waitpid(process, 0)[1] == signal.SIGKILL
+    assert len(list(tmp_path.iterdir())) == 2
+    assert [path.name for path in (tmp_path / "class_0000").iterdir()] == ["img_0001.jpeg"]
+    files.remove_temporary_files(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["class_0000"]
+
+
+def test_an_image_that_cannot_be_written_is_one_line_and_leaves_nothing(tmp_path):
+    (tmp_path / "class_0000").write_text("a file where the folder of the class should be")
+    with pytest.raises(cli.UserError, match="cannot write .*class_0000/img_0000.jpeg: .*re-run the command to resume"):
+        extract.write_image(tmp_path, "class_0000/img_0000.jpeg", b"complete")
+    assert [path.name for path in tmp_path.iterdir()] == ["class_0000"]
+
+
+def test_the_expected_size_ignores_videos_without_a_first_frame(planned):
+    path, plan, selection = planned
+    _, picture = next(video.frames(path, selection))
+    assert extract.mean_size(plan) == len(extract.encode(picture, SETTINGS, {}))
+    os.truncate(path, 100)
+    assert extract.mean_size(plan) == 0

@@ -320,7 +320,7 @@ class Manifest:
             frame = int(frame)
         elif video.get("step"):
             frame = k * video["step"]
-            second = frame / video["rate"]
+            second = video.get("start", 0) + frame / video["rate"]
         else:  # variable rate, and no times.npy yet
             frame, second = None, k / self._plan["settings"]["fps"]
         return recordings.Source(video["name"], frame, second, self._recordings[number])

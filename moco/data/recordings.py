@@ -329,7 +329,8 @@ def find_moment(images, name, second):
     UserError if there is no such video, if it has no images, or if it ends before.
     """
     numbers = [n for n, video in enumerate(images.videos) if name in names_of(video["name"])]
-    length = max((images.videos[n]["frames"] / images.videos[n]["rate"] for n in numbers), default=0)
+    videos = [images.videos[n] for n in numbers]
+    length = max((video.get("start", 0) + video["frames"] / video["rate"] for video in videos), default=0)
     if numbers and not 0 <= second <= length:
         raise UserError(f"{name} has no second {second:g}; it is {length:.1f} seconds long")
     candidates = []

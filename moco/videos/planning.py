@@ -20,6 +20,7 @@ NOT_VIDEOS = "thm jpg jpeg png bmp tif tiff heic wav mp3 m4a aac flac srt vtt as
 NOT_VIDEOS = f"{NOT_VIDEOS} html pdf doc docx xls xlsx rtf gpx ini zip tar gz eaf textgrid cha opf its".split()
 COPIES = ("lrv", "lrf")  # of low resolution, which cameras write beside their recordings
 MOMENTS = "moments"  # the class of moments without one
+MAX_DEVIATION = 0.005  # of the rate of images from --fps: a second and a half in an episode of 288
 
 
 def list_videos(folders, recursive, save_dir):
@@ -171,10 +172,19 @@ def make_plan(settings, roots, videos, left_out, workers, selection):
         raise cli.UserError("--drop-last leaves nothing: the videos are shorter than one episode of --seg-len seconds")
     if not plan["slots"]:
         raise nothing_readable(plan)
-    slow = sum(video["rate"] < 0.99 * settings["fps"] for video in plan["videos"])
-    if slow:
-        print(f"{slow} of {len(planned)} videos have fewer than {settings['fps']:g} frames per second: all are used")
+    _print_rates(plan["videos"], settings)
     return plan
+
+
+def _print_rates(videos, settings):
+    """Print which rates of images differ from --fps; videos: entries of a plan."""
+    fps = settings["fps"]
+    if slow := sum(video["rate"] < 0.99 * fps for video in videos):
+        print(f"{slow} of {len(videos)} videos have fewer than {fps:g} frames per second: all are used")
+    rates = [video["rate"] / video["step"] for video in videos if video["step"] and settings["published-step"]]
+    if rates and max(abs(rate - fps) for rate in rates) > MAX_DEVIATION * fps:
+        shown = " to ".join(dict.fromkeys(f"{rate:.3g}" for rate in (min(rates), max(rates))))
+        print(f"--published-step gives {shown} images per second, not {fps:g}")
 
 
 def repeated(function, *arguments):
@@ -215,31 +225,35 @@ def plan_video(settings, task, report=None):
         info = probe(path)
         if moments:
             return _plan_moments(info, moments)
-        selection = info.select(sampled_frames(info, settings["fps"], settings["published-step"]))
-        constant = info.is_constant_rate()
-        step = frame_step(info.rate, settings["fps"], settings["published-step"]) if constant else None
-        return [_entry(info, selection, step)], []
+        return [_entry(info, *sampled_frames(info, settings["fps"], settings["published-step"]))], []
     except Exception as error:
         return [], [reason_to_leave_out(path, error)]
 
 
 def _plan_moments(info, moments):
     entries, left_out = [], []
-    length = frame_seconds(info, [info.frames - 1])[0] + 1 / info.rate
+    length = info.seconds([info.frames - 1])[0] + 1 / info.rate
     for label, seconds in sorted(moments.items()):
         left_out += [f"it ends at {length:.2f} s, before {each:g} s" for each in sorted(seconds) if each > length]
         inside = np.array([each for each in seconds if each <= length])
         if len(inside):
-            entries.append(_entry(info, info.select(nearest_frames(info, inside))) | {"class": label})
+            entries.append(_entry(info, nearest_frames(info, inside)) | {"class": label})
     return entries, left_out
 
 
-def _entry(info, selection, step=None):
-    """The entry of a video in the plan: its frames are step apart, or else times has (frame, second) of each slot."""
+def _entry(info, indices, step=None):
+    """The entry of a video in the plan, of which the frames at indices are extracted, step apart or at any.
+
+    times has (frame, second) of each slot, where start, step and rate do not give them within a millisecond or, where
+    time stamps are coarse, one and a half ticks.
+    """
     entry = {"width": info.width, "height": info.height, "rate": info.rate, "frames": info.frames, "step": step}
-    entry |= {"slots": len(selection), "selection": selection}
-    if step is None:
-        entry["times"] = np.stack([selection.indices, frame_seconds(info, selection.indices)], 1)
+    entry |= {"slots": len(indices), "selection": info.select(indices)}
+    if info.start:
+        entry["start"] = info.start
+    seconds = info.seconds(indices)
+    if step is None or abs(seconds - info.start - indices / info.rate).max() > max(0.001, 1.5 * info.tick):
+        entry["times"] = np.stack([indices, seconds], 1)
     return entry
 
 
@@ -252,26 +266,24 @@ def frame_step(native, fps, published=False):
 
 
 def sampled_frames(info, fps, published=False):
-    """Indices of the frames to sample from the video of a VideoInfo, (n,) int64 rising.
+    """(indices of the frames to sample from the video of a VideoInfo, (n,) int64 rising; their step or None).
 
-    Every frame_step-th frame of a video of constant rate; the first frame in each 1/fps seconds of another one.
+    Every frame_step-th frame of a video of constant rate if this gives fps images per second, or as published; all
+    frames of a slower one; of any other, the first frame in each 1/fps seconds.
     """
     if info.is_constant_rate():
-        return np.arange(0, info.frames, frame_step(info.rate, fps, published))
-    ticks = np.floor((info.times - info.times[0]) * (info.tick * fps) + 1e-6)
-    return np.flatnonzero(np.diff(ticks, prepend=-1))
-
-
-def frame_seconds(info, indices):
-    """When frames of the video of a VideoInfo are displayed, in seconds from its first frame: (n,) float64."""
-    if info.times is None or info.is_constant_rate():
-        return np.asarray(indices) / info.rate
-    return (info.times[indices] - info.times[0]) * info.tick
+        step = frame_step(info.header_rate if published else info.rate, fps, published)
+        if published or info.rate <= fps or abs(info.rate / step - fps) <= MAX_DEVIATION * fps:
+            return np.arange(0, info.frames, step), step
+        ticks = np.arange(info.frames) * (fps / info.rate)
+    else:
+        ticks = (info.times - info.times[0]) * (info.tick * fps)
+    return np.flatnonzero(np.diff(np.floor(ticks + 1e-6), prepend=-1)), None
 
 
 def nearest_frames(info, seconds):
     """Indices of the frames nearest to seconds of the video of a VideoInfo, (n,) int64 rising, each once."""
-    times = frame_seconds(info, np.arange(info.frames))
+    times = info.seconds(np.arange(info.frames))
     after = np.searchsorted(times, seconds).clip(1, max(1, info.frames - 1))
     before = after - 1
     after = after.clip(max=info.frames - 1)

@@ -4,6 +4,7 @@ from array import array
 from dataclasses import dataclass
 from itertools import pairwise
 
+import av
 import numpy as np
 
 from moco.videos.video import (
@@ -14,6 +15,8 @@ from moco.videos.video import (
     FrameSelection,
     Run,
     UnreadableVideo,
+    display_axes,
+    displayed_width,
     open_video,
     packets,
     packets_in,
@@ -30,9 +33,10 @@ SHORT_TRIAL, TRIAL, LONG_TRIAL = 2, 32, 256
 class VideoInfo:
     """What a video file contains.
 
-    width, height: pixels as displayed, after rotation.
+    width, height: square pixels as displayed, after rotation.
     frames: their number, from the first key frame on: those before it cannot be decoded.
-    rate: native frames per second.
+    rate: native frames per second. header_rate: those that the file's header says.
+    start: seconds from the beginning of the file, as a player counts them, to the first frame.
     tick: seconds.
     times: (frames,) int64 time stamps in ticks, rising, or None where the file's are missing or cannot be true.
     packets: (frames,) int64 the packet of each frame, or None where only decoding shows the order of display.
@@ -45,6 +49,8 @@ class VideoInfo:
     height: int
     frames: int
     rate: float
+    header_rate: float
+    start: float
     tick: float
     times: np.ndarray | None
     packets: np.ndarray | None
@@ -62,6 +68,12 @@ class VideoInfo:
         late += self.times
         late -= self.times[0]
         return bool(max(late.max(), -late.min()) <= spacing)
+
+    def seconds(self, indices):
+        """When frames are displayed, in seconds from the beginning of the file: (n,) float64."""
+        if self.times is None:
+            return np.asarray(indices) / self.rate
+        return self.start + (self.times[indices] - self.times[0]) * self.tick
 
     def select(self, indices):
         """The FrameSelection of the frames at indices, (n,) int, rising.
@@ -116,12 +128,13 @@ def probe(path):
             trial, tried, errors = _decode_trial(stream, index.head[: run.end - run.first])
         header = float(stream.average_rate or stream.guessed_rate or 0)
         tick = float(stream.time_base or 0)
-        width, height = stream.codec_context.width, stream.codec_context.height
+        width, height = displayed_width(stream.codec_context.width, stream), stream.codec_context.height
+        late = (stream.start_time or 0) * tick - (container.start_time or 0) / av.time_base  # after the sound
         seekable = container.format.name.startswith("mov,")
     if not is_in_head:
         with open_video(path) as (container, stream):
             trial, tried, errors = _decode_trial(stream, packets_in(np.array([run]), container, stream))
-    if trial and round(trial[0].rotation / 90) % 2:
+    if trial and display_axes(trial[0])[0]:
         width, height = height, width
     if min(width, height) < 1:
         raise UnreadableVideo("its header has no picture size")
@@ -143,9 +156,14 @@ def probe(path):
     known = np.flatnonzero(stamps != MISSING)
     rising = numbers is not None and len(known) == frames and not (np.diff(stamps) < 0).any()
     rate = _rate(header, known, stamps[known], tick, rising)
-    times = stamps if rising else None
+    # The first stamp itself may be made up, as in AVI, where it counts the delay of a decoder.
+    times, start = (stamps, max(0.0, late + (stamps[0] - index.earliest) * tick)) if rising else (None, 0.0)
     key_pts = index.pts[index.keys] if seekable and may_skip else None
-    return VideoInfo(width, height, frames, rate, tick, times, numbers, index.keys, key_pts, may_skip)
+    header = header if MIN_HEADER_RATE <= header <= MAX_RATE else rate
+    start = round(start, 4)
+    return VideoInfo(
+        width, height, frames, rate, header, start, tick, times, numbers, index.keys, key_pts, may_skip
+    )
 
 
 def _decode_trial(stream, numbered):
@@ -167,8 +185,8 @@ class _PacketIndex:
     """The time stamps and kinds of all packets of a stream; raises UnreadableVideo if there are none.
 
     pts, dts: (packets,) int64. keys: int64 packets of key frames, or the first one. first: the first of them. shown:
-    int64 packets from there on that contain a frame to be displayed. head: [(number, packet)] the packets from first on
-    that a trial may need. timed: whether the time stamps can give the order. ambiguous: whether only decoding can tell
+    int64 packets from there on that contain a frame to be displayed. earliest: the first time stamp of such a packet,
+    also before first. head: [(number, packet)] the packets from first on that a trial may need. timed: whether the time stamps can give the order. ambiguous: whether only decoding can tell
     which packets are frames, and in which order.
     """
 
@@ -192,6 +210,7 @@ class _PacketIndex:
         self.keys, self.pts, self.dts = (np.array(each or [0], np.int64) for each in (keys, pts, dts))
         self.first = int(self.keys[0])
         self.shown = np.array(shown, np.int64)
+        self.earliest = int(self.pts[self.shown].min())
         self.shown = self.shown[self.shown >= self.first]
         stamps, clock = self.pts[self.shown], self.dts[self.dts != MISSING]
         stamped = stamps != MISSING
@@ -262,13 +281,15 @@ def _decoding_order(path, first):
 
 
 def _rate(header, numbers, stamps, tick, rising):
-    """Native frames per second: the header's, unless time stamps differ from it by more than a hundredth.
+    """Native frames per second: those of the time stamps, or the header's where they agree with it.
 
     numbers, stamps: (n,) int64 some frames and their time stamps in ticks. rising: whether the stamps are those of
-    display. A few gaps or wrong stamps change the mean spacing of frames, but not the median. So where the two differ,
-    only spacings that are not too long count; those close to the median, if the stamps are not those of display.
+    display; then they agree if the header puts the last frame within a millisecond or a tick of its stamp, otherwise
+    within a hundredth. A few gaps or wrong stamps change the mean spacing of frames, but not the median. So where the
+    two differ, only spacings that are not too long count; those close to the median, if the stamps are not those of
+    display.
     """
-    measured = 0
+    measured, tolerance = 0, 0.01
     if len(numbers) > 1 and tick:
         counts, spans = np.diff(numbers), np.diff(stamps)
         spacings = spans / counts
@@ -279,8 +300,10 @@ def _rate(header, numbers, stamps, tick, rising):
             if rising:
                 normal = spacings <= max(MAX_GAP / tick, 2 * median)
             count, span = int(counts[normal].sum()), int(spans[normal].sum())
-        measured = count / (span * tick) if span > 0 else 0
-    if 0 < measured <= MAX_RATE and not abs(header - measured) <= measured / 100:
+        if span > 0:
+            measured = count / (span * tick)
+            tolerance = max(0.001, tick) / (span * tick) if rising else 0.01
+    if 0 < measured <= MAX_RATE and not abs(header - measured) <= measured * tolerance:
         return measured
     if not MIN_HEADER_RATE <= header <= MAX_RATE:
         raise UnreadableVideo(f"its frame rate of {header:g} per second is not plausible")

@@ -70,7 +70,8 @@ def frames(path, selection):
     """Yield (position, picture) for the frames of a FrameSelection that can be decoded.
 
     position: index into the selection; positions rise unless a time stamp contradicts the order of decoding. Pictures
-    are (height, width, 3) uint8 BGR, upright, in the colors of BT.709 where the file has HDR or a wide gamut.
+    are (height, width, 3) uint8 BGR, of square pixels, turned and mirrored as the file says, in the colors of BT.709
+    where it has HDR or a wide gamut.
 
     A frame that is damaged, or depends on a damaged one, is left out as far as the decoder can tell. Most decoders
     notice lost data. Flipped bits are noticed nearly always by that of AV1, mostly by those of H.264, MPEG-2, MPEG-4,
@@ -108,7 +109,7 @@ def frames(path, selection):
                     return
                 missing[k] = False
                 count += 1
-                yield k, _picture(frame, reformatter)
+                yield k, _picture(frame, reformatter, stream)
     if selection.may_skip and not decoder.errors and count < len(selection):
         yield from _frames_without_skipping(path, selection, missing)
 
@@ -298,8 +299,28 @@ class _FrameCounter:
         return self.count
 
 
-def _picture(frame, reformatter):
-    options = dict(format="bgr24", interpolation="BICUBIC", threads=1)
+def displayed_width(width, stream):
+    """The width of a picture of a stream with square pixels; the container's aspect ratio precedes the stream's."""
+    return round(width * (stream.sample_aspect_ratio or 1))
+
+
+def display_axes(frame):
+    """How a frame is displayed: whether its axes are exchanged, and then whether x and y are reversed.
+
+    By its display matrix, as phones record it, to the nearest quarter turn: x' = a x + c y, y' = b x + d y.
+    """
+    matrix = frame.side_data.get("DISPLAYMATRIX")
+    if matrix is None:
+        return False, False, False
+    (a, b, _), (c, d, _), _ = np.frombuffer(matrix, np.int32).reshape(3, 3).tolist()
+    exchanged = abs(b) + abs(c) > abs(a) + abs(d)
+    x, y = (c, b) if exchanged else (a, d)
+    return exchanged, x < 0, y < 0
+
+
+def _picture(frame, reformatter, stream):
+    width = displayed_width(frame.width, stream)
+    options = dict(format="bgr24", width=width, interpolation="BICUBIC", threads=1)
     if frame.color_trc in HDR or frame.color_primaries in WIDE_GAMUT:
         options["dst_color_trc"] = ColorTrc.BT709 if frame.color_trc in HDR else frame.color_trc
         options["dst_color_primaries"] = ColorPrimaries.BT709
@@ -309,5 +330,6 @@ def _picture(frame, reformatter):
         if isinstance(error, MemoryError):
             raise
         picture = reformatter.reformat(frame, src_colorspace="ITU601", **options)
-    picture, turns = picture.to_ndarray(), round(frame.rotation / 90) % 4  # as phones record it
-    return np.ascontiguousarray(np.rot90(picture, turns)) if turns else picture
+    picture, (exchanged, x_reversed, y_reversed) = picture.to_ndarray(), display_axes(frame)
+    picture = picture.transpose(1, 0, 2) if exchanged else picture
+    return np.ascontiguousarray(picture[:: -1 if y_reversed else 1, :: -1 if x_reversed else 1])

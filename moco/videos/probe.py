@@ -186,8 +186,9 @@ class _PacketIndex:
 
     pts, dts: (packets,) int64. keys: int64 packets of key frames, or the first one. first: the first of them. shown:
     int64 packets from there on that contain a frame to be displayed. earliest: the first time stamp of such a packet,
-    also before first. head: [(number, packet)] the packets from first on that a trial may need. timed: whether the time stamps can give the order. ambiguous: whether only decoding can tell
-    which packets are frames, and in which order.
+    also before first. head: [(number, packet)] the packets from first on that a trial may need. timed: whether the
+    time stamps can give the order. ambiguous: whether only decoding can tell which packets are frames, and in which
+    order.
     """
 
     def __init__(self, container, stream):

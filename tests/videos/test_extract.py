@@ -178,7 +178,7 @@ class Disk:
             self.fail(av.error.OSError)
         with av_open(*arguments, **options) as container:
             yield SimpleNamespace(
-                **{name: getattr(container, name) for name in ("streams", "format", "name", "seek")},
+                **{name: getattr(container, name) for name in ("streams", "format", "name", "seek", "start_time")},
                 demux=lambda stream: self.packets(container.demux(stream)),
             )
 

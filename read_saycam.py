@@ -149,6 +149,8 @@ def main(argv=None):
     table = recordings.read_table(args.recordings) if args.recordings else {}
     moments = planning.read_moments(args.moments) if args.moments else None
     selection = recordings.selection(args)
+    if not args.dry_run:
+        files.check_output_dir(folder)
     videos, left_out = planning.list_videos(roots, args.recursive, folder)
     videos = planning.choose(videos, table, selection, moments)
     listed = videos + left_out
@@ -161,7 +163,10 @@ def main(argv=None):
             plan = extract.matching_plan(folder, settings, listed) or extract.write_plan(folder, plan)
         if not args.dry_run and not args.plan:
             plan = extract.read_videos(folder, plan, roots, workers, args.shard or (0, 1))
-    extract.print_summary(plan, with_size=args.dry_run)
+    state = ", planned; re-run without --plan, or with --shard, to extract them" if args.plan else ""
+    if args.shard and not plan["complete"]:
+        state = ", not all extracted yet; run the other shards"
+    extract.print_summary(plan, state, with_size=args.dry_run)
     return 1 if args.strict and manifest.left_out(plan) else None
 
 

@@ -85,7 +85,8 @@ def failure(error):
     if isinstance(error, SystemExit):
         return int(error.code or 0), ""
     if isinstance(error, KeyboardInterrupt):
-        return 130, f"\n{program()}: interrupted; what is finished is kept, re-run to go on (a trainer with --resume)\n"
+        kept = str(error) or "what is finished is kept, re-run to go on (a trainer with --resume)"
+        return 130, f"\n{program()}: interrupted; {kept}\n"
     message = str(error)
     if what_to_do := advice(error):
         what = ". ".join(message.split("\n")[0].split(". ")[:2]).rstrip(". ")

@@ -214,7 +214,7 @@ def test_a_video_of_variable_rate_is_sampled_by_time(tmp_path):
     times = np.cumsum(np.random.default_rng(0).integers(10, 90, 200))
     write_video(tmp_path / "v.mp4", 200, times=times)
     info = probe(tmp_path / "v.mp4")
-    sampled = planning.sampled_frames(info, 5)
+    sampled = planning.sampled_frames(info, 5)[0]
     seconds = (times[sampled] - times[0]) / 1000
     assert not info.is_constant_rate()
     assert np.array_equal(np.floor(seconds * 5), np.arange(len(sampled)))

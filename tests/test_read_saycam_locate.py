@@ -130,7 +130,7 @@ def test_the_reader_takes_selected_recordings_only(tmp_path, capsys):
         write_video(folder / name, 120)
     images = read(folder, tmp_path / "S", "--children", "S", "--ages", "6-9")
     assert {images.source(i).name for i in range(len(images))} == {NAMES[0]}
-    assert "selected: 1 of 1 recordings, 0.00 hours, child S, ages 6.0 to 6.0 months" in capsys.readouterr().out
+    assert "selected: 1 of 1 recordings, 4.00 seconds, child S, ages 6.0 to 6.0 months" in capsys.readouterr().out
     with pytest.raises(UserError, match="--ages was 6-9, not None"):
         read(folder, tmp_path / "S", "--children", "S")
     assert len(read(folder, tmp_path / "S", "--children", "S", "--ages", "6-9")) == len(images)  # resumes

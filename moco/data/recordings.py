@@ -260,7 +260,7 @@ class Selection:
         """The share of seconds, {index: seconds}, that fills the hours."""
         left = 3600 * self.hours
         if left > sum(seconds.values()):
-            raise UserError(f"--hours {self.hours:g}: the selected recordings have {sum(seconds.values()) / 3600:.2f}")
+            raise UserError(f"--hours {self.hours:g}: the selected recordings have {duration(sum(seconds.values()))}")
         taken = {}
         for i in np.random.default_rng(self.seed).permutation(list(seconds)).tolist():
             taken[i] = min(seconds[i], left)
@@ -301,10 +301,16 @@ def _check_names(names, keys):
         raise UserError(f"--list: there is no recording {', '.join(unknown[:3])}{', ...' if unknown[3:] else ''}")
 
 
+def duration(seconds):
+    """A duration in words: 2.25 hours, 4.80 minutes, 25.00 seconds."""
+    unit, length = next(((unit, n) for unit, n in (("hours", 3600), ("minutes", 60)) if seconds >= n), ("seconds", 1))
+    return f"{seconds / length:.2f} {unit}"
+
+
 def describe(recordings, seconds):
     """What was selected, in words: of recordings, (name, Recording, seconds), the {index: seconds} of choose."""
     taken = [recordings[i][1] for i in seconds]
-    parts = [f"{len(seconds)} of {len(recordings)} recordings", f"{sum(seconds.values()) / 3600:.2f} hours"]
+    parts = [f"{len(seconds)} of {len(recordings)} recordings", duration(sum(seconds.values()))]
     if children := sorted({recording.child for recording in taken if recording.child}):
         parts.append(f"{'child' if len(children) == 1 else 'children'} {', '.join(children)}")
     if ages := [recording.age_months for recording in taken if recording.age_months is not None]:

@@ -18,6 +18,7 @@ from moco.videos.probe import probe
 from moco.videos.video import UnreadableVideo, check_disk, frames, reason_to_leave_out
 
 LAYOUT = ("settings", "per_class", "class_digits", "image_digits")  # what the images of a video depend on in a plan
+SINGULAR = {"videos": "video", "frames": "frame", "images": "image", "classes": "class"}
 
 
 def matching_plan(folder, settings, listed):
@@ -74,6 +75,7 @@ def read_videos(folder, plan, roots, workers, shard=(0, 1)):
     selections = plan.pop("selections", [None] * len(plan["videos"]))
     if plan["complete"]:
         _remove_done_files(folder)  # another process may have written one after the plan was complete
+        print(f"nothing to do: {folder} is complete")
         return plan
     videos, done = plan["videos"], completed_videos(folder)
     longest_first = sorted(range(len(videos)), key=lambda number: -videos[number]["frames"])  # so that all end together
@@ -85,7 +87,11 @@ def read_videos(folder, plan, roots, workers, shard=(0, 1)):
         path = os.path.join(roots[video["folder"]], video["name"])
         tasks.append((path, video, selections[number]))
     files.remove_temporary_files(folder, idle=600)  # those of other shards are younger
-    _extract(folder, plan, numbers, tasks, workers)
+    try:
+        _extract(folder, plan, numbers, tasks, workers)
+    except KeyboardInterrupt as error:
+        done = f"{len(completed_videos(folder))} of {len(videos)} videos are done and kept"
+        raise KeyboardInterrupt(f"{done}; re-run the command to resume") from error
     return _finish(folder, plan)
 
 
@@ -98,10 +104,8 @@ def _extract(folder, plan, numbers, tasks, workers):
         def advance(task, count):
             amount = count - int(frames_done[task])
             frames_done[task] = count
-            hours, left = ((each / rates).sum() / 3600 for each in (frames_done, frames - frames_done))
-            pace = hours / (time.monotonic() - start) * 3600
-            postfix = f"{hours:.2f} h of video done, {left:.2f} h left, {pace:.0f} h per hour"
-            progress.set_postfix_str(postfix, refresh=False)
+            hours, total = (float((each / rates).sum()) / 3600 for each in (frames_done, frames))
+            progress.set_postfix_str(pace(hours, total, time.monotonic() - start), refresh=False)
             progress.update(amount)
 
         extract = partial(repeated, extract_images, folder, {key: plan[key] for key in LAYOUT})
@@ -112,6 +116,11 @@ def _extract(folder, plan, numbers, tasks, workers):
                 remove_images(folder, plan, video, result[0])
             mark_done(folder, numbers[task], *result)
             advance(task, video["frames"])
+
+
+def pace(hours, total, elapsed):
+    """How many hours of video are done, and how many times as fast as they play, short enough for 80 columns."""
+    return f"{hours:.1f} of {total:.1f} h, {3600 * hours / elapsed:.0f}x"
 
 
 def mark_done(folder, number, missing, reason):
@@ -184,18 +193,17 @@ def _with_results(plan, done):
     return plan
 
 
-def print_summary(plan, with_size=False):
+def print_summary(plan, state="", with_size=False):
     """Print the numbers of videos, images and classes of a plan, the expected size if asked, and what was left out."""
     in_folder = manifest.Manifest(plan)
     videos = [video for video in plan["videos"] if video["slots"]]
-    hours = sum(manifest.seconds(plan, video) for video in videos) / 3600
-    frames = sum(video["frames"] for video in videos)
-    n_classes = len(in_folder.classes)
-    print(
-        f"{len(videos)} videos, {hours:.2f} hours, {frames} frames; {len(in_folder)} images in {n_classes} "
-        + ("class" if n_classes == 1 else "classes")
-        + ("" if plan["complete"] else ", not complete yet")
-    )
+    length = recordings.duration(sum(manifest.seconds(plan, video) for video in videos))
+    n_frames, n_classes = sum(video["frames"] for video in videos), len(in_folder.classes)
+    contents = [(len(videos), "videos"), (n_frames, "frames"), (len(in_folder), "images"), (n_classes, "classes")]
+    videos, n_frames, images, classes = (f"{n} {SINGULAR[unit] if n == 1 else unit}" for n, unit in contents)
+    print(f"{videos}, {length}, {n_frames}; {images} in {classes}{state}")
+    if n_classes == 1 and not plan["settings"].get("moments"):
+        print("one class cannot be learned: give a smaller --seg-len, or --class-by video, and another --save-dir")
     if with_size:
         print(f"expected size: {plan['slots'] * mean_size(plan) / 1e9:.3g} GB")
     for name, reason in manifest.left_out(plan):

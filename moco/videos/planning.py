@@ -5,6 +5,7 @@ import re
 import stat
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 
@@ -35,6 +36,8 @@ def list_videos(folders, recursive, save_dir):
     save_dir = os.path.realpath(save_dir)
     for number, folder in enumerate(folders):
         root = os.path.realpath(folder)
+        if os.path.isfile(root):
+            raise cli.UserError(f"{folder} is a file; give the folder that it is in, and --select to read it alone")
         if recursive and root == save_dir:
             raise cli.UserError(f"--recursive would read the images in {folder} as videos; give another --save-dir")
         names = without_companions(_names(root, "", recursive, save_dir, {root}))
@@ -208,6 +211,9 @@ def nothing_readable(plan):
     reasons = "; ".join(f"{files.printable(name)}: {reason}" for name, reason in manifest.left_out(plan))
     if reasons:
         return cli.UserError(f"no video could be read in {folders} ({reasons}). Give a folder of videos")
+    for folder in map(Path, plan["folders"]):
+        if (folder / manifest.NAME).exists() or any(folder.glob("*/*.jp*g")):
+            return cli.UserError(f"{folder} has images and no videos: it is a folder of frames, for the trainers")
     return cli.UserError(f"there is no video in {folders}. Give a folder of videos, or --recursive for its sub-folders")
 
 

@@ -236,7 +236,7 @@ def test_a_selection_of_ages_has_the_frames_of_the_recordings_of_these_ages(tmp_
         f"class_{slot // 10:04d}/img_{slot % 10:04d}.jpeg" for slot in slots
     ]
     assert frames.classes == ["class_0000", "class_0001", "class_0002"] and frames.counts == [2, 10, 10]
-    assert frames.selected == "2 of 4 recordings, 0.00 hours, child S, ages 6.0 to 6.1 months"
+    assert frames.selected == "2 of 4 recordings, 4.60 seconds, child S, ages 6.0 to 6.1 months"
     late = FrameFolder(tmp_path / "frames", Selection(ages=(12, 99)))
     assert late.classes == ["class_0003", "class_0004"] and late.counts == [10, 1]
 

@@ -203,4 +203,4 @@ def test_a_selection_is_described():
     assert recordings.describe(ALL, {0: 3600, 3: 3600}) == (
         "2 of 6 recordings, 2.00 hours, children A, S, ages 5.2 to 6.0 months"
     )
-    assert recordings.describe(ALL, {5: 900}) == "1 of 6 recordings, 0.25 hours"
+    assert recordings.describe(ALL, {5: 900}) == "1 of 6 recordings, 15.00 minutes"

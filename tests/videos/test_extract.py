@@ -14,6 +14,7 @@ import av
 import cv2
 import numpy as np
 import pytest
+from tqdm import tqdm
 
 from moco import cli, files
 from moco.data import manifest
@@ -105,10 +106,12 @@ def test_a_video_without_an_intact_frame_leaves_nothing(tmp_path):
 def test_a_file_that_changes_after_the_plan_is_left_out_and_its_class_does_not_count(tmp_path, capsys):
     folder, out = write_videos(tmp_path / "videos", dict.fromkeys("abc", 30)), tmp_path / "out"
     read(folder, out, "--plan", "--seg-len", "1")
-    assert "15 images in 3 classes, not complete yet" in capsys.readouterr().out
+    assert "3 videos, 3.00 seconds, 90 frames; 15 images in 3 classes, planned; re-run" in capsys.readouterr().out
     write_video(folder / "b.mp4", 60)
     assert read(folder, out, "--seg-len", "1") is None
     assert "10 images in 2 classes\n" in capsys.readouterr().out
+    read(folder, out, "--seg-len", "1")
+    assert f"nothing to do: {out} is complete" in capsys.readouterr().out
     assert left_out(out) == {"b.mp4": CHANGED}
     complete = manifest.load(out)
     assert complete.classes == ["class_0000", "class_0002"]
@@ -152,6 +155,28 @@ def test_records_of_others_and_temporary_files_of_killed_processes_are_removed(t
         extract.mark_done(out, number_of_video, [], None)
     read(folder, out)
     assert sorted(path.name for path in out.iterdir()) == ["class_0000", manifest.NAME, "videos.csv"]
+
+
+def test_ctrl_c_says_what_is_kept(tmp_path, monkeypatch):
+    folder, out = write_videos(tmp_path / "videos", {"a": 60, "b": 30}), tmp_path / "out"
+    mark_done = extract.mark_done
+
+    def interrupt(*arguments):
+        mark_done(*arguments)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(extract, "mark_done", interrupt)
+    with pytest.raises(KeyboardInterrupt) as end:
+        read(folder, out)
+    message = "\npytest: interrupted; 1 of 2 videos are done and kept; re-run the command to resume\n"
+    monkeypatch.setattr(cli, "program", lambda: "pytest")
+    assert cli.failure(end.value) == (130, message)
+
+
+def test_a_bar_of_80_columns_shows_its_numbers():
+    numbers = dict(prefix="read", unit=" frames", unit_scale=True, postfix=extract.pace(868.04, 1000, 18_000))
+    bar = tqdm.format_meter(86_804_000, 100_000_000, 18_000, ncols=80, **numbers)
+    assert "868.0 of 1000.0 h, 174x" in bar and "frames/s" in bar and len(bar) <= 80
 
 
 class Disk:

@@ -103,6 +103,42 @@ def test_a_plan_is_continued_in_its_own_order_and_with_its_own_videos(tmp_path, 
     assert [each["name"] for each in manifest.read(tmp_path / "new")["videos"]] == order
 
 
+@pytest.mark.parametrize(
+    "given, message",
+    [
+        ("v.mp4", "v.mp4 is a file; give the folder that it is in, and --select"),
+        ("frames", "frames has images and no videos: it is a folder of frames"),
+        ("labeled", "labeled has images and no videos: it is a folder of frames"),
+    ],
+)
+def test_what_is_no_folder_of_videos_is_one_line(tmp_path, given, message):
+    (tmp_path / "frames").mkdir()
+    (tmp_path / "frames" / manifest.NAME).write_text("{}")
+    touch(tmp_path, "v.mp4", "labeled/cup/1.jpg")
+    with pytest.raises(cli.UserError, match=message):
+        read(tmp_path / given, tmp_path / "out")
+
+
+def test_a_save_folder_that_cannot_be_written_is_found_before_any_work(tmp_path, small_disk, monkeypatch):
+    monkeypatch.setattr(planning, "list_videos", None)
+    disk = small_disk("1m", "ro")
+    (tmp_path / "file").write_text("")
+    for folder, message in ((disk, f"cannot write to the folder {disk}"), (tmp_path / "file", "is not a folder")):
+        for save_dir in (folder, folder / "new" / "out"):
+            with pytest.raises(cli.UserError, match=f"{message}.*--save-dir"):
+                read(tmp_path, save_dir)
+
+
+def test_clips_that_become_one_class_are_said_so(tmp_path, capsys):
+    folder, out = write_videos(tmp_path / "videos", dict.fromkeys("abcd", 30)), tmp_path / "out"
+    read(folder, out)
+    printed = capsys.readouterr().out
+    assert "4 videos, 4.00 seconds, 120 frames; 20 images in 1 class\n" in printed
+    assert "one class cannot be learned: give a smaller --seg-len, or --class-by video" in printed
+    read(folder, tmp_path / "more", "--class-by", "video")
+    assert "one class" not in capsys.readouterr().out
+
+
 def test_no_readable_video_is_one_line_that_names_each_and_writes_nothing(tmp_path):
     folder = tmp_path / "videos"
     folder.mkdir()

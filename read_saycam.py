@@ -20,8 +20,15 @@ from moco.videos import extract, planning, pool
 
 # Flags that change the images: a run is resumed only with the same values.
 SETTINGS = ("fps", "seg-len", "class-by", "size", "quality", "shift", "published-step", "drop-last", "recursive")
-IF_GIVEN = ("whole", "recordings", "moments", "children", "select", "exclude", "list", "hours")  # in later versions
-IF_GIVEN += ("pack",)
+IF_GIVEN = ("whole", "recordings", "moments", "children", "select", "exclude", "list", "hours", "pack")  # since later
+SWITCHES = {
+    "--whole": "keep the whole frame, with a minor edge of --size pixels, not a square",
+    "--published-step": "sample every (int(native) // fps + 1)-th frame, as published",
+    "--drop-last": "leave out the last episode if it is shorter than --seg-len",
+    "--recursive": "read videos in sub-folders too",
+    "--pack": "write an uncompressed tar per video in place of a file per image",
+    "--strict": "exit with status 1 if any video or frame was left out",
+}
 
 
 def parse_args(argv=None):
@@ -52,20 +59,8 @@ def parse_args(argv=None):
         help="degrees clockwise by which frames are rotated; a column rotate of --recordings has priority",
     )
     parser.add_argument("--no-rotate", dest="rotate", action="store_const", const=0, help="the same as --rotate 0")
-    parser.add_argument(
-        "--whole", action="store_true", help="keep the whole frame, with a minor edge of --size pixels, not a square"
-    )
-    parser.add_argument(
-        "--published-step", action="store_true", help="sample every (int(native) // fps + 1)-th frame, as published"
-    )
-    parser.add_argument(
-        "--drop-last", action="store_true", help="leave out the last episode if it is shorter than --seg-len"
-    )
-    parser.add_argument("--recursive", action="store_true", help="read videos in sub-folders too")
-    parser.add_argument(
-        "--pack", action="store_true", help="write an uncompressed tar per video in place of a file per image"
-    )
-    parser.add_argument("--strict", action="store_true", help="exit with status 1 if any video or frame was left out")
+    for flag, text in SWITCHES.items():
+        parser.add_argument(flag, action="store_true", help=text)
     parser.add_argument(
         "--recordings",
         metavar="CSV",
@@ -116,17 +111,6 @@ def settings_of(args):
     return settings | {flag: value for flag, value in given.items() if value not in (None, False)}
 
 
-def locate(images, names):
-    """Print where the images called names are from, and which are nearest to VIDEO@SECONDS; images: a Manifest."""
-    for name in names:
-        video, at, second = name.rpartition("@")
-        try:
-            i = recordings.find_moment(images, video, float(second)) if at else recordings.find_image(images, name)
-        except ValueError as error:
-            raise UserError(f"--locate {name}: {second} is not a number of seconds") from error
-        print(f"{images.path(i)}: {images.source(i)}")
-
-
 def look_up(args):
     """Answer --locate and --table from the manifest of --save-dir."""
     images = manifest.load(args.save_dir)
@@ -134,8 +118,14 @@ def look_up(args):
         raise UserError(f"{args.save_dir} has no {manifest.NAME}; give the folder of an earlier run as --save-dir")
     if args.table:
         print(f"{len(images)} images: {recordings.write_frames_table(images)}")
-    else:
-        locate(images, args.locate)
+        return
+    for name in args.locate:
+        video, at, second = name.rpartition("@")
+        try:
+            i = recordings.find_moment(images, video, float(second)) if at else recordings.find_image(images, name)
+        except ValueError as error:
+            raise UserError(f"--locate {name}: {second} is not a number of seconds") from error
+        print(f"{images.path(i)}: {images.source(i)}")
 
 
 def main(argv=None):

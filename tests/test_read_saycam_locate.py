@@ -10,14 +10,14 @@ import pytest
 import read_saycam
 from moco.cli import UserError
 from moco.data import manifest
-from tests.support.videos import RATE, number, overwrite, write_video
+from tests.support.videos import RATE, damaged, number, write_video, write_videos
+from tests.support.videos import read as run
 
 NAMES = ("S_20130417_0600_01.mp4", "S_20130720_0903_02.mp4", "A_20130814_0507_02.mp4")
 
 
 def read(folder, save_dir, *flags):
-    arguments = [str(folder), "--save-dir", str(save_dir), "--workers", "0", "--size", "64", *map(str, flags)]
-    assert read_saycam.main(arguments) is None
+    assert run(folder, save_dir, "--size", 64, *flags) is None
     return manifest.load(save_dir)
 
 
@@ -33,14 +33,10 @@ def rows(path):
 @pytest.fixture
 def videos(tmp_path):
     """Videos of constant and variable rate, and one with damage."""
-    folder = tmp_path / "videos"
-    folder.mkdir()
-    write_video(folder / NAMES[0], 120)
+    folder = write_videos(tmp_path / "videos", {NAMES[0]: 120})
     times = np.cumsum(np.random.default_rng(0).integers(20, 120, 90))  # ms
     write_video(folder / NAMES[1].replace(".mp4", ".mkv"), 90, times=times, options={"bf": "0"})
-    path = write_video(folder / NAMES[2], 300, options={"g": "25"}, container_options={"movflags": "faststart"})
-    data = path.read_bytes()
-    overwrite(path, (data.find(b"mdat") + len(data)) // 2, np.random.default_rng(0).bytes(400))
+    damaged(folder / NAMES[2])
     return folder
 
 
@@ -62,16 +58,6 @@ def test_every_image_is_located_there_and_back(videos, tmp_path, flags, capsys):
     assert capsys.readouterr().out.splitlines() == lines
 
 
-def test_seconds_of_a_variable_rate_are_those_of_its_time_stamps(tmp_path):
-    times = np.cumsum(np.random.default_rng(1).integers(20, 120, 60))
-    (tmp_path / "videos").mkdir()
-    write_video(tmp_path / "videos" / "v.mkv", 60, times=times, options={"bf": "0"})
-    images = read(tmp_path / "videos", tmp_path / "out")
-    for i in range(len(images)):
-        source = images.source(i)
-        assert source.second == pytest.approx((times[source.frame] - times[0]) / 1000, abs=1e-3)
-
-
 @pytest.mark.parametrize(
     "name, message",
     [
@@ -83,9 +69,7 @@ def test_seconds_of_a_variable_rate_are_those_of_its_time_stamps(tmp_path):
     ],
 )
 def test_what_cannot_be_located_is_one_line(tmp_path, name, message):
-    (tmp_path / "videos").mkdir()
-    write_video(tmp_path / "videos" / NAMES[0], 120)
-    read(tmp_path / "videos", tmp_path / "out")
+    read(write_videos(tmp_path / "videos", {NAMES[0]: 120}), tmp_path / "out")
     with pytest.raises(UserError, match=message):
         look_up(tmp_path / "out", "--locate", name)
     with pytest.raises(UserError, match=r"has no manifest.json"):
@@ -111,11 +95,8 @@ def test_tables_have_a_row_per_image_and_per_video(videos, tmp_path):
 
 
 def test_the_chapters_of_a_recording_follow_one_another_and_are_one_in_tables(tmp_path):
-    folder = tmp_path / "videos"
     names = ["GX010001.MP4", "GX020001.MP4", "GX010002.MP4", "GX020002.MP4", "GX100002.MP4"]
-    folder.mkdir()
-    for name in names:
-        write_video(folder / name, 30)
+    folder = write_videos(tmp_path / "videos", dict.fromkeys(names, 30))
     images = read(folder, tmp_path / "out", "--seg-len", 1)
     assert [video["name"] for video in images.videos] == names
     look_up(tmp_path / "out", "--table")
@@ -124,10 +105,7 @@ def test_the_chapters_of_a_recording_follow_one_another_and_are_one_in_tables(tm
 
 
 def test_the_reader_takes_selected_recordings_only(tmp_path, capsys):
-    folder = tmp_path / "videos"
-    folder.mkdir()
-    for name in NAMES:
-        write_video(folder / name, 120)
+    folder = write_videos(tmp_path / "videos", dict.fromkeys(NAMES, 120))
     images = read(folder, tmp_path / "S", "--children", "S", "--ages", "6-9")
     assert {images.source(i).name for i in range(len(images))} == {NAMES[0]}
     assert "selected: 1 of 1 recordings, 4.00 seconds, child S, ages 6.0 to 6.0 months" in capsys.readouterr().out
@@ -139,10 +117,7 @@ def test_the_reader_takes_selected_recordings_only(tmp_path, capsys):
 
 
 def test_hours_are_exact_and_nested(tmp_path):
-    folder = tmp_path / "videos"
-    folder.mkdir()
-    for name in NAMES:
-        write_video(folder / name, 300)  # 10 seconds
+    folder = write_videos(tmp_path / "videos", dict.fromkeys(NAMES, 300))  # 10 seconds
     taken = []
     for seconds in (4, 14, 26):
         images = read(folder, tmp_path / str(seconds), "--hours", seconds / 3600, "--seed", 1)
@@ -153,10 +128,7 @@ def test_hours_are_exact_and_nested(tmp_path):
 
 
 def test_frames_are_rotated_as_the_flag_and_the_table_say(tmp_path):
-    folder, table = tmp_path / "videos", tmp_path / "recordings.csv"
-    folder.mkdir()
-    for name in NAMES[:2]:
-        write_video(folder / name, 30)
+    folder, table = write_videos(tmp_path / "videos", dict.fromkeys(NAMES[:2], 30)), tmp_path / "recordings.csv"
     table.write_text(f"file,rotate\n{NAMES[1]},270\n")
     read(folder, tmp_path / "up", "--rotate", 0, "--class-by", "video")
     turned = read(folder, tmp_path / "turned", "--rotate", 90, "--recordings", table, "--class-by", "video")
@@ -214,7 +186,6 @@ def test_a_table_of_moments_with_a_mistake_is_one_line(tmp_path, text, message):
 
 def test_a_planned_folder_of_moments_is_finished_later(videos, tmp_path):
     (tmp_path / "moments.csv").write_text(f"file,seconds,class\n{NAMES[0]},1,a\n{NAMES[0]},2,b\n")
-    flags = [str(videos), "--workers", "0", "--size", "64", "--moments", str(tmp_path / "moments.csv")]
-    read_saycam.main([*flags, "--save-dir", str(tmp_path / "out"), "--plan"])
+    run(videos, tmp_path / "out", "--size", 64, "--moments", tmp_path / "moments.csv", "--plan")
     images = read(videos, tmp_path / "out", "--moments", tmp_path / "moments.csv")
     assert [number(tmp_path / "out" / images.path(i)) for i in range(2)] == [30, 60]

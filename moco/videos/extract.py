@@ -80,12 +80,13 @@ def read_videos(folder, plan, roots, workers, shard=(0, 1)):
     videos, done = plan["videos"], completed_videos(folder)
     longest_first = sorted(range(len(videos)), key=lambda number: -videos[number]["frames"])  # so that all end together
     numbers = [number for number in longest_first[shard[0] :: shard[1]] if number not in done]
+    if not numbers:
+        print("nothing to do: all videos of this part are done")
     tars = manifest.video_tars(videos) if plan["settings"].get("pack") else []
     tasks = []
     for number in numbers:
         video = videos[number] | ({"tar": tars[number]} if tars else {})
-        path = os.path.join(roots[video["folder"]], video["name"])
-        tasks.append((path, video, selections[number]))
+        tasks.append((os.path.join(roots[video["folder"]], video["name"]), video, selections[number]))
     files.remove_temporary_files(folder, idle=600)  # those of other shards are younger
     try:
         _extract(folder, plan, numbers, tasks, workers)
@@ -104,8 +105,8 @@ def _extract(folder, plan, numbers, tasks, workers):
         def advance(task, count):
             amount = count - int(frames_done[task])
             frames_done[task] = count
-            hours, total = (float((each / rates).sum()) / 3600 for each in (frames_done, frames))
-            progress.set_postfix_str(pace(hours, total, time.monotonic() - start), refresh=False)
+            seconds, total = (float((each / rates).sum()) for each in (frames_done, frames))
+            progress.set_postfix_str(pace(seconds, total, time.monotonic() - start), refresh=False)
             progress.update(amount)
 
         extract = partial(repeated, extract_images, folder, {key: plan[key] for key in LAYOUT})
@@ -118,9 +119,10 @@ def _extract(folder, plan, numbers, tasks, workers):
             advance(task, video["frames"])
 
 
-def pace(hours, total, elapsed):
-    """How many hours of video are done, and how many times as fast as they play, short enough for 80 columns."""
-    return f"{hours:.1f} of {total:.1f} h, {3600 * hours / elapsed:.0f}x"
+def pace(seconds, total, elapsed):
+    """How much of the video is done, and how many times as fast as it plays, short enough for 80 columns."""
+    unit, length = ("h", 3600) if total >= 3600 else ("min", 60)
+    return f"{seconds / length:.1f} of {total / length:.1f} {unit}, {seconds / elapsed:.0f}x"
 
 
 def mark_done(folder, number, missing, reason):

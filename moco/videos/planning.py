@@ -18,8 +18,10 @@ from moco.videos.video import reason_to_leave_out
 OWN = (manifest.NAME, manifest.TIMES, recordings.FRAMES_TABLE, recordings.VIDEOS_TABLE)  # files in a frame folder
 # Names of pictures, sound, tables, texts and annotations, which are no videos and are not tried.
 NOT_VIDEOS = "thm jpg jpeg png bmp tif tiff heic wav mp3 m4a aac flac srt vtt ass txt md log csv tsv json jsonl xml xmp"
-NOT_VIDEOS = f"{NOT_VIDEOS} html pdf doc docx xls xlsx rtf gpx ini zip tar gz eaf textgrid cha opf its".split()
-COPIES = ("lrv", "lrf")  # of low resolution, which cameras write beside their recordings
+NOT_VIDEOS += " html pdf doc docx xls xlsx rtf gpx ini zip tar gz eaf textgrid cha opf its aae dng gpr db lnk url"
+NOT_VIDEOS = f"{NOT_VIDEOS} bdm bup cpi ifo moi mpl tdt tid tmb".split()
+# Copies of low resolution, which cameras write beside their recordings; GoPro's GL010001 is that of GX010001.
+COPIES = re.compile(r".*\.(lrv|lrf)|.*(?<![a-z0-9])gl\d{6}(?!\d).*")
 MOMENTS = "moments"  # the class of moments without one
 MAX_DEVIATION = 0.005  # of the rate of images from --fps: a second and a half in an episode of 288
 
@@ -42,12 +44,8 @@ def list_videos(folders, recursive, save_dir):
             raise cli.UserError(f"--recursive would read the images in {folder} as videos; give another --save-dir")
         names = without_companions(_names(root, "", recursive, save_dir, {root}))
         for name in sorted(names, key=recordings.sort_key):
-            reason, size = _check(root, name)
-            entry = {"folder": number, "name": name}
-            if reason:
-                left_out.append(entry | {"reason": reason})
-            else:
-                readable.append(entry | {"bytes": size})
+            entry = {"folder": number, "name": name, **_check(root, name)}
+            (left_out if "reason" in entry else readable).append(entry)
     return readable, left_out
 
 
@@ -71,28 +69,25 @@ def without_companions(names):
     """The names of files that may be videos, without copies of videos that are there, too."""
     split = {name: name.lower().rpartition(".") for name in names}
     videos = {name for name, (_, _, kind) in split.items() if kind not in NOT_VIDEOS}
-    copies = {name for name in videos if split[name][2] in COPIES}
-    # GoPro's GL010001.LRV is the copy of GX010001.MP4, or of GH010001.MP4.
-    stems = {name: re.sub(r"(?<![a-z0-9])g[hlx](?=\d{6}(?!\d))", "g", split[name][0]) for name in videos}
+    copies = {name for name in videos if COPIES.fullmatch(name.lower())}
+    stems = {name: re.sub(r"(?<![a-z0-9])g[hlsx](?=\d{6}(?!\d))", "g", split[name][0]) for name in videos}
     there = {stems[name] for name in videos - copies}
     return [name for name in videos if name not in copies or stems[name] not in there]
 
 
 def _check(root, name):
-    """(the reason why a file is not read or None, its size)."""
+    """The size of a file, or the reason why it is not read, for its entry in the plan."""
     path = os.path.join(root, name)
     try:
         os.fsencode(name).decode("utf-8")
         state = files.retry_transient(path, partial(os.stat, path))
     except UnicodeDecodeError:
-        return "its name is not UTF-8", 0
+        return {"reason": "its name is not UTF-8"}
     except OSError as error:
-        return f"it cannot be accessed: {error.strerror}", 0
+        return {"reason": f"it cannot be accessed: {error.strerror}"}
     if not stat.S_ISREG(state.st_mode):
-        return "it is not a regular file", 0
-    if not state.st_size:
-        return "it is empty", 0
-    return None, state.st_size
+        return {"reason": "it is not a regular file"}
+    return {"bytes": state.st_size} if state.st_size else {"reason": "it is empty"}
 
 
 def read_moments(path):

@@ -120,20 +120,13 @@ def probe(path):
     """
     with open_video(path) as (container, stream):
         index = _PacketIndex(container, stream)
-        run = index.trial_run()
-        is_in_head = run.first == index.first and (
-            run.end <= index.head[-1][0] + 1 or len(index.pts) == len(index.head)
-        )
-        if is_in_head:
-            trial, tried, errors = _decode_trial(stream, index.head[: run.end - run.first])
         header = float(stream.average_rate or stream.guessed_rate or 0)
         tick = float(stream.time_base or 0)
         width, height = displayed_width(stream.codec_context.width, stream), stream.codec_context.height
         late = (stream.start_time or 0) * tick - (container.start_time or 0) / av.time_base  # after the sound
         seekable = container.format.name.startswith("mov,")
-    if not is_in_head:
-        with open_video(path) as (container, stream):
-            trial, tried, errors = _decode_trial(stream, packets_in(np.array([run]), container, stream))
+    with open_video(path) as (container, stream):
+        trial, tried, errors = _decode_trial(stream, packets_in(np.array([index.trial_run()]), container, stream))
     if trial and display_axes(trial[0])[0]:
         width, height = height, width
     if min(width, height) < 1:
@@ -186,24 +179,19 @@ class _PacketIndex:
 
     pts, dts: (packets,) int64. keys: int64 packets of key frames, or the first one. first: the first of them. shown:
     int64 packets from there on that contain a frame to be displayed. earliest: the first time stamp of such a packet,
-    also before first. head: [(number, packet)] the packets from first on that a trial may need. timed: whether the
-    time stamps can give the order. ambiguous: whether only decoding can tell which packets are frames, and in which
-    order.
+    also before first. timed: whether the time stamps can give the order. ambiguous: whether only decoding can tell
+    which packets are frames, and in which order.
     """
 
     def __init__(self, container, stream):
-        pts, dts, keys, shown, self.head = array("q"), array("q"), array("q"), array("q"), []  # a day has millions
+        pts, dts, keys, shown = array("q"), array("q"), array("q"), array("q")  # a day has millions
         is_vp8 = stream.codec_context.name == "vp8"
         self.reorders = bool(stream.codec_context.has_b_frames)
         for number, packet in enumerate(packets(container, stream)):
             if packet.is_keyframe:
-                if not keys:
-                    self.head = []
                 keys.append(number)
             if not packet.is_discard and not (is_vp8 and _is_hidden_vp8(packet)):
                 shown.append(number)
-            if len(self.head) < (LONG_TRIAL if self.reorders else SHORT_TRIAL):
-                self.head.append((number, packet))
             pts.append(MISSING if packet.pts is None else packet.pts)
             dts.append(MISSING if packet.dts is None else packet.dts)
         if not shown:

@@ -24,7 +24,6 @@ CONTAINERS += ",yuv4mpegpipe,h264,hevc,m4v,mpegvideo,mjpeg,obu"
 END = 2**63 - 1  # the end of a run of packets that goes to the end of the file
 MISSING = -(2**63)  # the time stamp of a packet that has none
 ALL_PACKETS = np.array([[0, 0, END, MISSING]])
-SPARE_MEMORY = 2**28  # bytes; reading a video needs less
 MIN_SEEK = 64  # packets; fewer are read faster than skipped by seeking
 HDR = (ColorTrc.SMPTE2084, ColorTrc.ARIB_STD_B67)
 WIDE_GAMUT = (ColorPrimaries.BT2020, ColorPrimaries.SMPTE428, ColorPrimaries.SMPTE431, ColorPrimaries.SMPTE432)
@@ -128,7 +127,7 @@ def _frames_without_skipping(path, selection, missing):
 
 @contextmanager
 def open_video(path):
-    """Open a video file: (container, video stream). FFmpeg's errors become UnreadableVideo, except a lack of memory."""
+    """Open a video file: (container, video stream). FFmpeg's errors become UnreadableVideo."""
     # Without correction of overflows, the clock of a recording that was joined to another visibly falls back.
     options = {"format_whitelist": CONTAINERS, "protocol_whitelist": "file", "correct_ts_overflow": "0"}
     try:
@@ -139,9 +138,7 @@ def open_video(path):
             if streams[0].codec_context is None:
                 raise UnreadableVideo("there is no decoder for its codec")
             yield container, streams[0]
-    except MemoryError as error:
-        if memory_is_short():
-            raise
+    except av.error.MemoryError as error:
         raise UnreadableVideo("it is damaged: it needs an implausible amount of memory") from error
     except (av.error.InvalidDataError, av.error.ArgumentError) as error:
         raise UnreadableVideo("it is not a video in a supported container, or its index is missing") from error
@@ -178,15 +175,6 @@ def reason_to_leave_out(path, error):
     return str(error) if isinstance(error, UnreadableVideo) else f"reading it fails with {error!r}"
 
 
-def memory_is_short():
-    """Whether memory is short; otherwise a MemoryError comes from a damaged file that asks for an absurd amount."""
-    try:
-        bytearray(SPARE_MEMORY)
-    except MemoryError:
-        return True
-    return False
-
-
 def packets(container, stream):
     """The packets of a stream that have content, up to the end of the file or to its first unreadable part."""
     try:
@@ -194,8 +182,6 @@ def packets(container, stream):
             if packet.size:
                 yield packet
     except av.error.FFmpegError as error:
-        if isinstance(error, MemoryError) and memory_is_short():
-            raise
         if files.is_transient(error):
             check_disk(container.name.removeprefix("file:"), error)
         return
@@ -254,9 +240,7 @@ class Decoder:
             decoded = self.context.decode(packet)
         except av.error.EOFError:
             decoded = []
-        except av.error.FFmpegError as error:
-            if isinstance(error, MemoryError) and memory_is_short():
-                raise
+        except av.error.FFmpegError:
             decoded = []
             self._mark_damaged(END if packet is None else number)
         for frame in decoded:
@@ -326,9 +310,7 @@ def _picture(frame, reformatter, stream):
         options["dst_color_primaries"] = ColorPrimaries.BT709
     try:
         picture = reformatter.reformat(frame, **options)
-    except av.error.FFmpegError as error:  # a color matrix that swscale does not know: BT.601, as published
-        if isinstance(error, MemoryError):
-            raise
+    except av.error.FFmpegError:  # a color matrix that swscale does not know: BT.601, as published
         picture = reformatter.reformat(frame, src_colorspace="ITU601", **options)
     picture, (exchanged, x_reversed, y_reversed) = picture.to_ndarray(), display_axes(frame)
     picture = picture.transpose(1, 0, 2) if exchanged else picture

@@ -9,7 +9,7 @@ import cv2
 import numpy as np
 
 import read_saycam
-from moco.data import manifest
+from moco.data import manifest, tars
 
 BITS = 10
 RATE = Fraction(30000, 1001)
@@ -94,8 +94,9 @@ def left_out(save_dir):
 
 
 def tree(folder):
-    """{relative path: bytes} of all files below folder."""
-    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+    """{relative path: bytes} of all files below folder without the index of tars, which has times of modification."""
+    paths = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != tars.INDEX)
+    return {str(path.relative_to(folder)): path.read_bytes() for path in paths}
 
 
 def write_audio(path):

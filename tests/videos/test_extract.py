@@ -174,9 +174,10 @@ def test_ctrl_c_says_what_is_kept(tmp_path, monkeypatch):
 
 
 def test_a_bar_of_80_columns_shows_its_numbers():
-    numbers = dict(prefix="read", unit=" frames", unit_scale=True, postfix=extract.pace(868.04, 1000, 18_000))
+    numbers = dict(prefix="read", unit=" frames", unit_scale=True, postfix=extract.pace(3_124_944, 3_600_000, 18_000))
     bar = tqdm.format_meter(86_804_000, 100_000_000, 18_000, ncols=80, **numbers)
     assert "868.0 of 1000.0 h, 174x" in bar and "frames/s" in bar and len(bar) <= 80
+    assert extract.pace(30, 90, 10) == "0.5 of 1.5 min, 3x"
 
 
 class Disk:

@@ -220,13 +220,6 @@ def test_y4m_is_read(tmp_path):
     assert probe(path).rate == 25
 
 
-def test_a_stream_without_a_decoder_is_unreadable(tmp_path):
-    path = write_video(tmp_path / "v.mp4", 6)
-    path.write_bytes(path.read_bytes().replace(b"avc1", b"zzzz"))
-    with pytest.raises(video.UnreadableVideo, match="no decoder"):
-        probe(path)
-
-
 def test_a_stream_that_appears_late_ends_the_file(tmp_path):
     """PyAV raises IndexError there."""
     first = write_video(tmp_path / "1.ts", 60, rate=25, **NO_B_FRAMES)

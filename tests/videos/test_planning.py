@@ -1,6 +1,7 @@
 """Which files are read, in which order, and which of their frames."""
 
 import os
+import re
 import shutil
 import tempfile
 from pathlib import Path
@@ -75,11 +76,13 @@ def test_what_accompanies_videos_is_neither_read_nor_missed(tmp_path):
     folder, out = write_videos(tmp_path / "videos", {"GX010001.MP4": 30, "clip_3.mov": 30}), tmp_path / "out"
     for name in ("GL010001.LRV", "GL010002.LRV", "clip_3.LRF"):
         shutil.copy(folder / "GX010001.MP4", folder / name)
-    for name in ("GX010001.THM", "Notes.txt", "clip_3.srt"):
+    shutil.copy(folder / "GX010001.MP4", folder / "GL010001.mp4")  # as those who want to look at one rename it
+    for name in ("GX010001.THM", "Notes.txt", "clip_3.srt", "IMG_1.AAE", "VIDEO_TS.IFO"):
         (folder / name).write_text("no video")
     assert read(folder, out, "--strict") is None
     assert [each["name"] for each in manifest.read(out)["videos"]] == ["GL010002.LRV", "GX010001.MP4", "clip_3.mov"]
     (folder / "GX010001.MP4").unlink()
+    (folder / "GL010001.mp4").unlink()
     (folder / "clip_3.mov").rename(folder / "GH010002.MP4")
     assert list_names(folder) == [(0, "GH010002.MP4"), (0, "GL010001.LRV"), (0, "clip_3.LRF")]
 
@@ -93,7 +96,7 @@ def test_a_plan_is_continued_in_its_own_order_and_with_its_own_videos(tmp_path, 
         write_video(folder / name, 30, format="mp4")
     with monkeypatch.context() as patch:
         patch.setattr(recordings, "sort_key", str)
-        patch.setattr(planning, "COPIES", ())
+        patch.setattr(planning, "COPIES", re.compile("none"))
         read(folder, out, "--plan")
     read(folder, out, "--strict")
     assert [each["name"] for each in manifest.read(out)["videos"]] == sorted(names)

@@ -124,11 +124,10 @@ def test_what_is_no_folder_of_videos_is_one_line(tmp_path, given, message):
 
 def test_a_save_folder_that_cannot_be_written_is_found_before_any_work(tmp_path, small_disk, monkeypatch):
     monkeypatch.setattr(planning, "list_videos", None)
-    disk = small_disk("1m", "ro")
     (tmp_path / "file").write_text("")
-    for folder, message in ((disk, f"cannot write to the folder {disk}"), (tmp_path / "file", "is not a folder")):
+    for folder in (small_disk("1m", "ro"), tmp_path / "file"):
         for save_dir in (folder, folder / "new" / "out"):
-            with pytest.raises(cli.UserError, match=f"{message}.*--save-dir"):
+            with pytest.raises(cli.UserError, match=f"cannot write to the folder {save_dir}: .*--save-dir"):
                 read(tmp_path, save_dir)
 
 

@@ -22,12 +22,11 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from moco import cli, files  # noqa: E402
 from scripts.demo_rooms import ROOM, make_room  # noqa: E402
-from scripts.demo_toys import TOYS, WHITE, draw, rotation  # noqa: E402
+from scripts.demo_toys import CATEGORIES, TOYS, WHITE, draw, rotation  # noqa: E402
 
 WIDTH, HEIGHT, RATE = 640, 480, Fraction(30000, 1001)
 REPEATS = 2  # frames per rendered image: 15 images per second are smooth enough, and twice as fast to render
 ROOMS = 4  # rooms in the videos, and the number of other rooms in the labeled images
-CATEGORIES = sorted(TOYS)
 TRANSFORMATIONS = ("rotate", "move", "grow")
 CENTER = np.array([320, 270])  # of the crop of read_saycam.py
 SKIN = np.array([130.0, 165, 215])

@@ -49,5 +49,5 @@ def test_reading_that_is_interrupted_leaves_no_tar(videos, tmp_path):
         raise BrokenPipeError
 
     with pytest.raises(BrokenPipeError):
-        extract.extract_images(tmp_path, plan, (videos / entry["name"], entry, None), report)
+        extract.extract_images(tmp_path, plan, (videos / entry["name"], entry, range(5)), report)
     assert not list(tmp_path.glob("*.tar")) + list(tmp_path.glob(".*.tar"))

@@ -15,7 +15,7 @@ from moco.data import manifest, recordings, tars
 from moco.videos import pool
 from moco.videos.planning import nothing_readable, repeated, without_companions
 from moco.videos.probe import probe
-from moco.videos.video import UnreadableVideo, check_disk, frames, reason_to_leave_out
+from moco.videos.video import FrameSelection, UnreadableVideo, check_disk, frames, reason_to_leave_out
 
 LAYOUT = ("settings", "per_class", "class_digits", "image_digits")  # what the images of a video depend on in a plan
 SINGULAR = {"videos": "video", "frames": "frame", "images": "image", "classes": "class"}
@@ -83,10 +83,11 @@ def read_videos(folder, plan, roots, workers, shard=(0, 1)):
     if not numbers:
         print("nothing to do: all videos of this part are done")
     tars = manifest.video_tars(videos) if plan["settings"].get("pack") else []
-    tasks = []
+    tasks, planned = [], manifest.Manifest(plan, folder)
     for number in numbers:
         video = videos[number] | ({"tar": tars[number]} if tars else {})
-        tasks.append((os.path.join(roots[video["folder"]], video["name"]), video, selections[number]))
+        selection = selections[number] or planned.frames(number)
+        tasks.append((os.path.join(roots[video["folder"]], video["name"]), video, selection))
     files.remove_temporary_files(folder, idle=600)  # those of other shards are younger
     try:
         _extract(folder, plan, numbers, tasks, workers)
@@ -218,8 +219,9 @@ def print_summary(plan, state="", with_size=False):
 def extract_images(folder, plan, task, report):
     """Write the images of one video to a frame folder, as files or into a tar.
 
-    plan: the settings of a plan and what manifest.slot_path needs. task: (path, entry of the video in the plan, its
-    FrameSelection or None if the plan is an earlier one); the entry has the name of a tar, if one is to be written.
+    plan: the settings of a plan and what manifest.slot_path needs. task: (path, entry of the video in the plan, the
+    FrameSelection or, if it is not known, numbers of its frames); the entry has the name of a tar, if one is to be
+    written.
     report(n): called when n frames of the video are done.
     Returns (runs of slots without an image, the reason for them or None). Raises OSError if the disk fails.
     """
@@ -232,7 +234,7 @@ def extract_images(folder, plan, task, report):
     def members():
         """Yield (name, time of modification, bytes) of each image."""
         modified = os.path.getmtime(path) if os.path.exists(path) else 0
-        for position, index, jpeg in _encode_frames(folder, path, entry, selection, plan["settings"], problems):
+        for position, index, jpeg in _encode_frames(path, entry, selection, plan["settings"], problems):
             yield manifest.slot_path(plan, entry, entry["first_slot"] + position), modified, jpeg
             written[position] = True
             report(index)
@@ -251,13 +253,13 @@ def extract_images(folder, plan, task, report):
     return missing, problems[0] if problems else None
 
 
-def _encode_frames(folder, path, entry, selection, settings, problems):
+def _encode_frames(path, entry, selection, settings, problems):
     """Yield (position in the slots of the video, index in the video, bytes of the JPEG) of each readable frame.
 
     The reason why reading ends early is appended to problems.
     """
     try:
-        selection = _checked_selection(folder, path, entry, selection)
+        selection = _checked_selection(path, entry, selection)
         for position, picture in frames(path, selection):
             if position < entry["slots"]:
                 yield position, int(selection.indices[position]), encode(picture, settings, entry)
@@ -265,18 +267,13 @@ def _encode_frames(folder, path, entry, selection, settings, problems):
         problems.append(reason_to_leave_out(path, error))
 
 
-def _checked_selection(folder, path, entry, selection):
+def _checked_selection(path, entry, selection):
     """The FrameSelection of a planned video; raises UnreadableVideo if the file is not the one that was planned."""
-    info = None if selection else probe(path)
-    is_known = "times_from" in entry or entry["step"]
-    if os.path.getsize(path) != entry["bytes"] or (info and info.frames != entry["frames"]) or not is_known:
+    info = None if isinstance(selection, FrameSelection) else probe(path)
+    is_other = os.path.getsize(path) != entry["bytes"] or (info and info.frames != entry["frames"])
+    if is_other or selection is None:
         raise UnreadableVideo("it has changed since the plan was made, or an earlier version of the program planned it")
-    if selection:
-        return selection
-    if "times_from" not in entry:
-        return info.select(np.arange(entry["slots"]) * entry["step"])
-    times = np.load(Path(folder) / manifest.TIMES, mmap_mode="r")[entry["times_from"] :]
-    return info.select(times[: entry["slots"], 0])
+    return info.select(selection) if info else selection
 
 
 def write_image(folder, name, jpeg):

@@ -13,6 +13,7 @@ from moco.cli import UserError
 from moco.data import recordings
 from moco.videos import extract
 from scripts import make_demo_videos as world
+from tests.support.videos import tree
 
 TINY = ["--videos=2", "--episodes=2", "--seconds=0.5", "--toys=2", "--exemplars=2", "--views=4", "--workers=2"]
 
@@ -29,10 +30,6 @@ def summary(folder):
     return json.loads((folder / "world.json").read_text())
 
 
-def contents(folder):
-    return {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-
-
 def decoded(path):
     with av.open(str(path)) as container:
         return [frame.to_ndarray(format="bgr24") for frame in container.decode(video=0)]
@@ -40,7 +37,7 @@ def decoded(path):
 
 def test_the_seed_determines_every_byte(folder, tmp_path):
     world.main([*TINY, "--workers", "1", "--save-dir", str(tmp_path / "again")])
-    assert contents(folder) == contents(tmp_path / "again")
+    assert tree(folder) == tree(tmp_path / "again")
     one, other = (world.toy(seed, "cup", 1)[0] for seed in (0, 1))
     assert one.shape != other.shape or not np.allclose(one, other)
     assert not np.array_equal(world.room(0, 0), world.room(1, 0))

@@ -119,6 +119,22 @@ def test_a_file_that_changes_after_the_plan_is_left_out_and_its_class_does_not_c
     assert not (out / "class_0001").exists()
 
 
+def test_a_planned_video_of_variable_rate_is_read_by_its_table_of_times(tmp_path):
+    folder, out = tmp_path / "videos", tmp_path / "out"
+    folder.mkdir()
+    times = np.cumsum(np.random.default_rng(0).integers(10, 90, 60))
+    write_video(folder / "v.mkv", 60, times=times, options={"bf": "0"})
+    read(folder, out, "--plan")
+    table = (out / manifest.TIMES).read_bytes()
+    (out / manifest.TIMES).unlink()
+    with pytest.raises(cli.UserError, match="times.npy is missing or damaged"):
+        read(folder, out)
+    (out / manifest.TIMES).write_bytes(table)
+    read(folder, out, "--strict")
+    images = manifest.load(out)
+    assert [number(out / images.path(i)) for i in range(len(images))] == images.frames(0).tolist()
+
+
 def test_a_crash_of_a_decoder_costs_only_its_video(tmp_path, monkeypatch):
     folder, out = write_videos(tmp_path / "videos", dict.fromkeys(("a", "crash", "c"), 30)), tmp_path / "out"
     monkeypatch.setattr(extract, "extract_images", extract_and_crash)
@@ -288,7 +304,7 @@ def test_a_file_is_read_once_where_its_selection_is_known(planned, monkeypatch):
 def test_a_file_that_is_not_the_planned_one_is_left_out(planned, frames, is_known):
     path, plan, selection = planned
     write_video(path, frames)
-    assert extract_images(path, plan, selection if is_known else None) == ([[0, 10]], CHANGED)
+    assert extract_images(path, plan, selection if is_known else np.arange(0, 60, 6)) == ([[0, 10]], CHANGED)
 
 
 def test_an_image_whose_writer_is_killed_does_not_appear(tmp_path, monkeypatch):

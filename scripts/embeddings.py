@@ -12,6 +12,7 @@ I/N these files are in the folder shard_I_of_N of --save-dir; concatenate the ar
 the order of I.
 """
 
+import glob
 import sys
 from itertools import chain, combinations
 from pathlib import Path
@@ -134,6 +135,7 @@ def begin(args, records, rows, save_dir):
             files.refuse_overwrite(path, args.overwrite)
         for path in arrays:
             path.unlink(missing_ok=True)
+        remove_derived(arrays if args.overwrite else ())
         files.write_json(summary, {"settings": settings})
     return {"settings": settings}
 
@@ -141,6 +143,13 @@ def begin(args, records, rows, save_dir):
 def array_path(save_dir, name, layer):
     """The file of a layer of the model called name."""
     return save_dir / f"{name}_layer_{layer}.npy"
+
+
+def remove_derived(paths):
+    """Remove the figures, tables and matrices of arrays that were at paths before, of other images, groups or weights."""
+    for path in paths:
+        for derived in path.parent.glob(f"{glob.escape(path.stem)}_*"):
+            derived.unlink()
 
 
 def compute(args, networks, records, frames, images, spread, save_dir):
@@ -163,12 +172,11 @@ def compute(args, networks, records, frames, images, spread, save_dir):
     return [frames.name(i) for i in images[is_unreadable]]
 
 
-def average_groups(paths, columns, table, save_dir):
-    """Write groups.csv and the mean embedding of each group; returns the groups, and the paths of the means by title.
+def average_groups(paths, columns, groups, labels, save_dir):
+    """Write groups.csv and the mean embedding of each group; returns the paths of the means by title.
 
-    paths: {title: file of embeddings}. columns, table: as embeddings.group_images() takes them.
+    paths: {title: file of embeddings}. groups, labels: by columns, see embeddings.group_images().
     """
-    groups, labels = embeddings.group_images(table, columns)
     images = np.bincount(labels, minlength=len(groups) + 1)
     means_paths = {title: path.with_name(f"{path.stem}_groups.npy") for title, path in paths.items()}
     for title, path in paths.items():
@@ -176,17 +184,15 @@ def average_groups(paths, columns, table, save_dir):
         with files.atomic_write(means_paths[title]) as part:
             np.save(part, means[:-1].astype(np.float32))
     lines = [[*group, n, size - n] for group, n, size in zip(groups, counts, images, strict=False)]
-    names, table_path = [name.partition(":")[0] for name in columns], save_dir / "groups.csv"
+    table_path = save_dir / "groups.csv"
     before = table_path.read_bytes() if table_path.exists() else b""
-    files.write_table(table_path, [[*names, "images", "left_out"], *lines])
-    if before != table_path.read_bytes():  # figures and matrices there are of other groups
-        for path in save_dir.iterdir():
-            if path.name.startswith(tuple(f"{means.stem}_" for means in means_paths.values())):
-                path.unlink()
+    files.write_table(table_path, [[*columns, "images", "left_out"], *lines])
+    if before != table_path.read_bytes():
+        remove_derived(means_paths.values())
     print(f"{len(groups)} groups of {counts[:-1].min()} to {counts[:-1].max()} images: {table_path}")
     if images[-1]:
         print(f"note: {images[-1]} images are in no range of --group-by, and in no group")
-    return [dict(zip(names, group, strict=True)) for group in groups], means_paths
+    return means_paths
 
 
 def compare_dissimilarities(args, paths, others, labels, classes):
@@ -228,62 +234,73 @@ def correlate(matrices, seed, save_dir):
     plots.correlations(rho, intervals, titles, save_dir / "rdm_correlations", title)
 
 
-def draw_tsne(args, title, path, table, labels=()):
+def draw_tsne(args, title, path, columns, rows, labels=()):
     """Write and draw the t-SNE of the embeddings at path, or print why there is none.
 
-    table: for each row {column: cell} of what is written beside the coordinates, the last one colors the figure.
-    labels: beside the points.
+    columns, rows: what is written beside the coordinates, the last column colors the figure. labels: beside the points.
     """
     try:
         points, perplexity = embeddings.tsne(np.load(path, mmap_mode="r"), args.seed)
     except UserError as error:
         print(f"note: no t-SNE of {title}: {error}")
         return
-    stem, columns, rows = path.with_name(f"{path.stem}_tsne"), list(table[0]), [list(row.values()) for row in table]
+    stem = path.with_name(f"{path.stem}_tsne")
     lines = ([*row[:-1], *point, row[-1]] for row, point in zip(rows, points, strict=True))
     files.write_table(f"{stem}.csv", [(*columns[:-1], "x", "y", columns[-1]), *lines])
     title = f"{title}: t-SNE, perplexity {perplexity:.3g}"
     plots.scatter(points, [row[-1] for row in rows], stem, title, columns[-1], labels)
 
 
-def analyze(args, paths, others, frames, images, save_dir):
-    """What --group-by, --rdm and --tsne ask for, of the embeddings of some images; paths: {title: their file}."""
+def analyze(args, paths, grouped, others, frames, images, save_dir):
+    """What --group-by, --rdm and --tsne ask for, of the embeddings of some images; paths: {title: their file}.
+
+    grouped, others: as check_analyses() returns them.
+    """
     if args.group_by:
-        table, paths = average_groups(paths, args.group_by, embeddings.table(frames, images), save_dir)
-        labels, classes = np.arange(len(table)), [", ".join(group.values()) for group in table]
-        color = args.color_by if args.color_by in table[0] else list(table[0])[0]
-        table = [group | {color: group.pop(color)} for group in table]  # last
-        beside = [", ".join(list(group.values())[:-1] or group.values()) for group in table]
+        groups, labels = grouped
+        columns = [name.partition(":")[0] for name in args.group_by]
+        paths = average_groups(paths, columns, groups, labels, save_dir)
+        labels, classes = np.arange(len(groups)), [", ".join(group) for group in groups]
+        last = columns.index(args.color_by) if args.color_by in columns else 0
+        columns, *rows = ([*row[:last], *row[last + 1 :], row[last]] for row in (columns, *groups))
+        beside = [", ".join(row[:-1] or row) for row in rows]
     else:
         labels, classes, beside = np.array([frames.label(i) for i in images]), frames.classes, ()
         names, *rows = embeddings.table(frames, images)
         color = names.index(args.color_by)
-        table = [{"file": row[0], args.color_by: "" if row[color] is None else str(row[color])} for row in rows]
+        columns, rows = (
+            ("file", args.color_by),
+            [(row[0], "" if row[color] is None else str(row[color])) for row in rows],
+        )
     if args.rdm:
         compare_dissimilarities(args, paths, others, labels, classes)
     if args.tsne:
         for title, path in paths.items():
-            draw_tsne(args, title, path, table, beside)
+            draw_tsne(args, title, path, columns, rows, beside)
 
 
 def check_analyses(args, frames, images, columns):
-    """The matrices {title: (N, N)} of --rdm-with; UserError for what the flags of the analyses cannot have."""
+    """(what embeddings.group_images() returns, or None; the matrices {title: (N, N)} of --rdm-with).
+
+    UserError for what the flags of the analyses cannot have.
+    """
     if args.shard and (args.rdm or args.tsne or args.group_by):
         raise UserError("--rdm, --tsne and --group-by compare all images; give them without --shard")
     if args.rdm_with and not args.rdm:
         raise UserError("--rdm-with compares with the matrices of --rdm; give it, too")
     if args.color_by not in columns:
         raise UserError(f"--color-by {args.color_by}: images.csv has the columns {', '.join(columns)}")
-    n = len(images)
+    grouped, n = None, len(images)
     if args.group_by:
-        n = len(embeddings.group_images(embeddings.table(frames, images), args.group_by)[0])
+        grouped = embeddings.group_images(embeddings.table(frames, images), args.group_by)
+        n = len(grouped[0])
         if not n:
             raise UserError("--group-by: no image is in any of these ranges")
     if args.rdm:
         embeddings.check_rdm_size(n, "groups" if args.group_by else "images")
     names = [Path(path).stem for path in args.rdm_with]
     titles = [name if names.count(name) == 1 else path for name, path in zip(names, args.rdm_with, strict=True)]
-    return {title: embeddings.read_matrix(path, n) for title, path in zip(titles, args.rdm_with, strict=True)}
+    return grouped, {title: embeddings.read_matrix(path, n) for title, path in zip(titles, args.rdm_with, strict=True)}
 
 
 def main(argv=None):
@@ -300,7 +317,7 @@ def main(argv=None):
             return
     rows = embeddings.table(frames, images)
     columns = next(rows)
-    others = check_analyses(args, frames, images, columns)
+    grouped, others = check_analyses(args, frames, images, columns)
     files.make_output_dir(save_dir, [args.data] if args.data else [])
     with files.lock(save_dir):
         networks, records = open_networks(args)
@@ -318,7 +335,7 @@ def main(argv=None):
             record |= {"number": len(images), "unreadable": names, "versions": cli.versions()}
             files.write_json(save_dir / "embeddings.json", record)
         if args.group_by or args.rdm or args.tsne:
-            analyze(args, paths, others, frames, images, save_dir)
+            analyze(args, paths, grouped, others, frames, images, save_dir)
     print(f"embeddings of {len(images)} images: {save_dir}")
 
 

@@ -336,7 +336,9 @@ def test_a_finished_export_is_kept_and_analyzed_further(frames, tmp_path, monkey
     assert before.items() <= after.items()
     new = {f"random_layer_penultimate_rdm_euclidean.{ending}" for ending in ("npy", "pdf", "png")}
     assert after.keys() - before.keys() == new
+    (tmp_path / "out" / "random_layer_1_rdm_cosine.npy").write_bytes(b"of other weights")
     summary = export(frames, tmp_path / "out", "--layer", 1, "--overwrite")
+    assert not list(tmp_path.glob("out/random_layer_1_*"))
     assert list(summary["settings"]["models"]["random"]["layers"]) == ["1"]
 
 

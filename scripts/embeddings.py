@@ -146,7 +146,7 @@ def array_path(save_dir, name, layer):
 
 
 def remove_derived(paths):
-    """Remove the figures, tables and matrices of arrays that were at paths before, of other images, groups or weights."""
+    """Remove figures, tables and matrices made of the arrays that were at paths, of other images, groups or weights."""
     for path in paths:
         for derived in path.parent.glob(f"{glob.escape(path.stem)}_*"):
             derived.unlink()

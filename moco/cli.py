@@ -188,7 +188,7 @@ class _Parser(argparse.ArgumentParser):
 
         None if the positional argument stands elsewhere, or with a flag that excludes it. Otherwise the folders at the
         end of a flag's values, all of them for a positional that takes several, but not the only value of a flag that
-        needs one. If there are none, the last word stands for a folder that is missing.
+        needs one. If there are none, the last value stands for a folder that is missing, unless it is a number.
         """
         positional = next((action for action in self._actions if not action.option_strings), None)
         groups = [group._group_actions for group in self._mutually_exclusive_groups]
@@ -210,9 +210,8 @@ class _Parser(argparse.ArgumentParser):
         for _, values in reversed(lists):
             if folders := list(takewhile(lambda i: Path(words[i]).is_dir(), reversed(values))):
                 return folders[::-1] if positional.nargs in ("*", "+") else folders[:1]
-        nargs, values = lists[-1] if lists else (None, [])
-        is_missing = positional.nargs in (None, "+") and nargs != "?" and len(words) - 1 in values
-        return values[-1:] if is_missing and not words[-1].isdecimal() else []
+        last = [i for nargs, values in lists if nargs != "?" for i in values][-1:]
+        return last if positional.nargs in (None, "+") and last and not words[last[0]].isdecimal() else []
 
     def error(self, message):
         """Exit with one line that names the flag nearest to an unknown one; the usage would hide it."""

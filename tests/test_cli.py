@@ -124,7 +124,7 @@ PUBLISHED = {  # the flags of the published scripts, as in their calls, with the
     "moco_temp": "-a resnext50_32x4d --lr 0.015 --wd 0 --momentum 0.9 --moco-dim 128 --moco-k 65536 --schedule 11 20",
     "linear_decoding": "--num-outs 16127 --num-classes 26 --subsample --epochs 100 --lr 0.0005 --model-name random",
     "hog_baseline": "--subsample",
-    "imagenet_finetuning": "--n_out 20 --freeze-trunk --frac-retained 0.01 -b 256 --epochs 25 --schedule 23 24",
+    "imagenet_finetuning": "--model-path x.tar --n_out 20 --freeze-trunk --frac-retained 0.01 --schedule 23 24",
     "linear_combination_maps": "--model-path x.tar --n_out 12 --class-idx 6 --batch-size 36 --workers 4",
     "highly_activating_imgs": "--model-path  --n_out 1000 --batch-size 1024 --neuron_idx 276",
     "selectivities": "--n_out 1000 --model-path  --batch-size 580 --layer 18",
@@ -147,6 +147,7 @@ def test_published_command_lines_are_understood(script, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("script, words, expected", [
     ("selectivities", "--layer 1 18 a --seed 3", {"layer": [1, 18], "data": "a"}),
+    ("selectivities", "--layer 1 no/folder --seed 3", {"layer": [1], "data": "no/folder"}),
     ("selectivities", "--pca a b", {"pca": ["a"], "data": "b"}),
     ("selectivities", "--layer 1 a --pca b", {"layer": [1, "a"], "pca": [], "data": "b"}),
     ("selectivities", "b --pca a", {"pca": ["a"], "data": "b"}),

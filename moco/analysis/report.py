@@ -30,6 +30,7 @@ def add_flags(parser):
         "--readout",
         nargs="+",
         choices=READOUTS,
+        metavar="READOUT",
         default=["published"],
         help="linear classifiers; published: a linear layer trained by Adam, for HOG a linear SVM by SGD; normalized: "
         "the same on features standardized by the training images, as the model NAME-normalized; logistic: "

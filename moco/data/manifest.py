@@ -75,7 +75,10 @@ def make(settings, folders, videos, left_out):
     if by == "time":
         per_class = max(1, round(settings["fps"] * settings["seg-len"]))
         if settings["drop-last"]:
-            _cut(videos, sum(video["slots"] for video in videos) // per_class * per_class)
+            left = sum(video["slots"] for video in videos) // per_class * per_class
+            for video in videos:
+                video["slots"] = min(video["slots"], left)
+                left -= video["slots"]
     else:
         for video in videos:
             stem = PurePosixPath(video["name"]).stem
@@ -109,13 +112,6 @@ def make(settings, folders, videos, left_out):
         "videos": videos,
         "left_out": left_out,
     }
-
-
-def _cut(videos, slots):
-    """Remove slots from the last videos until at most the given number remain."""
-    for video in videos:
-        video["slots"] = min(video["slots"], slots)
-        slots -= video["slots"]
 
 
 def _digits(count):

@@ -228,33 +228,30 @@ class Selection:
         hour. Raises UserError for a condition that nothing meets.
         """
         keys = [names_of(name) for name, _, _ in recordings]
-        _check_names(self.names or (), keys)
-        for pattern in (*self.select, *self.exclude):
-            if not any(fnmatchcase(key, pattern) for each in keys for key in each):
-                raise UserError(f"no recording matches the pattern {pattern}")
-        known = sorted({recording.child for _, recording, _ in recordings if recording.child})
-        if unknown := sorted(set(self.children) - set(known)):
-            raise UserError(
-                f"no recording is of child {unknown[0]}; there are {', '.join(known) or 'none that is known'}"
-            )
-        if self.ages and all(recording.age_months is None for _, recording, _ in recordings):
-            raise UserError("--ages: the age of no recording is known; give their ages in a table (--recordings)")
-        chosen = [i for i, (_, recording, _) in enumerate(recordings) if self._takes(recording, keys[i])]
-        if not chosen:
+        children, ages = [each.child for _, each, _ in recordings], [each.age_months for _, each, _ in recordings]
+        conditions = []
+        if self.names is not None:
+            there = set().union(*keys)
+            if unknown := [name for name in self.names if name not in there]:
+                raise UserError(f"--list: there is no recording {', '.join(unknown[:3])}{', ...' * (len(unknown) > 3)}")
+            conditions.append([not own.isdisjoint(self.names) for own in keys])
+        if self.children:
+            if unknown := sorted(set(self.children) - set(children)):
+                there = ", ".join(sorted(set(children) - {None})) or "none that is known"
+                raise UserError(f"no recording is of child {unknown[0]}; there are {there}")
+            conditions.append([child in self.children for child in children])
+        if self.ages:
+            if not any(age is not None for age in ages):
+                raise UserError("--ages: the age of no recording is known; give their ages in a table (--recordings)")
+            conditions.append([age is not None and self.ages[0] <= age < self.ages[1] for age in ages])
+        if self.select:
+            conditions.append(_matches(keys, self.select))
+        if self.exclude:
+            conditions.append([not matches for matches in _matches(keys, self.exclude)])
+        seconds = {i: each[2] for i, each in enumerate(recordings) if all(condition[i] for condition in conditions)}
+        if not seconds:
             raise UserError("the selection leaves no recording; see --children, --ages, --select, --exclude and --list")
-        seconds = {i: recordings[i][2] for i in chosen}
         return seconds if self.hours is None else self._fill_hours(seconds)
-
-    def _takes(self, recording, keys):
-        if self.children and recording.child not in self.children:
-            return False
-        if self.ages and (recording.age_months is None or not self.ages[0] <= recording.age_months < self.ages[1]):
-            return False
-        if self.names is not None and not keys & set(self.names):
-            return False
-        if self.select and not any(fnmatchcase(key, pattern) for key in keys for pattern in self.select):
-            return False
-        return not any(fnmatchcase(key, pattern) for key in keys for pattern in self.exclude)
 
     def _fill_hours(self, seconds):
         """The share of seconds, {index: seconds}, that fills the hours."""
@@ -272,17 +269,10 @@ class Selection:
 
 def selection(args):
     """The Selection that the flags of add_flags ask for; None where they ask for all recordings."""
-    names = None if args.list is None else tuple(files.read_list(args.list))
-    chosen = Selection(
-        children=tuple(args.children or ()),
-        ages=args.ages,
-        select=tuple(args.select or ()),
-        exclude=tuple(args.exclude or ()),
-        names=names,
-        hours=args.hours,
-        seed=args.seed,
-    )
-    return None if chosen == Selection(seed=args.seed) else chosen
+    given = {name: getattr(args, name) for name in ("children", "ages", "select", "exclude", "hours")}
+    given["names"] = args.list and files.read_list(args.list)
+    given = {name: tuple(value) if isinstance(value, list) else value for name, value in given.items() if value}
+    return Selection(**given, seed=args.seed) if given else None
 
 
 def names_of(name):
@@ -294,11 +284,12 @@ def names_of(name):
     return {each for path in paths for each in (str(path), path.name, str(path.with_suffix("")), path.stem)}
 
 
-def _check_names(names, keys):
-    """UserError where one of names is that of no recording."""
-    there = set().union(*keys) if keys else set()
-    if unknown := [name for name in names if name not in there]:
-        raise UserError(f"--list: there is no recording {', '.join(unknown[:3])}{', ...' if unknown[3:] else ''}")
+def _matches(keys, patterns):
+    """Whether each of some recordings, sets of names, matches one of the patterns; UserError for one without match."""
+    matches = np.array([[any(fnmatchcase(key, each) for key in own) for own in keys] for each in patterns], bool)
+    if not matches.any(1).all():
+        raise UserError(f"no recording matches the pattern {patterns[matches.any(1).argmin()]}")
+    return matches.any(0)
 
 
 def duration(seconds):

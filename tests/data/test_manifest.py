@@ -15,15 +15,17 @@ SETTINGS = {"fps": 5.0, "seg-len": 2.0, "class-by": "time", "drop-last": False}
 
 
 def make(slots, missing=(), names=None, **settings):
-    """A filled plan of videos with so many slots each; missing: slots that stayed empty."""
+    """A filled plan of videos with so many slots each, at 5 per second, in classes of 10; missing: of no image."""
     names = names or [f"v_{k}.mp4" for k in range(len(slots))]
-    videos = [{"folder": 0, "name": name, "slots": count} for name, count in zip(names, slots, strict=True)]
+    videos = [
+        {"folder": 0, "name": name, "slots": n, "frames": 6 * n, "rate": 30, "step": 6}
+        for name, n in zip(names, slots, strict=False)
+    ]
     plan = manifest.make({**SETTINGS, **settings}, ["videos"], videos, [])
     for video in plan["videos"]:
         inside = range(video["first_slot"], video["first_slot"] + video["slots"])
         video["missing"] = [[slot, slot + 1] for slot in sorted(missing) if slot in inside]
-    plan["complete"] = True
-    return plan
+    return plan | {"complete": True}
 
 
 def images(plan):
@@ -148,29 +150,20 @@ def test_no_manifest_is_none_and_an_unfinished_one_says_what_finishes_it(tmp_pat
         manifest.load(tmp_path)
 
 
-@pytest.mark.parametrize(
-    "damage",
-    [
-        lambda plan: plan.pop("videos"),
-        lambda plan: plan.update(version=99),
-        lambda plan: plan.update(slots=-1),
-        lambda plan: plan.update(per_class="many"),
-        lambda plan: plan["videos"][1].update(first_slot=99),
-        lambda plan: plan["videos"][0].update(first_slot="0"),
-        lambda plan: plan["videos"][0].update(missing=[[5, 2]]),
-        lambda plan: plan["videos"][0].update(missing=5),
-    ],
-)
-def test_a_damaged_manifest_is_one_line(tmp_path, damage):
+def damaged(**entries):
+    """The text of a manifest with other entries; those with an underscore are of its first video."""
     plan = make([10, 20])
-    damage(plan)
-    (tmp_path / "manifest.json").write_text(json.dumps(plan))
-    with pytest.raises(UserError, match="manifest.json is damaged"):
-        manifest.load(tmp_path)
+    for key, value in entries.items():
+        (plan["videos"][0] if key.startswith("_") else plan)[key.removeprefix("_")] = value
+    return json.dumps(plan).encode()
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", "null", "\udcff"])
-def test_a_file_that_is_no_manifest_is_one_line(tmp_path, text):
-    (tmp_path / "manifest.json").write_bytes(text.encode("utf-8", "surrogateescape"))
+@pytest.mark.parametrize("content", [
+    b"", b"{", b"[]", b"null", b"\xff", damaged(videos=None), damaged(version=99), damaged(slots=-1),
+    damaged(per_class="many"), damaged(_first_slot=99), damaged(_first_slot="0"), damaged(_missing=[[5, 2]]),
+    damaged(_missing=5),
+], ids=range(13))  # fmt: skip
+def test_a_damaged_manifest_is_one_line(tmp_path, content):
+    (tmp_path / "manifest.json").write_bytes(content)
     with pytest.raises(UserError, match="manifest.json is damaged"):
         manifest.load(tmp_path)

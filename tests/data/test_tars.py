@@ -29,7 +29,7 @@ from moco.data.recordings import Selection
 from scripts import pack_frames
 from tests.data.test_folders import NAMES as VIDEOS
 from tests.data.test_folders import make_folder
-from tests.data.test_manifest import SETTINGS
+from tests.data.test_manifest import make
 from tests.support.inputs import make_frames
 from tests.support.training import SMALL, SMALL_MOCO, everything, same, train, wait_for_step
 
@@ -119,13 +119,11 @@ def webdataset_images(paths):
 def test_videos_with_colons_and_dots_in_their_names_are_packed_for_tar_and_webdataset(tmp_path, monkeypatch, by):
     name = "0022_GX0{}0001_02.05.2024-02.11.2024_02.05.2024-5:1{}pm.mp4"
     names = [name.format(1, 1), name.format(1, 1).replace(":", "-"), name.format(2, 9), "a/" + name.format(1, 1)]
-    plan = manifest.make(
-        {**SETTINGS, "class-by": by}, ["videos"], [{"folder": 0, "name": each, "slots": 5} for each in names], []
-    )
+    plan = make([5] * 4, names=names, **{"class-by": by})
     images = manifest.Manifest(plan)
     for tar, numbers in images.tars().items():
         tars.write(tmp_path / tar, [(images.path(i), 0, str(i).encode()) for i in numbers])
-    manifest.write(tmp_path, plan | {"complete": True})
+    manifest.write(tmp_path, plan)
     expected = {images.path(i): str(i).encode() for i in range(20)}
     assert {frames[0]: frames[2] for frames in contents(FrameFolder(tmp_path))} == expected
     (tmp_path / "out").mkdir()

@@ -313,8 +313,11 @@ def _members(path, tar):
     file = tar.fileobj.fileno()
     end = os.fstat(file).st_size
     with suppress(tarfile.ReadError):  # the last member is cut
-        while (member := tar.next()) and member.offset_data + member.size <= end:
+        while member := tar.next():
             tar.members.clear()  # each would be kept
+            stored = tar.offset - member.offset_data if member.issparse() else member.size
+            if member.offset_data + stored > end:
+                break
             name = member.name.removeprefix("./")
             if member.issym() or member.islnk():
                 start = posixpath.dirname(name) if member.issym() else ""

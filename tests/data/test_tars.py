@@ -214,13 +214,26 @@ def test_any_tars_are_read_in_the_order_of_imagefolder(tmp_path, capsys):
 
 
 def test_links_have_the_content_of_what_they_are_to(tmp_path, capsys):
-    members = {"a/0.jpg": b"0", "a/1.jpg": b"1", "b/hard.jpg": "a/1.jpg", "b/soft.jpg": "->../a/0.jpg"}
-    members |= {"b/near.jpg": "->hard.jpg", "b/nowhere.jpg": "->c.jpg", "b/out.jpg": "->/etc/x.jpg", "b/dir": "->a"}
+    members = {"b/far.jpg": "->near.jpg", "a/0.jpg": b"0", "a/1.jpg": b"1", "b/hard.jpg": "a/1.jpg"}
+    members |= {"b/soft.jpg": "->../a/0.jpg", "b/near.jpg": "->hard.jpg", "b/nowhere.jpg": "->c.jpg", "b/dir": "->a"}
+    members |= {"b/out.jpg": "->/etc/x.jpg", "b/self.jpg": "->self.jpg"}
     frames = FrameFolder(make_tar(tmp_path / "x.tar", members).parent)
-    expected = {"a/0.jpg": b"0", "a/1.jpg": b"1", "b/hard.jpg": b"1", "b/near.jpg": b"1", "b/soft.jpg": b"0"}
+    expected = dict(zip(["a/0.jpg", "a/1.jpg", "b/far.jpg", "b/hard.jpg", "b/near.jpg"], b"01111", strict=True))
+    expected = {name: bytes([content]) for name, content in expected.items()} | {"b/soft.jpg": b"0"}
     assert {name: content for name, _, content in contents(frames)} == expected
-    out = capsys.readouterr().out
-    assert "links to what is not there (2)" in out
+    assert "links to what is not there (3)" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("form", ["gnu", "posix"])
+def test_sparse_files_are_counted_and_what_follows_them_is_read(tmp_path, capsys, form):
+    (tmp_path / "0.bmp").touch()
+    os.truncate(tmp_path / "0.bmp", 500_000)
+    (tmp_path / "1.bmp").write_bytes(b"1")
+    subprocess.run(["tar", "-cSf", "x.tar", f"--format={form}", "0.bmp", "1.bmp"], cwd=tmp_path, check=True)
+    for path in tmp_path.glob("*.bmp"):
+        path.unlink()
+    assert contents(FrameFolder(tmp_path)) == [("1.bmp", 0, b"1")]
+    assert capsys.readouterr().out == f"{tmp_path}: left out of its tars: sparse files (1)\n"
 
 
 def test_webdatasets_members_cls_are_the_labels(tmp_path, capsys):

@@ -22,7 +22,7 @@ def parse_args(argv=None):
     parser = cli.parser(__doc__)
     add = parser.add_argument
     add("data", help="folder with one folder of images per class")
-    opening.add_flags(parser)
+    opening.add_model_flags(parser)
     which = parser.add_mutually_exclusive_group()
     which.add_argument("--neuron_idx", type=int, nargs="+", default=[276], metavar="UNIT", help="units, from 0")
     which.add_argument("--most-selective", type=cli.number(int, 1), metavar="N", help="the N most selective units")

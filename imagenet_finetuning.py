@@ -28,16 +28,8 @@ def parse_args(argv=None):
     add = parser.add_argument
     add("data", nargs="?", help="folder with train/ and val/, each with one folder of images per class")
     add("--model-path", metavar="FILE", help="checkpoint to initialize the trunk from; default: random weights")
-    add(
-        "--model",
-        type=architectures.arch_name,
-        metavar="ARCH",
-        help="architecture, if not stored in the checkpoint; without --model-path resnext50_32x4d",
-    )
-    add(
-        "--checkpoint-key",
-        metavar="KEY",
-        help="for a checkpoint with several networks, the key of the one to use: teacher, encoder_k, ...",
+    opening.add_flags(
+        parser, "architecture, if not stored in the checkpoint; without --model-path resnext50_32x4d"
     )
     add(
         "--n_out",
@@ -112,7 +104,9 @@ def note_scale(args, network, frames, images):
 
 def evaluate(args, context, batches):
     """Print top-1 and top-5 accuracy of the checkpoint at --model-path."""
-    opened = opening.open_model(args.model_path, args.model, args.n_out, head_required=True, key=args.checkpoint_key)
+    opened = opening.open_model(
+        args.model_path, args.model, args.n_out, 0, True, key=args.checkpoint_key, image_size=args.image_size
+    )
     n_out, classes = architectures.head(opened.network).out_features, batches.frames.classes
     if n_out != len(classes):
         raise UserError(
@@ -121,17 +115,17 @@ def evaluate(args, context, batches):
     if opened.classes not in (None, classes):
         different = next(pair for pair in zip(opened.classes, classes, strict=True) if pair[0] != pair[1])
         raise UserError(f"{args.model_path} was trained on other classes: {different[0]} where {different[1]} is now")
-    architectures.check_image_size(opened.network, args.image_size)
     network = distributed.wrap(architectures.freeze(opened.network), context)
     result = engine.evaluate(network, batches, context)
     if context.is_main:
         accuracies = f"top-1 {result['acc1']:.2f} %, top-5 {result['acc5']:.2f} %"
-        print(f"{args.model_path}: {accuracies}, {result['images']} images")
+        print(f"{opened.description}: {accuracies}, {result['images']} images")
 
 
 def train(args, context):
     """The fine-tuning, or the evaluation, in one of its processes."""
     val = FrameFolder(Path(args.data) / "val")
+    args.image_size = opening.start_size(args.image_size, args.model_path, args.model, args.checkpoint_key)
     in_order = loader.EpochSampler(len(val), args.batch_size, context=context, train=False)
     center = augment.RECIPES["center"]
     val_batches = loader.FrameLoader(val, center, args.image_size, in_order, context.device, args.workers)
@@ -162,6 +156,7 @@ def train(args, context):
     name = f"ft_IN_{Path(args.model_path or arch + '.tar').name}".replace("{", "{{").replace("}", "}}")
     metadata = {"arch": arch, "n_out": len(frames.classes), "classes": frames.classes, "images": len(images)}
     run = Run(vars(args), context, model, optimizer, name, metadata, dtype)
+    run.print(f"{len(images)} images of {args.image_size} pixels; {arch} in {dtype}")
     if context.is_main:
         files.write_text(run.folder / "train_list.txt", "".join(f"{frames.name(i)}\n" for i in images))
     for epoch in run.epochs():

@@ -32,7 +32,7 @@ def parse_args(argv=None):
     parser = cli.parser(__doc__)
     add = parser.add_argument
     add("data", help="folder with one folder of images per class")
-    opening.add_flags(parser)
+    opening.add_model_flags(parser)
     add("--class-idx", default="6", metavar="CLASS", help="the class, by its number from 0 or by its name")
     which = parser.add_mutually_exclusive_group()
     which.add_argument("--class-only", action="store_true", help="show images of this class only")

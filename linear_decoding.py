@@ -37,18 +37,10 @@ def parse_args(argv=None):
         "(moco/networks/released.py lists all)",
     )
     add("--models-dir", default=".", metavar="DIR", help="folder of the files of --model-name")
-    add(
-        "--checkpoint-key",
-        metavar="KEY",
-        help="for a checkpoint with several networks, the key of the one to use: teacher, encoder_k, ...",
-    )
     add("--model-path", nargs="+", default=[], metavar="PATH", help="checkpoints, 'random' or 'imagenet'")
     add("--names", nargs="+", metavar="NAME", help="names of the models in all results; default: their file names")
-    add(
-        "--model",
-        type=architectures.arch_name,
-        metavar="ARCH",
-        help="architecture of 'random' and 'imagenet', or of a checkpoint without one; default: mobilenet_v2",
+    opening.add_flags(
+        parser, "architecture of 'random' and 'imagenet', or of a checkpoint without one; default: mobilenet_v2"
     )
     add(
         "--num-outs", type=int, metavar="N", help="outputs of the pretrained head; read from the file, checked if given"
@@ -134,9 +126,11 @@ def open_models(args):
         raise UserError(f"models named {', '.join(names)}: give each a different name, without /, with --names")
     models = {}
     for name, source in zip(names, sources, strict=True):
-        models[name] = opening.open_model(source, args.model, args.num_outs, args.seed, key=args.checkpoint_key)
+        models[name] = opening.open_model(
+            source, args.model, args.num_outs, args.seed, key=args.checkpoint_key, image_size=args.image_size
+        )
         print(f"{name}: {models[name].description}")
-        architectures.check_image_size(models[name].network, args.image_size)
+    args.networks = {name: opened.description for name, opened in models.items()}
     return models
 
 
@@ -173,11 +167,11 @@ def fit_cached(args, rows, task, seed, normalize, device):
     return layer, *fitted
 
 
-def fit_drifting(args, network, n_features, task, seed, frames):
+def fit_drifting(args, network, size, n_features, task, seed, frames):
     """Train a linear layer as fit_cached(), on features that network, in training mode, computes in every epoch."""
     device = next(network.parameters()).device
     sampler = loader.EpochSampler(task.images[task.splits[seed][0]], args.batch_size, seed)
-    batches = loader.FrameLoader(frames, augment.RECIPES["none"], args.image_size, sampler, device, args.workers)
+    batches = loader.FrameLoader(frames, augment.RECIPES["none"], size, sampler, device, args.workers)
     labels = torch.zeros(len(frames), dtype=torch.long, device=device)
     labels[task.images] = torch.from_numpy(task.labels).to(device)
     layer = new_layer(n_features, task, seed, device)
@@ -198,14 +192,14 @@ def decode(args, name, opened, task, cache, evaluation):
 
     def extract(network, images, of=""):
         what = opened.description + of
-        return features.extract_features(network, frames, images, cache, args.image_size, args.workers, what)[0]
+        return features.extract_features(network, frames, images, cache, opened.image_size, args.workers, what)[0]
 
     for i, seed in enumerate(task.splits):
         adapted = ""
         if bn_mode == "adapt":
             images = task.images[task.splits[seed][0]]
             features.adapt_batch_norm(
-                trunk, frames, images, seed, args.image_size, args.workers, cache, opened.description
+                trunk, frames, images, seed, opened.image_size, args.workers, cache, opened.description
             )
             adapted = f", batch norm adapted to {len(images)} of them"
         if i == 0 or adapted:
@@ -220,7 +214,7 @@ def decode(args, name, opened, task, cache, evaluation):
             network, test_rows = trunk, rows[test]
             if bn_mode == "train":
                 network = copy.deepcopy(trunk)
-                layer, *fitted = fit_drifting(args, network, rows.shape[1], task, seed, frames)
+                layer, *fitted = fit_drifting(args, network, opened.image_size, rows.shape[1], task, seed, frames)
                 test_rows = extract(network, task.images[test], ", batch norm drifted while a classifier trained")
             else:
                 layer, *fitted = fit_cached(args, rows, task, seed, readout == "normalized", device)
@@ -229,7 +223,8 @@ def decode(args, name, opened, task, cache, evaluation):
             if i == 0:
                 state = network.state_dict() | layer.state_dict(prefix=f"{architectures.head_name(opened.network)}.")
                 result = report.result_name(name, readout)
-                evaluation.save_classifier(result, task, opened.arch, state, *fitted, scores[readout][0])
+                metadata = {"arch": opened.arch, "image_size": opened.image_size}
+                evaluation.save_classifier(result, task, metadata, state, *fitted, scores[readout][0])
         for readout, fit_readout in fits.items():
             classifier = fit_readout(rows[train], task.labels[train], seed)
             scores[readout].append(report.class_scores(classifier, rows, test, len(task.classes)))

@@ -171,6 +171,7 @@ def train(args, context, name, frames, source, pairs):
         nearest = max(args.moco_k // pairs, 1) * pairs
         raise UserError(f"--moco-k {args.moco_k} is not a multiple of the {pairs} keys per step; {nearest} is")
     bn_splits = resolve_bn_splits(args.bn_splits, pairs, context.world_size)
+    args.image_size = opening.start_size(args.image_size, args.model_path, args.arch)
     recipe = augment.RECIPES["moco_v2" if args.aug_plus else "moco_v1"]
     sampler = loader.EpochSampler(source, pairs, args.seed, context, drop_last=True)
     batches = loader.FrameLoader(frames, recipe, args.image_size, sampler, context.device, args.workers, views=2)
@@ -202,7 +203,7 @@ def train(args, context, name, frames, source, pairs):
         run.print(frames.selected)
     run.print(
         f"{len(frames)} frames, {len(batches)} steps of {pairs} pairs per epoch; {args.arch} in {dtype} on "
-        f"{context.world_size} x {context.device}, --bn-splits {bn_splits}"
+        f"{context.world_size} x {context.device}, {args.image_size} pixels, --bn-splits {bn_splits}"
     )
     if args.moco_k > len(frames):
         run.print(f"note: --moco-k {args.moco_k} exceeds the {len(frames)} frames: a query meets its own old keys")

@@ -21,7 +21,7 @@ def parse_args(argv=None):
     parser = cli.parser(__doc__)
     add = parser.add_argument
     add("data", help="folder with one folder of images per class")
-    opening.add_flags(parser)
+    opening.add_model_flags(parser)
     add(
         "--layer",
         type=layers.layer,

@@ -68,6 +68,7 @@ def train(args, context):
         raise UserError(
             f"{frames.folder} has a single class, {frames.classes[0]}; temporal classification needs several"
         )
+    args.image_size = opening.start_size(args.image_size, args.model_path, args.model)
     recipe = augment.RECIPES[args.recipe if args.augmentation else "none"]
     sampler = loader.EpochSampler(len(frames), args.batch_size, args.seed, context)
     batches = loader.FrameLoader(frames, recipe, args.image_size, sampler, context.device, args.workers)
@@ -84,7 +85,8 @@ def train(args, context):
     if frames.selected:
         run.print(frames.selected)
     run.print(
-        f"{len(frames)} frames in {n_out} classes; {args.model} in {dtype} on {context.world_size} x {context.device}"
+        f"{len(frames)} frames in {n_out} classes; {args.model} in {dtype} on {context.world_size} x {context.device}, "
+        f"{args.image_size} pixels"
     )
     if args.batch_size > len(frames):
         run.print(f"note: --batch-size {args.batch_size} exceeds the {len(frames)} frames: an epoch is a single step")

@@ -16,9 +16,9 @@ directly in this folder may be imported from anywhere, those of a sub-package by
         layers              inner layers, as means over space
         vit                 vision transformers of any size
         checkpoint          reading and writing networks
-        opening             the network in any file or folder
-        fitting             how the tensors in a file fit architectures
         naming              the names of other libraries' tensors, in torchvision's
+        finding             the network in a file or folder, by how its tensors fit architectures
+        opening             the model that a user names
         released            published networks by name
 
     data/                   for videos, training and analysis
@@ -67,5 +67,5 @@ To add
     an evaluation           take features.extract_features; a readout of linear_decoding.py and hog_baseline.py is a
                             function and an entry of report.FITS
     a checkpoint format     most need nothing (networks are found by fit); else add the names of a library to the tables
-                            in naming, a layout to fitting._layouts, or another file format to checkpoint.read
+                            in naming, a layout to finding._layouts, or another file format to checkpoint.read
 """

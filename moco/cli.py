@@ -283,7 +283,11 @@ SHARED_FLAGS = {
         help="worker processes (one per available CPU core); 0: work in the main process",
     ),
     "--features-dir": dict(metavar="DIR", help="cache of computed features; default: features in --save-dir"),
-    "--image-size": dict(default=224, type=number(int, 32), metavar="PIXELS", help="input resolution of the network"),
+    "--image-size": dict(
+        type=number(int, 32),
+        metavar="PIXELS",
+        help="side of the images; default: what the network was trained at, 224 if unknown",
+    ),
     "--batch-size": dict(
         flags=["-b", "--batch-size"],
         default=256,

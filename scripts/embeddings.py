@@ -23,9 +23,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from moco import cli, distributed, files, plots  # noqa: E402
 from moco.analysis import embeddings, features, units  # noqa: E402
 from moco.cli import UserError  # noqa: E402
-from moco.data import loader  # noqa: E402
 from moco.data.folders import FrameFolder  # noqa: E402
-from moco.networks import architectures, layers, opening, released  # noqa: E402
+from moco.networks import layers, opening, released  # noqa: E402
 
 ADAPT = 1024  # images that the batch-norm statistics of random weights are adapted to
 TRANSFORM = "RGB; minor edge resized to image_size unless the image has this size; center crop; (x / 255 - mean) / std"
@@ -39,12 +38,7 @@ def parse_args(argv=None):
     help_text = "in place of a folder, a table whose column 'file' has paths relative to it"
     images.add_argument("--list", metavar="CSV", help=help_text)
     add("--model-path", nargs="+", required=True, metavar="PATH", help="checkpoints, 'random' or 'imagenet'")
-    add("--model", type=architectures.arch_name, metavar="ARCH", help="architecture, if not stored in the checkpoint")
-    add(
-        "--checkpoint-key",
-        metavar="KEY",
-        help="for a checkpoint with several networks, the key of the one to use: teacher, encoder_k, ...",
-    )
+    opening.add_flags(parser)
     add(
         "--layer",
         type=layers.layer,
@@ -92,13 +86,14 @@ def model_names(sources):
 
 
 def open_networks(args):
-    """{name: network} and {name: its entry in embeddings.json} of all models; prints what each of them is."""
+    """{name: OpenedModel} and {name: its entry in embeddings.json} of all models; prints what each of them is."""
     networks, records = {}, {}
     for name, source in zip(model_names(args.model_path), args.model_path, strict=True):
-        opened = opening.open_model(source, args.model, None, args.seed, key=args.checkpoint_key)
+        opened = opening.open_model(
+            source, args.model, None, args.seed, key=args.checkpoint_key, image_size=args.image_size
+        )
         print(f"{name}: {opened.description}")
-        architectures.check_image_size(opened.network, args.image_size)
-        networks[name] = opened.network
+        networks[name] = opened
         records[name] = {
             "source": source,
             "arch": opened.arch,
@@ -110,7 +105,13 @@ def open_networks(args):
     return networks, records
 
 
-def begin(args, records, rows, save_dir):
+def by_name(values):
+    """The value of all models if it is the same for all, else values, {name of the model: value}."""
+    first, *others = values.values()
+    return values if any(other != first for other in others) else first
+
+
+def begin(args, networks, records, rows, save_dir):
     """Write rows to images.csv, and to embeddings.json the settings of the export; returns what embeddings.json holds.
 
     UserError if the results of other settings are there, without --overwrite.
@@ -118,8 +119,12 @@ def begin(args, records, rows, save_dir):
     settings = {
         "images": args.list or args.data,
         "models": records,
-        "image_size": args.image_size,
-        "transform": {"steps": TRANSFORM, "mean": list(loader.MEAN), "std": list(loader.STD)},
+        "image_size": by_name({name: opened.image_size for name, opened in networks.items()}),
+        "transform": {
+            "steps": TRANSFORM,
+            "mean": by_name({name: list(opened.mean) for name, opened in networks.items()}),
+            "std": by_name({name: list(opened.std) for name, opened in networks.items()}),
+        },
         "dtype": args.dtype,
     }
     summary = save_dir / "embeddings.json"
@@ -158,14 +163,14 @@ def compute(args, networks, records, frames, images, spread, save_dir):
     The batch-norm statistics of random weights are adapted first, to the images spread (indices).
     """
     device, is_unreadable = distributed.select_device(args.device), np.zeros(len(images), bool)
-    for name, network in networks.items():
-        network.to(device)
+    for name, opened in networks.items():
+        network, size = opened.network.to(device), opened.image_size
         if records[name]["source"] == "random":
-            features.adapt_batch_norm(network, frames, spread, args.seed, args.image_size, args.workers)
+            features.adapt_batch_norm(network, frames, spread, args.seed, size, args.workers)
         of_layer = records[name]["layers"]
         paths = [array_path(save_dir, name, layer) for layer in of_layer]
         rows = features.write_features(
-            network, list(of_layer.values()), paths, frames, images, args.image_size, args.workers, args.dtype
+            network, list(of_layer.values()), paths, frames, images, size, args.workers, args.dtype
         )
         is_unreadable |= np.isnan(rows[0][:, 0])
         network.cpu()
@@ -321,8 +326,9 @@ def main(argv=None):
     files.make_output_dir(save_dir, [args.data] if args.data else [])
     with files.lock(save_dir):
         networks, records = open_networks(args)
-        record = begin(args, records, chain([columns], rows), save_dir)
-        checkpoints = {each["source"]: each["sha256"] for each in records.values() if each["sha256"]}
+        record = begin(args, networks, records, chain([columns], rows), save_dir)
+        checkpoints = {path: sha256 for opened in networks.values() for path, sha256 in opened.checkpoints.items()}
+        args.networks = {name: opened.description for name, opened in networks.items()}
         files.write_args(save_dir, cli.flags(args), checkpoints)
         paths = {
             f"{name}, {layers.title(layer)}": array_path(save_dir, name, layer)

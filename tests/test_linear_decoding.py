@@ -286,7 +286,7 @@ def test_every_run_records_flags_commit_and_checkpoints(frames, network, tmp_pat
     assert record["epochs"] == 1 and record["data"] == str(frames) and record["commit"] == cli.commit()
     first, second = capsys.readouterr().out.splitlines()[:2]
     assert first.startswith(f"net: {ARCH} from {network} (SHA-256 {files.sha256(network)[:12]}")
-    assert second == f"random: {ARCH} with random weights"
+    assert second == f"random: {ARCH} with random weights, 32 pixels"
 
 
 def test_an_adapted_seed_gives_the_same_alone_and_among_others(frames, network, tmp_path):
@@ -392,12 +392,12 @@ def test_the_cache_has_an_index_in_words(frames, network, tmp_path):
     lines = [json.loads(line) for line in (tmp_path / "cache" / "index.jsonl").read_text().splitlines()]
     kept = {path.name for path in (tmp_path / "cache").iterdir() if path.suffix in (".npy", ".tar")}
     assert len(lines) == len(kept) == 5 and {line["file"] for line in lines} == kept
-    where = f"32 pixels, of 24 images in {frames}"
+    where = f"of 24 images in {frames}"
     network_words = f"{ARCH} from {network} (SHA-256 {files.sha256(network)[:12]})"
-    assert lines[0]["what"] == f"features of {network_words}, {where}"
+    assert lines[0]["what"] == f"features of {network_words}, 32 pixels, {where}"
     statistics = f"batch-norm statistics of {ARCH} with random weights, 32 pixels, of 12 images in {frames}, seed"
     assert [line["what"] for line in lines[1::2]] == [f"{statistics} 0", f"{statistics} 1"]
-    adapted = f"features of {ARCH} with random weights, batch norm adapted to 12 of them, {where}"
+    adapted = f"features of {ARCH} with random weights, 32 pixels, batch norm adapted to 12 of them, {where}"
     assert [line["what"] for line in lines[2::2]] == [adapted] * 2
 
 

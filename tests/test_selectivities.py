@@ -1,8 +1,10 @@
 """Selectivity: the published values of six layers, undefined cases of the published code, and the script."""
 
+import hashlib
 import itertools
 import json
 import os
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -159,13 +161,19 @@ def test_dimensionality_of_several_folders(frames, tmp_path, network, capsys, mo
 
 
 def test_the_default_model_is_named_in_the_first_line(frames, tmp_path, monkeypatch, capsys):
-    build = architectures.build
+    build, weights = architectures.build, tmp_path / "mobilenet_v2-b0353104.pth"
     monkeypatch.setattr(
         architectures, "build", lambda arch, n_out=None, weights=None: build(arch, n_out)
     )  # no download
+    monkeypatch.setattr(architectures, "cached_file", lambda weights: tmp_path / Path(weights.url).name)
+    weights.write_bytes(b"")
     script.main([str(word) for word in (frames, "--image-size", 32, "--workers", 0, "--save-dir", tmp_path / "out")])
-    assert capsys.readouterr().out.startswith("model: mobilenet_v2 with torchvision's ImageNet weights\n")
-    assert "checkpoints" not in json.loads((tmp_path / "out" / "args.json").read_text())
+    assert capsys.readouterr().out.startswith(
+        f"model: mobilenet_v2 with torchvision's IMAGENET1K_V1 from {weights} (SHA-256 e3b0c44298fc), "
+        "32 pixels (trained at 224)\n"
+    )
+    record = json.loads((tmp_path / "out" / "args.json").read_text())
+    assert record["checkpoints"] == {str(weights): hashlib.sha256().hexdigest()} and record["image_size"] == 32
 
 
 def test_numbers_are_on_disk_before_the_first_figure(frames, tmp_path, network, monkeypatch):

@@ -130,7 +130,7 @@ def extract_features(network, frames, images, cache, size, workers=0, what="a ne
     paths = [Path(cache) / f"{'-'.join(filter(None, (key, name)))}.npy" for name in names]
     for name, path in zip(names, paths, strict=True):
         if not path.exists():
-            of = f"{what}, {size} pixels, of {len(images)} images in {frames.folder}"
+            of = f"{what}, of {len(images)} images in {frames.folder}"
             add_to_index(path, f"{f'layer {name}' if name else 'features'} of {of}")
     return write_features(network, names, paths, frames, images, size, workers)
 
@@ -160,7 +160,7 @@ def adapt_batch_norm(network, frames, images, seed, size, workers=0, cache=None,
     if cache and progress.n == len(images):  # else an image that cannot be read now is tried again next time
         checkpoint.write(path, statistics)
         of = f"{len(images)} images in {frames.folder}, seed {seed}"
-        add_to_index(path, f"batch-norm statistics of {what}, {size} pixels, of {of}")
+        add_to_index(path, f"batch-norm statistics of {what}, of {of}")
 
 
 def _batches_of_two_or_more(batches, progress):

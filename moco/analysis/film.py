@@ -29,7 +29,7 @@ def add_flags(parser, frames, batch_size):
     """Add the flags that both kinds of film share, with a script's default length and batch size, to parser."""
     add = parser.add_argument
     add("data", help="folder of images, which are shown in order")
-    opening.add_flags(parser)
+    opening.add_model_flags(parser)
     add("--frames", type=cli.number(int, 1), default=frames, metavar="N", help="maximum length of the film")
     add(
         "--fps",

@@ -222,11 +222,11 @@ class Evaluation:
                 rows.append(row + [str(origins[i] or "")] * is_known)
         files.write_table(self.folder / name, rows)
 
-    def save_classifier(self, model, task, arch, state, optimizer, accuracies, scores):
+    def save_classifier(self, model, task, metadata, state, optimizer, accuracies, scores):
         """Write the network and linear classifier of the first seed, under the published name and keys.
 
-        state: of the trunk and the new head. accuracies: training top-1 (%) by epoch. scores: (n_test, K) of the test
-        images.
+        metadata: what the file says of the network: arch, image_size. state: of the trunk and the new head. accuracies:
+        training top-1 (%) by epoch. scores: (n_test, K) of the test images.
         """
         test = next(iter(task.splits.values()))[1]
         predicted, labels = scores.argmax(1), task.labels[test]
@@ -238,9 +238,9 @@ class Evaluation:
             "preds": torch.from_numpy(predicted),
             "target": torch.from_numpy(labels),
             "images": [task.names[i] for i in test],
-            "arch": arch,
             "n_out": len(task.classes),
             "classes": task.classes,
+            **metadata,
         }
         checkpoint.write(self.folder / f"{model}_labeledS_5_{task.slug}.tar", content)
 

@@ -38,9 +38,8 @@ def arch_name(arch):
 def build(arch, n_out=None, weights=None):
     """An architecture whose head is one linear layer with n_out outputs, without dropout anywhere.
 
-    n_out: None keeps torchvision's 1000 outputs. weights: None for random ones, "DEFAULT" or the name of torchvision
-    weights, which are downloaded once and then cached by torch. UserError where that fails, where the cached file is
-    damaged, and where torchvision has no weights for arch.
+    n_out: None keeps torchvision's 1000 outputs. weights: None for random ones, or as imagenet_weights returns them,
+    which are downloaded once and then cached by torch. UserError where that fails or the cached file is damaged.
     """
     model = _pretrained(arch_name(arch), weights) if weights else _untrained(arch_name(arch))
     if isinstance(model, torchvision.models.VisionTransformer):
@@ -61,20 +60,35 @@ def _untrained(arch):
     return torchvision.models.get_model(arch, **options)
 
 
-def _pretrained(arch, weights):
+def imagenet_weights(arch):
+    """torchvision's ImageNet weights of an architecture: the first that were published, as in the paper.
+
+    UserError where there are none, or where they expect other pixels.
+    """
     if arch not in names():
         raise UserError(f"torchvision has no ImageNet weights for {arch}; choose vit_b_16, or give a checkpoint")
-    entry = torchvision.models.get_model_weights(arch)[weights]
-    cached = Path(torch.hub.get_dir()) / "checkpoints" / Path(entry.url).name
+    weights = next(iter(torchvision.models.get_model_weights(arch)))
+    if weights.transforms().mean[0] != 0.485:
+        raise UserError(f"{arch} has another mean and std of pixels than ImageNet's; choose efficientnet_v2_m")
+    return weights
+
+
+def cached_file(weights):
+    """The file that torch keeps some weights of torchvision in."""
+    return Path(torch.hub.get_dir()) / "checkpoints" / Path(weights.url).name
+
+
+def _pretrained(arch, weights):
     try:
-        model = torchvision.models.get_model(arch, weights=entry)
+        model = torchvision.models.get_model(arch, weights=weights)
     except OSError as error:  # no network, or no room for the file
         raise UserError(
             f"cannot download the weights of {arch} ({error}); go online once or give a checkpoint"
         ) from error
     except Exception as error:  # torch raises anything from EOFError to KeyError for a damaged file
         reason = str(error).split("\n")[0][:100] or type(error).__name__
-        raise UserError(f"the cached weights {cached} are damaged ({reason}); delete the file and retry") from error
+        path = cached_file(weights)
+        raise UserError(f"the cached weights {path} are damaged ({reason}); delete the file and retry") from error
     if arch == "inception_v3":  # GoogLeNet's auxiliary heads are removed by torchvision
         model.aux_logits, model.AuxLogits = False, None
     return model

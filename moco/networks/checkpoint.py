@@ -3,10 +3,13 @@
 import hashlib
 import pickle
 import re
+import tarfile
 import warnings
 import zipfile
 from collections import OrderedDict
+from difflib import get_close_matches
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import torch
@@ -19,11 +22,15 @@ class CheckpointError(UserError):
     """A checkpoint that is missing, damaged or unsafe, or does not fit; the message names the file and the reason."""
 
 
+class _Refused(Exception):
+    """What a checkpoint contains that none should."""
+
+
 def read(path):
     """The content of the checkpoint at path, its tensors on the CPU; no code in it is ever run.
 
     path: a file, or a folder as Hugging Face's libraries write it. Safetensors give a flat dict of tensors. Objects
-    that are neither torch's nor NumPy's are not created, and a line names what they would have been. CheckpointError
+    that are neither torch's nor NumPy's are not created; a line names what they would have been. CheckpointError
     for a file that is missing, damaged (zip files are checked byte for byte) or refused.
     """
     content = {}
@@ -55,23 +62,21 @@ def _parts(path):
 
 def _read_file(path):
     if not path.is_file():
-        raise CheckpointError(f"there is no checkpoint {path}; check the path (README.md links released ones)")
+        others = [each.name for each in path.absolute().parent.glob("*")]
+        near = get_close_matches(path.name, [*others, "random", "imagenet"], 3)
+        hint = f"did you mean {', '.join(near)}?" if near else "check the path (README.md links released ones)"
+        raise CheckpointError(f"there is no checkpoint {path}; {hint}")
     try:
         return _read_safetensors(path) if path.suffix == ".safetensors" else _read_pickle(path)
     except CheckpointError:
         raise
+    except _Refused as error:
+        raise CheckpointError(f"checkpoint {path} is refused: it contains {error}") from error
     except PermissionError as error:
         raise CheckpointError(f"cannot read checkpoint {path}; change its permissions") from error
     except Exception as error:  # torch raises anything from struct.error to IndexError for damaged files
-        text = str(error).strip()
-        if refused := re.search(r"(?<=unsupported GLOBAL )\S+|NumPy array .*", text):
-            raise CheckpointError(f"checkpoint {path} is refused: it contains {refused[0]}") from error
-        if "torchscript" in text.lower():
-            raise CheckpointError(f"{path} is a TorchScript archive; save the state_dict() of its module") from error
         is_clear = isinstance(error, OSError | RuntimeError | pickle.UnpicklingError)
-        if not is_clear or text.startswith("Weights only load failed"):  # torch then advises to run the file's code
-            text = "not a file that torch.save writes"
-        reason = text.split("\n")[0][:100]
+        reason = str(error).strip().split("\n")[0][:100] if is_clear else "not a file that torch.save writes"
         raise CheckpointError(
             f"{path} is damaged or not a checkpoint ({reason}); download or create it again"
         ) from error
@@ -87,77 +92,65 @@ def _read_safetensors(path):
 
 
 def _read_pickle(path):
-    """The content of a file of torch.save.
-
-    torch.load(weights_only=True) calls nothing but what it knows and what it is told to allow, and refuses a file by an
-    error that names anything else. A stand-in is then allowed for this name, and the file is loaded again.
-    """
-    stand_ins = {}  # (name, kind of the stand-in) -> what to allow
+    """The content of a file of torch.save."""
+    if tarfile.is_tarfile(path):
+        raise CheckpointError(f"{path} is an archive of files; extract the checkpoint in it")
     if zipfile.is_zipfile(path):
         with zipfile.ZipFile(path) as archive:
             if damaged := archive.testzip():
                 raise CheckpointError(f"checkpoint {path} is damaged (in {damaged}); download or create it again")
-        with torch.serialization.safe_globals(_NUMPY):
-            names = torch.serialization.get_unsafe_globals_in_checkpoint(path)
-        stand_ins = {(name, object): _stand_in(name, object) for name in names}
-    while True:
-        allowed = [*_NUMPY, *(pair for pairs in stand_ins.values() for pair in pairs)]
-        try:
-            with torch.serialization.safe_globals(allowed), warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # from torch's own storage classes, which the legacy format needs
-                content = torch.load(path, map_location="cpu", weights_only=True)
-            break
-        except pickle.UnpicklingError as error:
-            refused = _refused(str(error))
-            if refused is None or refused in stand_ins:
-                raise
-            stand_ins.pop((refused[0], object), None)
-            stand_ins[refused] = _stand_in(*refused)
-    if stand_ins:
-        names = sorted(name for name, _ in stand_ins)
+            if any(name.endswith("/constants.pkl") for name in archive.namelist()):
+                raise CheckpointError(f"{path} is a TorchScript archive; save the state_dict() of its module")
+    ignored = set()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # from torch's own storage classes, which the legacy format needs
+        content = torch.load(path, map_location="cpu", weights_only=False, pickle_module=_pickle_module(ignored))
+    if names := sorted(ignored):
         print(f"{path}: ignored objects that are not data: {', '.join(names[:5])}{', ...' if names[5:] else ''}")
     return _plain(content)
 
 
-def _refused(message):
-    """What torch refuses with this message: (name, kind of stand-in that it needs); None for another message."""
-    if match := re.search(r"Unsupported global: GLOBAL (\S+)", message):
-        return match[1] if "." in match[1] else f"builtins.{match[1]}", object
-    if match := re.search(r"Can only (append|SETITEM).* but got <class '([\w.]+)'>", message):
-        return match[2], list if match[1] == "append" else OrderedDict
-    return None
+# --- pickles, of which nothing is run: an unpickler calls nothing but what find_class returns
 
 
-def _stand_in(name, kind):
-    """[(object, name)] to allow for a class or function of this name: when called, it returns itself.
+class _StandIn(type):
+    """Stands for any class, function or object; when called it returns another one, and it ignores any state.
 
-    kind: list or OrderedDict return an empty one instead, as torch fills no others. The stand-in has a metaclass of its
-    own, because torch checks the type of what it changes and gives it in errors; it ignores any state.
+    It is a class itself, because pickles create objects of what they take for a class. content: its items, as some of
+    these classes are dictionaries or lists with further methods: a dict, a list or None.
     """
-    if kind is not object:
-        return [(type(name, (), {"__new__": lambda cls, *args: kind()}), name)]
-    ignore = {"__module__": "builtins", "__call__": lambda self, *args: self, "__setstate__": lambda self, state: None}
-    metaclass = type(name, (type,), ignore)
-    return [(metaclass(name, (), {"__new__": lambda cls, *args: cls}), name), (metaclass, f"type of {name}")]
 
+    def __new__(cls, *arguments, **_):
+        self = super().__new__(cls, "StandIn", (), {"__new__": lambda _, *args, **options: cls(*args, **options)})
+        self.content = arguments[0] if list(map(type, arguments)) in ([dict], [list]) else None
+        return self
 
-# --- NumPy arrays, which NumPy itself must not create: it trusts flags of a pickled dtype that make numbers pointers
+    def __init__(self, *arguments, **options):
+        pass
+
+    def __setstate__(self, state):
+        pass
+
+    def __setitem__(self, key, value):
+        self.content = (self.content or {}) | {key: value}
+
+    def append(self, value):
+        self.content = [*(self.content or ()), value]
 
 
 class _Dtype:
-    """A pickled dtype of numbers or text."""
+    """A pickled dtype of numbers or text.
+
+    NumPy itself must create neither dtypes nor arrays: it trusts flags in a pickle that make numbers pointers.
+    """
 
     def __init__(self, code, align=False, copy=True):
         if not (isinstance(code, str) and re.fullmatch(r"[bifc?u]\d*|[SU]\d+", code)):
-            raise ValueError(f"a NumPy array of dtype {code}, not of numbers")
-        self.code, self.order = code, "="
+            raise _Refused(f"a NumPy array of dtype {code}, not of numbers")
+        self.code = code
 
     def __setstate__(self, state):
-        self.order = {"<": "<", ">": ">"}.get(state[1], "=")
-
-    def numpy(self):
-        """The dtype itself."""
-        return np.dtype(self.code).newbyteorder(self.order)
+        self.code = {"<": "<", ">": ">"}.get(state[1], "=") + self.code
 
 
 class _Array:
@@ -168,39 +161,64 @@ class _Array:
 
     def __setstate__(self, state):
         _, shape, dtype, is_fortran, data = state
-        self.value = np.ndarray(shape, dtype.numpy(), data, order="F" if is_fortran else "C").copy(order="K")
+        self.value = np.ndarray(shape, dtype.code, data, order="F" if is_fortran else "C").copy(order="K")
 
 
 def _scalar(dtype, data):
     """A pickled NumPy scalar."""
-    return np.ndarray((), dtype.numpy(), data)[()]
+    return np.ndarray((), dtype.code, data)[()]
 
 
-def _empty_bytes():
-    """bytes(), which is how empty bytes are pickled."""
-    return b""
+_DATA = {  # names in pickles, and what builds the data
+    "collections.OrderedDict": OrderedDict,
+    "builtins.set": set,
+    "builtins.complex": complex,
+    "builtins.bytes": lambda: b"",  # how empty bytes are pickled
+    "_codecs.encode": lambda text, encoding: text.encode("latin1"),  # and others
+    "numpy.dtype": _Dtype,
+    "numpy.ndarray": _Array,  # an argument of _reconstruct
+    **{f"numpy.{core}.multiarray._reconstruct": _Array for core in ("core", "_core")},  # NumPy 1's and 2's names
+    **{f"numpy.{core}.multiarray.scalar": _scalar for core in ("core", "_core")},
+    "torch.Size": torch.Size,
+    "torch.device": torch.device,
+    **{f"torch._utils.{name}": getattr(torch._utils, name) for name in
+       ("_rebuild_tensor", "_rebuild_tensor_v2", "_rebuild_tensor_v3")},
+    "torch._utils._rebuild_parameter": lambda tensor, *_: tensor,
+    "torch._utils._rebuild_parameter_with_state": lambda tensor, *_: tensor,
+    "torch._tensor._rebuild_from_type_v2": lambda rebuild, kind, arguments, state: rebuild(*arguments),
+    "torch.storage.UntypedStorage": torch.UntypedStorage,
+    **{str(dtype): dtype for dtype in vars(torch).values() if isinstance(dtype, torch.dtype)},
+}  # fmt: skip
 
 
-_NUMPY = [
-    (_empty_bytes, "builtins.bytes"),
-    (_Dtype, "numpy.dtype"),
-    (_Array, "numpy.ndarray"),  # an argument of _reconstruct
-    *((_Array, f"numpy.{core}.multiarray._reconstruct") for core in ("core", "_core")),  # NumPy 1's and 2's names
-    *((_scalar, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")),
-]
+def _pickle_module(ignored):
+    """What torch.load takes of the module pickle; the names of what has a stand-in are added to the set ignored."""
+
+    class Unpickler(pickle.Unpickler):
+        def find_class(self, module, name):  # torch finds the classes of its storages itself
+            if module in ("os", "posix", "nt", "sys", "subprocess"):
+                raise _Refused(f"{module}.{name}")
+            name = f"{module}.{name}".replace("__builtin__.", "builtins.")  # the module's name in Python 2
+            if name not in _DATA:
+                ignored.add(name)
+            return _DATA.get(name) or _StandIn()
+
+    return SimpleNamespace(
+        __name__="pickle", Unpickler=Unpickler, load=lambda file, **options: Unpickler(file, **options).load()
+    )
 
 
 def _plain(value):
-    """value with NumPy arrays in place of _Arrays, and None in place of stand-ins."""
+    """value with NumPy arrays in place of _Arrays, and contents or None in place of stand-ins."""
     if isinstance(value, dict):
         for key in value:
             value[key] = _plain(value[key])
         return value
     if type(value) in (list, tuple):
         return type(value)(map(_plain, value))
-    if isinstance(value, _Array):
-        return value.value
-    return None if isinstance(value, _Dtype | type) else value
+    if isinstance(value, _StandIn):
+        return _plain(value.content)
+    return value.value if isinstance(value, _Array) else None if isinstance(value, _Dtype) else value
 
 
 # --- writing

@@ -1,7 +1,7 @@
 """One normal form of the names of a network's tensors, torchvision's, from those of other libraries.
 
-A layout is a function of the tensors under a prefix, {name: tensor}. It returns them by torchvision's names, and
-{torchvision's name: the name in the file}; names that it does not know stay as they are.
+A layout is a function from names in a file to torchvision's; those that it does not know stay as they are. normalized()
+then brings the tensors into torchvision's form.
 """
 
 import re
@@ -11,7 +11,8 @@ import torch
 from moco.networks import vit
 
 BLOCK = "encoder.layers.encoder_layer_"
-UNSUPPORTED = {  # beside the blocks of a vision transformer, and changes the features
+UNSUPPORTED = {  # beside the blocks of a network, and changes the features
+    r"(head\.)?pre_logits\..*": "an MLP between trunk and head",
     r"(embeddings\.)?dist(illation)?_token": "a distillation token",
     r"fc_norm\..*": "features that are the mean of the patches",
     r"(attn_pool|head\.attention)\..*": "features pooled by attention, as in SigLIP",
@@ -58,35 +59,76 @@ _INNER = [  # of a block
 def _rename(name, table):
     for pattern, replacement in table:
         if match := re.fullmatch(pattern, name):
-            return match.expand(replacement)
+            return replacement(match) if callable(replacement) else match.expand(replacement)
     return name
 
 
-def vision_transformer(tensors):
+def vision_transformer(name):
     """The layout of torchvision, timm, Meta's DINO, DINOv2 and DINOv3, MAE, Mugs, MoCo v3, CLIP and transformers."""
-    files = {}
-    for name in tensors:
-        match = re.fullmatch(_BLOCKS, name)
-        files[f"{BLOCK}{match[1]}.{_rename(match[2], _INNER)}" if match else _rename(name, _OUTER)] = name
-    state = {name: tensors[file_name] for name, file_name in files.items()}
+    match = re.fullmatch(_BLOCKS, name)
+    return f"{BLOCK}{match[1]}.{_rename(match[2], _INNER)}" if match else _rename(name, _OUTER)
+
+
+def torchvision(children):
+    """The layout of torchvision, or of nn.Sequential(*model.children()), as lightly's examples cut a network.
+
+    children: the names of the model's children.
+    """
+    numbered = {str(number): child for number, child in enumerate(children)}
+
+    def rename(name):
+        first, dot, rest = name.partition(".")
+        return numbered.get(first, first) + dot + rest
+
+    return rename
+
+
+_CONVNEXT = [  # Meta's, timm's and transformers' names
+    (r"(downsample_layers\.0|stem)\.(?P<n>[01])\.(?P<kind>\w+)", lambda m: f"features.0.{m['n']}.{m['kind']}"),
+    (
+        r"(downsample_layers\.(?P<stage>[123])|stages\.(?P<timm>[123])\.downsample)\.(?P<n>[01])\.(?P<kind>\w+)",
+        lambda m: f"features.{2 * int(m['stage'] or m['timm'])}.{m['n']}.{m['kind']}",
+    ),
+    (
+        r"stages\.(?P<stage>\d)\.(blocks\.)?(?P<block>\d+)\.(?P<rest>.+)",
+        lambda m: f"features.{2 * int(m['stage']) + 1}.{m['block']}.{_rename(m['rest'], _CONVNEXT_BLOCK)}",
+    ),
+    (r"(norm|head\.norm)\.(?P<kind>\w+)", lambda m: f"classifier.0.{m['kind']}"),
+    (r"head\.(fc\.)?(?P<kind>weight|bias)", lambda m: f"classifier.2.{m['kind']}"),
+]
+_CONVNEXT_BLOCK = [
+    (r"(dwconv|conv_dw)\.(?P<kind>\w+)", r"block.0.\g<kind>"),
+    (r"norm\.(?P<kind>\w+)", r"block.2.\g<kind>"),
+    (r"(pwconv1|mlp\.fc1)\.(?P<kind>\w+)", r"block.3.\g<kind>"),
+    (r"(pwconv2|mlp\.fc2)\.(?P<kind>\w+)", r"block.5.\g<kind>"),
+    (r"gamma", "layer_scale"),
+]
+
+
+def convnext(name):
+    """The layout of Meta's and timm's ConvNeXt."""
+    return _rename(name, _CONVNEXT)
+
+
+def normalized(state):
+    """Tensors by torchvision's names, {name: tensor}, in torchvision's form; changes state and returns it."""
     for block in {name[: name.index(".", len(BLOCK)) + 1] for name in state if name.startswith(BLOCK)}:
-        _normalize_block(state, block, tensors)
+        _normalize_block(state, block)
     if "class_token" in state:
         state["class_token"] = state["class_token"].reshape(1, 1, -1)
     if (positions := state.get(vit.POSITIONS)) is not None:
         if positions.ndim == 2:  # CLIP's
             positions = positions[None]
-        if (
-            "registers" in state and int(positions.shape[1] ** 0.5) ** 2 == positions.shape[1]
-        ):  # timm's: of patches only
+        if "registers" in state and int(positions.shape[1] ** 0.5) ** 2 == positions.shape[1]:  # timm's: patches' only
             positions = torch.cat([torch.zeros_like(positions[:, :1]), positions], 1)
         state[vit.POSITIONS] = positions
     if "conv_proj.weight" in state:
-        state.setdefault("conv_proj.bias", torch.zeros(len(state["conv_proj.weight"])))  # CLIP's has none
-    return state, files
+        weight = state["conv_proj.weight"]
+        state.setdefault("conv_proj.bias", weight.new_zeros(len(weight)))  # CLIP's has none
+    return state | {name: scale.reshape(-1, 1, 1) for name, scale in state.items() if name.endswith(".layer_scale")}
 
 
-def _normalize_block(state, block, tensors):
+def _normalize_block(state, block):
     """Bring the tensors of a block into torchvision's form: queries, keys and values in one, no LayerScale."""
 
     def take(name):
@@ -99,19 +141,20 @@ def _normalize_block(state, block, tensors):
     is_eva = queries is None and vit.POSITIONS in state  # its rotary positions are not in the file
     biases = [None if is_eva else take(f"{part}.bias") for part in "qkv"]
     if projection in state and bias not in state:
-        zeros = torch.zeros(len(state[projection]) // 3)  # of keys in DINOv3 and BEiT, of all in some
+        zeros = state[projection].new_zeros(len(state[projection]) // 3)  # of keys in DINOv3 and BEiT, of all in some
         state[bias] = torch.cat([zeros if part is None else part for part in biases])
-    if any(name.endswith(".bias_mask") for name in tensors) and bias in state:  # Meta's DINOv3: no bias of keys
+    if take("self_attention.in_proj_bias_mask") is not None and bias in state:  # Meta's DINOv3: no bias of keys
         state[bias] = state[bias].clone()
         state[bias].chunk(3)[1].zero_()
     gate, up = f"{block}mlp.gate.weight", f"{block}mlp.0.weight"
+    kinds = [kind for kind in ("weight", "bias") if f"{block}mlp.0.{kind}" in state]
     if gate in state and up in state and state[gate].shape != state[up].shape:  # w1 and w2 of an MLP without a gate
-        for kind in ("weight", "bias"):
+        for kind in kinds:
             state[f"{block}mlp.3.{kind}"] = take(f"mlp.0.{kind}")
             state[f"{block}mlp.0.{kind}"] = take(f"mlp.gate.{kind}")
     down = state.get(f"{block}mlp.3.weight")
     if up in state and down is not None and len(state[up]) == 2 * down.shape[1]:  # DINOv2's gate and W2 in one
-        for kind in ("weight", "bias"):
+        for kind in kinds:
             state[f"{block}mlp.gate.{kind}"], state[f"{block}mlp.0.{kind}"] = state[f"{block}mlp.0.{kind}"].chunk(2)
     for scale, layer in (("scale1", "self_attention.out_proj"), ("scale2", "mlp.3")):
         weight, bias = (f"{block}{layer}.{kind}" for kind in ("weight", "bias"))
@@ -152,57 +195,3 @@ def size_of(state, prefix, config):
         eps=config["eps"] or (1e-5 if rotary or pre_norm else 1e-6),
     )
     return size if heads and vit.parse(size.name) == size else None
-
-
-_CONVNEXT = [  # Meta's, timm's and transformers' names
-    (r"(downsample_layers\.0|stem)\.(?P<n>[01])\.(?P<kind>\w+)", lambda m: f"features.0.{m['n']}.{m['kind']}"),
-    (
-        r"(downsample_layers\.(?P<stage>[123])|stages\.(?P<timm>[123])\.downsample)\.(?P<n>[01])\.(?P<kind>\w+)",
-        lambda m: f"features.{2 * int(m['stage'] or m['timm'])}.{m['n']}.{m['kind']}",
-    ),
-    (
-        r"stages\.(?P<stage>\d)\.(blocks\.)?(?P<block>\d+)\.(?P<rest>.+)",
-        lambda m: f"features.{2 * int(m['stage']) + 1}.{m['block']}.{_rename(m['rest'], _CONVNEXT_BLOCK)}",
-    ),
-    (r"(norm|head\.norm)\.(?P<kind>\w+)", lambda m: f"classifier.0.{m['kind']}"),
-    (r"head\.(fc\.)?(?P<kind>weight|bias)", lambda m: f"classifier.2.{m['kind']}"),
-]
-_CONVNEXT_BLOCK = [
-    (r"(dwconv|conv_dw)\.(?P<kind>\w+)", r"block.0.\g<kind>"),
-    (r"norm\.(?P<kind>\w+)", r"block.2.\g<kind>"),
-    (r"(pwconv1|mlp\.fc1)\.(?P<kind>\w+)", r"block.3.\g<kind>"),
-    (r"(pwconv2|mlp\.fc2)\.(?P<kind>\w+)", r"block.5.\g<kind>"),
-    (r"gamma", "layer_scale"),
-]
-
-
-def convnext(tensors):
-    """The layout of Meta's and timm's ConvNeXt."""
-    files = {}
-    for name in tensors:
-        match, write = next(((m, w) for pattern, w in _CONVNEXT if (m := re.fullmatch(pattern, name))), (None, None))
-        files[write(match) if match else name] = name
-    state = {name: tensors[file_name] for name, file_name in files.items()}
-    for name in state:
-        if name.endswith(".layer_scale"):
-            state[name] = state[name].reshape(-1, 1, 1)
-    return state, files
-
-
-def as_stored(tensors):
-    """The layout of torchvision."""
-    return dict(tensors), {name: name for name in tensors}
-
-
-def in_sequence(children):
-    """The layout of nn.Sequential(*model.children()) without the head, as lightly's examples cut a network."""
-    names = dict(zip(map(str, range(len(children))), children, strict=True))
-
-    def layout(tensors):
-        files = {}
-        for name in tensors:
-            first, dot, rest = name.partition(".")
-            files[names.get(first, first) + dot + rest] = name
-        return {name: tensors[file_name] for name, file_name in files.items()}, files
-
-    return layout

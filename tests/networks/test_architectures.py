@@ -9,8 +9,9 @@ import torch
 from torch import nn
 from torchvision import models as torchvision_models
 
+from moco import files
 from moco.cli import UserError
-from moco.networks import architectures
+from moco.networks import architectures, opening
 
 
 @pytest.mark.parametrize(
@@ -112,7 +113,7 @@ def cached_weights(tmp_path, monkeypatch):
     (tmp_path / "checkpoints").mkdir()
 
     def put(arch, write):
-        path = tmp_path / "checkpoints" / Path(torchvision_models.get_model_weights(arch).DEFAULT.url).name
+        path = tmp_path / "checkpoints" / Path(torchvision_models.get_model_weights(arch).IMAGENET1K_V1.url).name
         write(path)
         return path
 
@@ -126,8 +127,8 @@ def test_torchvision_weights_open(cached_weights, arch):
     options = {"init_weights": False} if arch in ("googlenet", "inception_v3") else {}
     theirs = torchvision_models.get_model(arch, **options)
     cached_weights(arch, lambda path: torch.save(theirs.state_dict(), path))
-    model = architectures.build(arch, weights="DEFAULT")
-    size = 96 if arch == "inception_v3" else 224
+    model = opening.open_model("imagenet", arch).network
+    size = 299 if arch == "inception_v3" else 224
     with torch.no_grad():
         expected = theirs.eval()(models_input(theirs, x := torch.randn(1, 3, size, size)))
         assert torch.equal(model.eval()(x), expected)
@@ -142,30 +143,43 @@ def models_input(model, x):
     return x
 
 
+def test_imagenet_is_the_first_version_of_the_weights(cached_weights):
+    """IMAGENET1K_V1, as torchvision's pretrained=True gave them for the paper."""
+    theirs = torchvision_models.mobilenet_v2()
+    path = cached_weights("mobilenet_v2", lambda path: torch.save(theirs.state_dict(), path))
+    assert path.name == "mobilenet_v2-b0353104.pth"
+    opened = opening.open_model("imagenet", image_size=64)
+    assert torch.equal(opened.network.classifier.weight, theirs.classifier[1].weight)
+    assert opened.checkpoints == {str(path): files.sha256(path)}
+    assert opened.description.startswith(f"mobilenet_v2 with torchvision's IMAGENET1K_V1 from {path} (SHA-256 ")
+    with pytest.raises(UserError, match="efficientnet_v2_l has another mean and std of pixels"):
+        opening.open_model("imagenet", "efficientnet_v2_l")
+
+
 @pytest.mark.parametrize("data", [b"", b"<html>404</html>", b"PK\x03\x04" + bytes(50)], ids=["empty", "HTML", "cut"])
 @pytest.mark.parametrize("arch", ["mobilenet_v2", "googlenet"])
 def test_a_damaged_file_in_the_download_cache_is_named(cached_weights, arch, data):
     path = cached_weights(arch, lambda path: path.write_bytes(data))
     with pytest.raises(UserError, match=re.escape(f"the cached weights {path} are damaged (")):
-        architectures.build(arch, weights="DEFAULT")
+        opening.open_model("imagenet", arch)
 
 
 def test_weights_of_another_network_in_the_download_cache_are_named(cached_weights):
     path = cached_weights("mobilenet_v2", lambda path: torch.save({"a": torch.zeros(1)}, path))
     with pytest.raises(UserError, match=re.escape(f"the cached weights {path} are damaged (")):
-        architectures.build("mobilenet_v2", weights="DEFAULT")
+        opening.open_model("imagenet", "mobilenet_v2")
 
 
 def test_imagenet_weights_that_do_not_exist_or_cannot_be_downloaded(cached_weights, monkeypatch):
     with pytest.raises(UserError, match="torchvision has no ImageNet weights for vit_s_16"):
-        architectures.build("vit_s_16", weights="DEFAULT")
+        opening.open_model("imagenet", "vit_s_16")
 
     def no_network(*arguments, **options):
         raise urllib.error.URLError("no network")
 
     monkeypatch.setattr(torch.hub, "download_url_to_file", no_network)
     with pytest.raises(UserError, match="cannot download the weights of resnet18 .*no network"):
-        architectures.build("resnet18", weights="DEFAULT")
+        opening.open_model("imagenet", "resnet18")
 
 
 # --- batch norm

@@ -6,12 +6,14 @@ import pickle
 import random
 import re
 import struct
+import tarfile
 from argparse import Namespace
-from collections import defaultdict, namedtuple
+from collections import Counter, defaultdict, deque, namedtuple
 from datetime import datetime
 from enum import Enum
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -35,8 +37,8 @@ class RunsCode:
         return os.mkdir, (str(self.folder),)
 
 
-def saved(path, content, legacy=False):
-    torch.save(content, path, _use_new_zipfile_serialization=not legacy)
+def saved(path, content, legacy=False, **options):
+    torch.save(content, path, _use_new_zipfile_serialization=not legacy, **options)
     return path
 
 
@@ -119,9 +121,14 @@ def test_damaged_files_are_one_error_that_names_the_file(tmp_path):
         path.write_bytes(data)
         with pytest.raises(CheckpointError, match="damaged.tar"):
             checkpoint.read(path)
-    for path in (tmp_path / "missing.tar", tmp_path / "missing.safetensors"):
-        with pytest.raises(CheckpointError, match="there is no checkpoint"):
-            checkpoint.read(path)
+    hints = {"missing": "check the path", "damagd.tar": "did you mean damaged.tar", "randm": "did you mean random"}
+    for name, hint in hints.items():
+        with pytest.raises(CheckpointError, match=f"there is no checkpoint .*{name}; .*{hint}"):
+            checkpoint.read(tmp_path / name)
+    with tarfile.open(tmp_path / "folder.tar", "w") as archive:
+        archive.add(tmp_path / "whole.tar")
+    with pytest.raises(CheckpointError, match="folder.tar is an archive of files; extract the checkpoint in it"):
+        checkpoint.read(tmp_path / "folder.tar")
 
 
 @pytest.mark.parametrize(
@@ -241,25 +248,49 @@ class Shapes(list):
     pass
 
 
-OBJECTS = {  # what a file may hold besides its network -> the names of its classes and functions
-    "a namespace": (Namespace(lr=0.1), "argparse.Namespace"),
-    "a path": (Path("runs"), "pathlib.PosixPath"),
-    "a version": (torch.__version__, "torch.torch_version.TorchVersion"),
-    "a date": (datetime(2020, 1, 1), "datetime.datetime"),
-    "an enumeration in a class": (Attributes.Color.RED, "builtins.getattr, .*Attributes"),
-    "a dictionary with attributes": (Attributes(lr=0.1), "Attributes"),
-    "a list": (Shapes([1, 2]), "Shapes"),
-    "a dictionary with a default": (defaultdict(dict, {"a": {}}), "builtins.dict, collections.defaultdict"),
-    "a partial function": (partial(print, 3), "builtins.print, functools.partial"),
+class Slots:
+    """A class with slots and keyword-only arguments, such as those of omegaconf and attrs."""
+
+    __slots__ = ("size",)
+
+    def __new__(cls, *, size):
+        self = super().__new__(cls)
+        self.size = size
+        return self
+
+    def __getnewargs_ex__(self):
+        return (), {"size": self.size}
+
+
+WEIGHTS = {"a": torch.ones(1)}
+OBJECTS = {  # what a file may hold besides its network -> the names of its classes and functions, what is read
+    "a namespace": (Namespace(lr=0.1), "argparse.Namespace", None),
+    "another namespace": (SimpleNamespace(lr=0.1), "types.SimpleNamespace", None),
+    "a path": (Path("runs"), "pathlib.PosixPath", None),
+    "a version": (torch.__version__, "torch.torch_version.TorchVersion", None),
+    "a date": (datetime(2020, 1, 1), "datetime.datetime", None),
+    "an enumeration in a class": (Attributes.Color.RED, "Attributes", None),
+    "slots": (Slots(size=3), "Slots", None),
+    "a partial function": (partial(print, 3), "builtins.print, functools.partial", None),
+    "a generator of random numbers": (np.random.default_rng(0), "numpy.random._pickle", None),
+    "an older one": (np.random.RandomState(0), "numpy.random._pickle", None),
+    "an optimizer": (torch.optim.SGD([torch.zeros(1)], 0.1), "torch.optim.sgd.SGD", None),
+    "a dictionary with attributes": (Attributes(lr=0.1), "Attributes", {"lr": 0.1}),
+    "weights in one": (Attributes(**WEIGHTS), "Attributes", WEIGHTS),
+    "a list": (Shapes([1, 2]), "Shapes", [1, 2]),
+    "a dictionary with a default": (defaultdict(dict, {"a": {}}), "collections.defaultdict", {"a": {}}),
+    "a counter": (Counter("aab"), "collections.Counter", {"a": 2, "b": 1}),
+    "a queue": (deque([1, 2], 4), "collections.deque", [1, 2]),
 }
 
 
-@pytest.mark.parametrize("legacy", [False, True], ids=["zip", "legacy"])
+@pytest.mark.parametrize("options", [{}, {"pickle_protocol": 5}, {"legacy": True}], ids=["zip", "protocol 5", "legacy"])
 @pytest.mark.parametrize("case", OBJECTS)
-def test_objects_of_any_class_are_ignored_and_named(tmp_path, capsys, case, legacy):
-    content, names = OBJECTS[case]
-    path = saved(tmp_path / "a.ckpt", {"hyper_parameters": [content], "state_dict": {"a": torch.ones(1)}}, legacy)
-    assert checkpoint.read(path)["state_dict"]["a"] == 1
+def test_objects_of_any_class_are_ignored_and_named_and_keep_their_items(tmp_path, capsys, case, options):
+    content, names, read = OBJECTS[case]
+    path = saved(tmp_path / "a.ckpt", {"hyper_parameters": [content], "state_dict": {"a": torch.ones(1)}}, **options)
+    loaded = checkpoint.read(path)
+    assert loaded["state_dict"]["a"] == 1 and loaded["hyper_parameters"] == [read]
     assert re.search(f"a.ckpt: ignored objects that are not data: .*{names}", capsys.readouterr().out)
 
 

@@ -80,10 +80,14 @@ def test_numbered_layers_end_in_the_rectifier_of_their_first_unit(arch, norms):
     torch.testing.assert_close(architectures.head(model)(end), model(x))
 
 
+@pytest.mark.parametrize("kind", ["", "_reg4", "_reg3_rope"])
 @torch.no_grad()
-def test_blocks_of_a_transformer_are_means_over_patch_tokens():
-    model, x = architectures.build("vit_128x3x2_16", 3).eval(), torch.randn(2, 3, 64, 64)
-    expected = [hooked(model, f"encoder.layers.encoder_layer_{i}", x)[:, 1:].mean(1) for i in range(3)]
+def test_blocks_of_a_transformer_are_means_over_patch_tokens(kind):
+    """Without the class token and registers: over the last 16 of the tokens."""
+    model, x = architectures.build(f"vit_128x3x2_16{kind}", 3).eval(), torch.randn(2, 3, 64, 64)
+    tokens = [hooked(model, f"encoder.layers.encoder_layer_{i}", x) for i in range(3)]
+    assert tokens[0].shape[1] == 1 + {"": 0, "_reg4": 4, "_reg3_rope": 3}[kind] + 16
+    expected = [of_block[:, -16:].mean(1) for of_block in tokens]
     chosen = [3, 1, "encoder.layers.encoder_layer_1", "conv_proj", "penultimate"]
     third, first, second, patches, token = means(model, chosen, x)
     torch.testing.assert_close(torch.stack([third, second, first]), torch.stack(expected))

@@ -7,14 +7,15 @@ import pytest
 import safetensors.torch
 import torch
 
-from moco.networks import architectures, opening
+from moco.networks import architectures, finding, opening, vit
 from moco.networks.checkpoint import CheckpointError
-from tests.support.golden import DATA
+from tests.support.golden import DATA, fill
 from tests.support.networks import images, weights
 
 GOLDEN = DATA / "libraries.npz"  # what transformers 5.24 and timm 1.0.31 give; see the last test
 SMALL = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2, "image_size": 32, "patch_size": 8}
 MLP = {"intermediate_size": 128}
+UNKNOWN = ("arch", "width", "heads", "eps", "is_cubic")  # of what may be beside a network
 DINOV3 = {"num_register_tokens": 4, "hidden_act": "silu"}
 TRANSFORMERS = {  # model -> its configuration, beside SMALL
     "ViT": MLP,
@@ -37,6 +38,7 @@ TIMM = {  # architecture -> its options
     "convnext_tiny": {},
 }
 LAYOUTS = [*TRANSFORMERS, *TIMM]
+ATTENTION = ["vit_tiny_patch16_224", "vit_small_patch14_reg4_dinov2", "vit_small_patch16_dinov3"]
 
 
 def sizes(layout):
@@ -48,7 +50,7 @@ def sizes(layout):
 
 def features(path, size):
     """The features (2, C) of two images of size x size pixels."""
-    network = architectures.remove_head(opening.open_model(path).network).eval()
+    network = architectures.remove_head(opening.open_model(path, image_size=size).network).eval()
     with torch.inference_mode():
         return network(images(size)).numpy()
 
@@ -64,7 +66,7 @@ def write(path, layout):
     golden = np.load(GOLDEN)
     state = weights(json.loads(str(golden[f"{layout} shapes"])))
     if layout in TIMM:
-        torch.save(state, path / "net.pth")
+        torch.save(state | ({"arch": layout} if "clip" in layout else {}), path / "net.pth")
         return path / "net.pth"
     safetensors.torch.save_file(state, path / "model.safetensors")
     (path / "config.json").write_text(str(golden[f"{layout} config"]))
@@ -75,6 +77,17 @@ def write(path, layout):
 def test_features_equal_those_of_the_library(tmp_path, layout):
     for size in sizes(layout):
         assert_equal(features(write(tmp_path, layout), size), np.load(GOLDEN)[f"{layout} {size}"])
+
+
+@pytest.mark.parametrize("layout", ATTENTION)
+def test_attention_equals_that_of_the_library(tmp_path, layout):
+    network = opening.open_model(write(tmp_path, layout)).network.eval()
+    for size in sizes(layout):
+        with torch.inference_mode():
+            maps = vit.attention_maps(network, images(size))
+        expected = np.load(GOLDEN)[f"{layout} attention {size}"]
+        assert maps[:, ::2].shape == expected.shape
+        np.testing.assert_allclose(maps[:, ::2], expected, rtol=1e-4, atol=1e-4 * expected.max())
 
 
 META = {  # timm's names -> Meta's, of DINOv2 and DINOv3
@@ -174,8 +187,18 @@ def timm_network(layout):
     return timm.create_model(layout, num_classes=0, **pool, **TIMM[layout]).eval()
 
 
+def timm_attention(model, x):
+    """The attention of the class token to the patches in the last block, of every second head: (N, heads / 2, h, w)."""
+    layer, weights = model.blocks[-1].attn, []
+    layer.fused_attn = False
+    with layer.attn_drop.register_forward_hook(lambda *call: weights.append(call[-1])):
+        model(x)
+    rows = x.shape[2] // model.patch_embed.patch_size[0]
+    return weights[0][:, ::2, 0, model.num_prefix_tokens :].unflatten(2, (rows, -1))
+
+
 def golden(layout, folder):
-    """The entries of a layout in libraries.npz: its features at both sizes, and names and shapes in its file."""
+    """The entries of a layout in libraries.npz: its features and attention at both sizes, names and shapes."""
     if layout in TIMM:
         model = forward = timm_network(layout)
         shapes = {name: tuple(value.shape) for name, value in model.state_dict().items()}
@@ -192,6 +215,8 @@ def golden(layout, folder):
     with torch.inference_mode():
         for size in sizes(layout):
             entries[f"{layout} {size}"] = forward(images(size)).numpy()[:, ::step]
+            if layout in ATTENTION:
+                entries[f"{layout} attention {size}"] = timm_attention(model, images(size)).numpy()
     return entries | {f"{layout} shapes": json.dumps(shapes)}
 
 
@@ -202,3 +227,38 @@ def test_golden_features_are_those_of_the_installed_library(tmp_path, layout):
     for name, value in golden(layout, tmp_path).items():
         if not isinstance(value, str):
             assert_equal(value, np.load(GOLDEN)[name])
+
+
+FAMILIES = ["vit_*", "deit*", "beit*", "eva*", "flexivit*", "test_vit*", "convnext*", "res*", "wide_*", "mobilenetv2*"]
+OTHER_FEATURES = ("resnetblur", "resnetaa", "test_vit")  # with the tensors of others: only a stored arch tells them
+
+
+@pytest.mark.thorough
+def test_no_network_of_timm_that_opens_has_other_features(tmp_path):
+    """Of up to 100 million parameters, with their names stored; prints which open."""
+    timm = pytest.importorskip("timm")
+    opened = {}
+    for name in timm.list_models(FAMILIES):
+        try:
+            with torch.device("meta"):
+                model = timm.create_model(name, num_classes=0)
+        except (NotImplementedError, RuntimeError):  # it computes with tensors while it is built
+            continue
+        fits = finding._fits(model.state_dict(), None, dict.fromkeys(UNKNOWN) | {"activation": "gelu"})
+        if all(fit.faults for fit in fits) or sum(weight.numel() for weight in model.parameters()) > 100e6:
+            continue
+        pool = {"global_pool": "token"} if hasattr(model, "num_prefix_tokens") else {}
+        model = fill(timm.create_model(name, num_classes=0, **pool).eval(), 7)
+        torch.save({"arch": name, "state_dict": model.state_dict()}, tmp_path / "net.pth")
+        if name.startswith(OTHER_FEATURES):
+            with pytest.raises(CheckpointError, match=f"is not supported: it has timm's {name}"):
+                opening.open_model(tmp_path / "net.pth")
+            continue
+        size = model.pretrained_cfg["input_size"][-1]
+        with torch.inference_mode():
+            expected = model(images(size)).numpy()
+        assert np.ptp(expected, axis=0).max() > 1e-3 * np.abs(expected).max(), f"{name}: the same for both images"
+        found = features(tmp_path / "net.pth", size)
+        opened[name] = np.abs(found - expected).max() / np.abs(expected).max()
+    print(opened)
+    assert len(opened) > 30 and max(opened.values()) < 1e-4, opened

@@ -83,9 +83,3 @@ def test_units_of_blocks_by_number_and_by_name(tmp_path, dino, capsys):
     )
     assert by_number.shape == by_name.shape == (128,)
     assert "has negative mean activations" in capsys.readouterr().out
-
-
-def test_two_networks_are_told_apart_by_the_key(tmp_path, dino):
-    opened = [opening.open_model(dino, key=key) for key in (None, "teacher", "student")]
-    weights = [each.network.conv_proj.weight for each in opened]
-    assert torch.equal(weights[0], weights[1]) and torch.equal(2 * weights[1], weights[2])

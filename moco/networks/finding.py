@@ -75,8 +75,7 @@ def find(path, arch=None, key=None):
     good = [fit for fit in fits if not fit.faults]
     if not good:
         others = [fit.arch for fit in _fits(tensors, None, config) if not fit.faults] if arch else []
-        what = f"{path} ({config['name']})" if config["name"] else path
-        raise CheckpointError(f"{what} {_misfit(fits, arch, others)}")
+        raise CheckpointError(f"{path} {_misfit(fits, arch, others, config['name'])}")
     fit = _choose(path, good, key)
     for name, tensor in fit.state.items():
         if not tensor.isfinite().all():
@@ -241,15 +240,21 @@ def _linear_head(state, head, in_features):
     return None
 
 
-def _misfit(fits, arch, others):
-    """What to say of a file that none of fits fits, and what to do. others: architectures that it fits but arch."""
+def _misfit(fits, arch, others, name):
+    """What to say of a file that none of fits fits, and what to do.
+
+    others: architectures that it fits, but not arch. name: of the network in the file, or None.
+    """
     if others:
         return f"is a {others[0]}, not a {arch}; omit --model"
-    if not fits:
+    nearest = min(fits, key=lambda fit: len(fit.faults) / len(_trunk(fit.arch)[2]), default=None)
+    if nearest and nearest.faults[0].startswith("it has"):
+        return f"is not supported: {name or 'it'}{nearest.faults[0][2:]}; choose another network"
+    is_near = nearest and len(nearest.faults) < len(_trunk(nearest.arch)[2]) / 4
+    if name and not arch and not is_near and not architectures.is_arch(name):
+        return f"is not supported: it has {name}; choose another network"
+    if not nearest:
         return f"contains no {arch or 'network that is recognized'}; --model names one of torchvision's"
-    nearest = min(fits, key=lambda fit: len(fit.faults) / len(_trunk(fit.arch)[2]))
-    if nearest.faults[0].startswith("it has"):
-        return f"is not supported: {nearest.faults[0]}; choose another network"
     faults = "; ".join(nearest.faults[:3]) + (f"; and {len(nearest.faults) - 3} more" if nearest.faults[3:] else "")
     return f"does not fit {arch or 'any architecture; nearest: ' + nearest.arch}: {faults}"
 

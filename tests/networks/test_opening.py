@@ -204,7 +204,7 @@ def test_other_architectures_open_by_their_names(tmp_path, arch):
     torch.save({"state_dict": {f"model.{name}": value for name, value in net.state_dict().items()}}, path)
     opened = opening.open_model(path, arch)
     assert opened.arch == arch and opened.has_head
-    with pytest.raises(CheckpointError, match="name its own with --model|nearest: "):
+    with pytest.raises(CheckpointError, match="nearest: "):
         opening.open_model(path)
     with torch.no_grad():
         assert torch.equal(opened.network.eval()(x := torch.randn(1, 3, 224, 224)), net(x))
@@ -359,6 +359,33 @@ def test_other_transformers_are_refused_with_the_reason(tmp_path, extra, reason)
     torch.save(trunk(transformer(), "", timm_name) | extra, path)
     with pytest.raises(CheckpointError, match=f"(nearest: {VIT}.*|is not supported): .*{reason}"):
         opening.open_model(path)
+
+
+@pytest.mark.parametrize(
+    ("config", "tensors", "message"),
+    [
+        ({"architectures": ["IJepaModel"]}, {}, "IJepaModel has no class token, as in SigLIP and I-JEPA"),
+        (
+            {"architectures": ["SiglipVisionModel"]},
+            {"vision_model.head.attention.in_proj_weight": torch.zeros(2, 2)},
+            "SiglipVisionModel has features pooled by attention, as in SigLIP",
+        ),
+        ({"architecture": "resnest50d"}, {"conv1.0.weight": torch.zeros(8, 3, 3, 3)}, "it has resnest50d"),
+        ({"architecture": "xcit_nano"}, {"a": torch.zeros(2)}, "it has xcit_nano"),
+    ],
+    ids=["I-JEPA", "SigLIP", "timm's CNN", "timm's transformer"],
+)
+def test_what_does_not_open_is_named(tmp_path, config, tensors, message):
+    is_transformer = "architectures" in config
+    state = {f"vision_model.{name}": value for name, value in trunk(transformer()).items()} if is_transformer else {}
+    state |= tensors
+    safetensors.torch.save_file(
+        {name: value.clone() for name, value in state.items() if "class_token" not in name},
+        tmp_path / "model.safetensors",
+    )
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(CheckpointError, match=f"{tmp_path} is not supported: {message}; choose another network"):
+        opening.open_model(tmp_path)
 
 
 def test_layer_scale_multiplies_what_a_block_adds(tmp_path):

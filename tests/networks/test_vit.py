@@ -1,71 +1,15 @@
-"""Vision transformers: timm's outputs for timm's weights, image sizes, attention, names of architectures."""
+"""Vision transformers: image sizes, attention, names of architectures; see test_libraries for their features."""
 
-import numpy as np
 import pytest
 import torch
 import torchvision
 from torch import nn
 
 from moco.cli import UserError
-from moco.networks import architectures, opening, vit
-from tests.support.golden import DATA
-from tests.support.networks import images, weights
-
-thorough = pytest.mark.thorough  # larger networks with the same code
-NETWORKS = [  # timm's name, ours, image sizes; the last one has LayerScale
-    pytest.param("vit_small_patch16_224", "vit_s_16", (224, 160)),
-    pytest.param("vit_base_patch16_224", "vit_b_16", (224, 288), marks=thorough),
-    pytest.param("vit_large_patch16_224", "vit_l_16", (224, 160), marks=thorough),
-    pytest.param("vit_base_patch14_dinov2", "vit_b_14", (224, 280)),
-]
-
+from moco.networks import architectures, vit
+from tests.support.networks import images
 
 CLIP = {"antialias": False, "pre_norm": True, "quick_gelu": True}
-
-
-def timm_state(arch, layer_scale):
-    """Weights of a vision transformer by timm's names, the same on every machine."""
-    size = vit.parse(arch)
-    width, depth, patch = size.width, size.depth, size.patch
-    shapes = {"cls_token": (1, 1, width), "pos_embed": (1, 1 + (224 // patch) ** 2, width)}
-    shapes |= {"patch_embed.proj.weight": (width, 3, patch, patch), "patch_embed.proj.bias": (width,)}
-    for i in range(depth):
-        layers = {"norm1": (width,), "attn.qkv": (3 * width, width), "attn.proj": (width, width), "norm2": (width,)}
-        layers |= {"mlp.fc1": (4 * width, width), "mlp.fc2": (width, 4 * width)}
-        for layer, shape in layers.items():
-            shapes |= {f"blocks.{i}.{layer}.weight": shape, f"blocks.{i}.{layer}.bias": shape[:1]}
-        if layer_scale:
-            shapes |= {f"blocks.{i}.ls{k}.gamma": (width,) for k in (1, 2)}
-    shapes |= {"norm.weight": (width,), "norm.bias": (width,)}
-    return weights(shapes)
-
-
-@pytest.mark.parametrize(("timm_name", "arch", "sizes"), NETWORKS)
-def test_features_equal_those_of_timm(tmp_path, timm_name, arch, sizes):
-    """vit.npz holds what timm 1.0.31 gives, every 8th feature; computed by the next test."""
-    path = tmp_path / "dino.pth"
-    state = timm_state(arch, "dinov2" in timm_name)
-    torch.save({"teacher": {f"module.backbone.{name}": value for name, value in state.items()}}, path)
-    opened = opening.open_model(path)
-    assert opened.arch == arch
-    network = architectures.remove_head(opened.network).eval()
-    golden = np.load(DATA / "vit.npz")
-    for size in sizes:
-        with torch.inference_mode():
-            features = network(images(size))
-        np.testing.assert_allclose(features[:, ::8], golden[f"{arch}_{size}"], atol=1e-4)
-
-
-@pytest.mark.thorough
-@pytest.mark.parametrize(("timm_name", "arch", "sizes"), NETWORKS)
-def test_golden_features_are_those_of_the_installed_timm(timm_name, arch, sizes):
-    timm = pytest.importorskip("timm")
-    model = timm.create_model(timm_name, num_classes=0, img_size=224, dynamic_img_size=True).eval()
-    model.load_state_dict(timm_state(arch, "dinov2" in timm_name))
-    golden = np.load(DATA / "vit.npz")
-    for size in sizes:
-        with torch.inference_mode():
-            np.testing.assert_allclose(model(images(size))[:, ::8], golden[f"{arch}_{size}"], atol=1e-4)
 
 
 def test_output_equals_torchvision_to_the_bit():

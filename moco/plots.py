@@ -2,6 +2,7 @@
 
 import functools
 import itertools
+import re
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -140,27 +141,52 @@ def training_curve(records, path, title="", chance=None):
         figure.suptitle(title, fontsize="medium")
 
 
-def accuracy_bars(models, path):
+BASELINES = {"random": COLORS[6], "imagenet": COLORS[7], "HOG": COLORS[5]}  # their colors in every figure
+READOUT = re.compile(r"(-normalized|-logistic)?( \(\d+-NN\))?$")  # in the name of a model, see analysis.report
+
+
+def _styles(models):
+    """(number of the pattern, color) of each model by name: a color for a network, a pattern for each of its readouts.
+
+    Networks beyond the number of colors have the next pattern, too.
+    """
+    networks = list(dict.fromkeys(READOUT.sub("", model, count=1) for model in models))
+    free = [color for color in COLORS if color not in BASELINES.values()]
+    others = [network for network in networks if network not in BASELINES]
+    colors = BASELINES | {network: free[i % len(free)] for i, network in enumerate(others)}
+    readouts = list(dict.fromkeys(["", *(READOUT.search(model)[0] for model in models)]))
+    styles = []
+    for model in models:
+        network = READOUT.sub("", model, count=1)
+        repeat = others.index(network) // len(free) if network in others else 0
+        styles.append((readouts.index(READOUT.search(model)[0]) + repeat, colors[network]))
+    return styles
+
+
+def accuracy_bars(models, path, spread=""):
     """Top-1 accuracy of each model on each task, with lines for majority and chance, to path + '.pdf' and '.png'.
 
-    models: {model: {task: {'mean', 'std' (or None), 'majority', 'chance'}}}, accuracies from 0 to 1.
+    models: {model: {task: {'mean', 'std' (or None), 'majority', 'chance'}}}, accuracies from 0 to 1. spread: what 'std'
+    is, in words.
     """
     tasks = list(dict.fromkeys(task for by_task in models.values() for task in by_task))
-    labels, styles = drawable(models), itertools.cycle(itertools.product(("", "///", "..."), COLORS))
+    labels, hatches = drawable(models), ("", "///", "...", "xxx", "\\\\\\", "ooo")
     bar_width = 0.84 / len(models)
     width = 0.8 + _legend_width(labels) + len(tasks) * (0.5 + 0.38 * len(models))
     height = max(3.4, 0.18 * (len(models) + 4))
     with _figure(path, width, height) as figure:
         axes = figure.subplots()
-        bars, lines = {}, {}
-        for number, (by_task, (hatch, color)) in enumerate(zip(models.values(), styles, strict=False)):
+        bars, lines, highest = {}, {}, 0
+        for number, (by_task, (pattern, color)) in enumerate(zip(models.values(), _styles(models), strict=True)):
             for task, entry in by_task.items():
                 x = tasks.index(task) - 0.42 + (number + 0.5) * bar_width
                 mean, std = (100 * (entry[key] or 0) for key in ("mean", "std"))
-                style = {"hatch": hatch, "color": color, "edgecolor": "white", "linewidth": 0}
+                style = {"hatch": hatches[pattern % len(hatches)], "color": color, "edgecolor": "white", "linewidth": 0}
                 bars[number] = axes.bar(x, mean, 0.92 * bar_width, **style)
-                axes.errorbar(x, mean, std, color="0.25", capsize=2, linewidth=1)
+                if entry["std"] is not None:
+                    axes.errorbar(x, mean, std, color="0.25", capsize=2, linewidth=1)
                 axes.text(x, mean + std + 1, f"{mean:.1f}", ha="center", fontsize=7)
+                highest = max(highest, mean + std, 100 * entry["majority"])
         for position, task in enumerate(tasks):
             baselines = next(by_task[task] for by_task in models.values() if task in by_task)
             for name, style in (("majority", "--"), ("chance", ":")):
@@ -170,7 +196,8 @@ def accuracy_bars(models, path):
         figure.legend([*bars.values(), *lines.values()], names, loc="outside right upper", fontsize=8)
         axes.set_xticks(range(len(tasks)), drawable(tasks))
         axes.tick_params(axis="x", length=0)
-        axes.set(ylabel="top-1 accuracy (%)", ylim=(0, 106), yticks=range(0, 101, 20), xlim=(-0.6, len(tasks) - 0.4))
+        axes.set(ylim=(0, min(106, 1.1 * highest + 4)), xlim=(-0.6, len(tasks) - 0.4))
+        axes.set(ylabel="top-1 accuracy (%)" + f",\nmean ± {spread}" * bool(spread))
 
 
 def accuracy_by_training_images(curves, path):
@@ -183,14 +210,15 @@ def accuracy_by_training_images(curves, path):
 
     models = list(dict.fromkeys(model for lines in curves.values() for model in lines))
     labels, titles = drawable(models), drawable(curves)
-    style = dict(zip(models, itertools.cycle(itertools.product(("-", "--", ":"), COLORS))))
+    style, patterns = dict(zip(models, _styles(models), strict=True)), ("-", "--", ":", "-.")
     with _figure(path, 3.4 * len(curves) + _legend_width(labels), max(3, 0.18 * (len(models) + 2))) as figure:
         drawn = {}
         panels = figure.subplots(1, len(curves), squeeze=False)[0]
         for axes, lines, title in zip(panels, curves.values(), titles, strict=True):
             for model, points in lines.items():
                 images, mean, std = np.array([[n, mean, std or 0] for n, mean, std in points]).T
-                line, color = style[model]
+                pattern, color = style[model]
+                line = patterns[pattern % len(patterns)]
                 (drawn[model],) = axes.plot(images, 100 * mean, line, color=color, marker="o", markersize=3)
                 axes.fill_between(images, 100 * (mean - std), 100 * (mean + std), color=color, alpha=0.15, linewidth=0)
             axes.set(xscale="log", xlabel="training images", ylabel="top-1 accuracy (%)", ylim=(0, 100), title=title)

@@ -42,11 +42,23 @@ def test_the_training_curve_shows_the_known_values(tmp_path):
     assert share(pages["test"], plots.COLORS[1]) > 0 == share(pages["all"], plots.COLORS[1])
 
 
-def test_bars_are_as_high_as_the_accuracies(tmp_path):
-    for name, mean in (("low", 0.2), ("high", 0.8)):
-        plots.accuracy_bars({"TC": {"iid": entry(mean)}}, tmp_path / name)
-    low, high = (share(picture(tmp_path / name), plots.COLORS[0]) for name in ("low", "high"))
+def test_bars_are_as_high_as_the_accuracies(tmp_path, monkeypatch):
+    models = {"low": {"iid": entry(0.2)}, "high": {"iid": entry(0.8, None)}}
+    errors, errorbar = [], Axes.errorbar
+    monkeypatch.setattr(Axes, "errorbar", lambda axes, *at, **style: errors.append(at) or errorbar(axes, *at, **style))
+    assert {"top-1 accuracy (%),", "mean ± sd over 3 splits"} <= texts(
+        monkeypatch, lambda: plots.accuracy_bars(models, tmp_path / "bars", "sd over 3 splits")
+    )
+    low, high = (share(picture(tmp_path / "bars"), color) for color in plots.COLORS[:2])
     assert high == pytest.approx(4 * low, rel=0.15)
+    assert len(errors) == 1  # none for a single split
+
+
+def test_a_model_has_one_color_in_every_figure(tmp_path):
+    for name, others in (("one", ["HOG"]), ("two", ["TC-normalized", "TC (5-NN)", "random", "HOG"])):
+        plots.accuracy_bars({each: {"iid": entry(0.5)} for each in ["TC", *others]}, tmp_path / name)
+    one, two = ([share(picture(tmp_path / name), color) > 0.01 for color in plots.COLORS] for name in ("one", "two"))
+    assert np.flatnonzero(one).tolist() == [0, 5] and np.flatnonzero(two).tolist() == [0, 5, 6]
 
 
 def test_every_model_has_a_color_and_may_lack_a_task(tmp_path):
@@ -209,4 +221,4 @@ def test_accuracies_by_number_of_training_images_have_a_line_a_model(tmp_path):
     curves = {"iid": {"TC": [(10, 0.3, 0.1), (100, 0.6, 0.02)], "HOG": [(10, 0.2, None), (100, 0.4, None)]}}
     plots.accuracy_by_training_images(curves | {"halves": {"HOG": [(5, 0.1, None)]}}, tmp_path / "lines")
     page = picture(tmp_path / "lines")
-    assert share(page, plots.COLORS[0]) > 0 < share(page, plots.COLORS[1])
+    assert share(page, plots.COLORS[0]) > 0 < share(page, plots.BASELINES["HOG"])

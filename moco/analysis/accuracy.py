@@ -17,6 +17,7 @@ PUBLISHED = {
 }  # top-1 accuracy of the published ResNeXt-50 32x4d on Toybox
 CONFIDENCE = 0.95
 MAX_LINES = 12  # of comparisons in words
+FEW_SPLITS = 5  # with fewer, a standard deviation is little known
 
 
 # --- one model on one task
@@ -108,9 +109,9 @@ def corrected_t(differences, n_train, n_test):
     Splits share images, so that the variance over splits underestimates that over data sets: the variance of the mean
     is taken as (1/k + n_test/n_train) s^2, with k - 1 degrees of freedom (Nadeau & Bengio 2003). n_train, n_test:
     images on the two sides. It assumes random splits of independent images, and differences that are normal; with a
-    small share of the training images it is conservative, as the sets that it trains on hardly overlap. low, high: of
-    the CONFIDENCE interval; p: of no difference, two-sided. All are None if all differences are equal, which tells
-    nothing of their variance.
+    small share of the training images, whose sets hardly overlap, the interval is too wide. low, high: of the
+    CONFIDENCE interval; p: of no difference, two-sided. All are None if all differences are equal, which tells nothing
+    of their variance.
     """
     from scipy import stats
 
@@ -136,11 +137,19 @@ def mcnemar(a, b):
     return float(stats.binomtest(only_a, only_a + only_b).pvalue) if only_a + only_b else 1.0
 
 
+def holm(p):
+    """p values (m,) corrected for m comparisons (Holm 1979)."""
+    order = np.argsort(p)
+    corrected = np.maximum.accumulate(np.asarray(p)[order] * np.arange(len(p), 0, -1))
+    return np.minimum(corrected, 1)[np.argsort(order)]
+
+
 def compare(models):
     """A dict for each task and pair of models whose splits are the same.
 
     models: {model: {task: entry}}, entries as summarize() makes them. Each has task, models (a, b), difference (of
-    top-1 accuracy, a - b), test, p, and for several splits low and high.
+    top-1 accuracy, a - b), test, p, p_holm (corrected for the number of all comparisons), notes (what to mind, in
+    words), and for several splits low and high.
     """
     comparisons = []
     for task in task_names(models):
@@ -148,6 +157,9 @@ def compare(models):
         for (a, first), (b, second) in itertools.combinations(entries.items(), 2):
             if first["splits"] == second["splits"]:
                 comparisons.append({"task": task, "models": [a, b], **_difference(first, second)})
+    tested = [each for each in comparisons if each["p"] is not None]
+    for each, p in zip(tested, holm([each["p"] for each in tested]), strict=True):
+        each["p_holm"] = float(p)
     return comparisons
 
 
@@ -157,20 +169,22 @@ def _difference(first, second):
     On a single split, which may have several seeds, McNemar's test is of the first seed.
     """
     differences = np.subtract(first["each"], second["each"])
+    found, n = {"difference": float(differences.mean())}, len(differences)
     if "hits" in first:
         a, b = (np.array(list(entry["hits"])) == "1" for entry in (first, second))
-        test = "McNemar, exact" if len(differences) == 1 else "McNemar, exact, first seed"
-        return {"difference": float(differences.mean()), "test": test, "p": mcnemar(a, b)}
+        return found | {"test": "McNemar, exact" + ", first seed" * (n > 1), "p": mcnemar(a, b), "notes": []}
     low, high, p = corrected_t(differences, np.mean(first["train_images"]), np.mean(first["test_images"]))
-    test = f"corrected resampled t, {len(differences)} splits"
-    return {"difference": float(differences.mean()), "low": low, "high": high, "test": test, "p": p}
+    notes = [f"the standard deviation of {n} splits is uncertain: use {FEW_SPLITS} --seeds or more"] * (n < FEW_SPLITS)
+    if first.get("train_share", 1) < 1:
+        notes.append("with a share of the training images intervals are too wide: training sets hardly overlap")
+    return found | {"low": low, "high": high, "test": f"corrected resampled t, {n} splits", "p": p, "notes": notes}
 
 
 def describe(comparisons):
-    """Comparisons as lines of text, in % of top-1 accuracy; none if they are more than MAX_LINES."""
+    """Comparisons as lines of text, in % of top-1 accuracy, and their notes; none if they are more than MAX_LINES."""
     if len(comparisons) > MAX_LINES:
         return f"{len(comparisons)} comparisons of models: see comparisons in results.json"
-    lines = []
+    lines, tested = [], sum(each["p"] is not None for each in comparisons)
     for each in comparisons:
         a, b = each["models"]
         line = f"{a} - {b}, {each['task']}: {100 * each['difference']:+.1f}"
@@ -179,8 +193,9 @@ def describe(comparisons):
         if each["p"] is None:
             lines.append(f"{line} in every split, which gives no interval")
         else:
-            lines.append(f"{line}, p = {each['p']:.2g} ({each['test']})")
-    return "\n".join(lines)
+            lines.append(f"{line}, p = {each['p_holm']:.2g} ({each['test']})")
+    notes = [f"p values are corrected for {tested} comparisons (Holm)"] * (tested > 1)
+    return "\n".join(lines + notes + list(dict.fromkeys(note for each in comparisons for note in each["notes"])))
 
 
 # --- results of several models: {model: {task: entry}}, entries as summarize() makes them
@@ -231,6 +246,14 @@ def baselines(models, task):
     return {"chance": entry["chance"], "majority": entry["majority"]}
 
 
+def spread(models):
+    """What the standard deviations of models are over, such as 'sd over 3 splits'; '' if there are none."""
+    several = [each for by_task in models.values() for each in by_task.values() if each["std"] is not None]
+    numbers = sorted({len(each["each"]) for each in several})
+    of = "seeds" if all("hits" in each for each in several) else "splits"
+    return f"sd over {' to '.join(map(str, dict.fromkeys([numbers[0], numbers[-1]])))} {of}" if numbers else ""
+
+
 def with_knn(models):
     """models with one more row 'NAME (k-NN)' after each model whose entries have nearest-neighbor accuracies."""
     rows = {}
@@ -267,13 +290,16 @@ def cells(models):
 
 
 def table(models):
-    """The cells as lines of text, in aligned columns."""
+    """The cells as lines of text, in aligned columns; below them what ± is, and why majority can lie below chance."""
     rows = cells(models)
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     align = [str.ljust] + [str.rjust] * (len(widths) - 1)
-    return "\n".join(
-        "  ".join(put(cell, width) for put, cell, width in zip(align, row, widths, strict=True)) for row in rows
-    )
+    lines = ["  ".join(put(cell, n) for put, cell, n in zip(align, row, widths, strict=True)) for row in rows]
+    lines += [f"±: {spread(models)}"] * bool(spread(models))
+    below = [task for task in task_names(models) if (levels := baselines(models, task))["majority"] < levels["chance"]]
+    if below:
+        lines.append(f"majority below chance ({', '.join(below)}): the largest class in training is small in the test")
+    return "\n".join(lines)
 
 
 def _cell(entry):

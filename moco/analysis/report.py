@@ -267,7 +267,7 @@ class Evaluation:
             print(f"differences of top-1 %, 95 % intervals:\n{accuracy.describe(results['comparisons'])}")
         for name, counts, classes, title in self._confusions:
             plots.confusion_matrix(counts, classes, self.folder / name, title)
-        plots.accuracy_bars(accuracy.with_knn(self.models), self.folder / "accuracies")
+        plots.accuracy_bars(accuracy.with_knn(self.models), self.folder / "accuracies", accuracy.spread(self.models))
         if curves := accuracy.by_training_images(self.models):
             plots.accuracy_by_training_images(curves, self.folder / "training_images")
         print(f"results and figures: {self.folder}")

@@ -101,13 +101,14 @@ def test_results_of_several_files_make_one_table(tmp_path):
         "majority         30.0         30.0",
         "TC        50.0 ± 10.0  25.0 ± 10.0",
         "hog       12.5 ± 10.0            -",
+        "±: sd over 2 splits",
     ]
 
 
 def test_knn_accuracies_have_a_row_of_their_own(tmp_path):
     models = accuracy.read_results([results(tmp_path / "a", "TC", iid=0.5, exemplar=0.3)])
     models["TC"]["iid"]["knn"] = {"k": 5, "mean": 0.75, "std": None, "each": [0.75]}
-    assert [row.split() for row in accuracy.table(models).splitlines()[3:]] == [
+    assert [row.split() for row in accuracy.table(models).splitlines()[3:5]] == [
         ["TC", "50.0", "±", "10.0", "30.0", "±", "10.0"],
         ["TC", "(5-NN)", "75.0", "-"],
     ]
@@ -165,7 +166,28 @@ def test_equal_differences_give_no_interval(difference):
     assert accuracy.corrected_t([difference] * 3, 5, 5) == (None, None, None)
     models = {"A": {"iid": entry(*[0.5 + difference] * 3)}, "B": {"iid": entry(0.5, 0.5, 0.5)}}
     text = accuracy.describe(accuracy.compare(models))
-    assert text == f"A - B, iid: {100 * difference:+.1f} in every split, which gives no interval"
+    assert text.startswith(f"A - B, iid: {100 * difference:+.1f} in every split, which gives no interval\nthe standard")
+
+
+def test_p_values_corrected_for_several_comparisons_worked_by_hand():
+    """0.01 counts threefold, 0.03 twice, and 0.04 not less than what is before it; never above 1."""
+    assert accuracy.holm([0.04, 0.01, 0.03]).tolist() == pytest.approx([0.06, 0.03, 0.06])
+    assert accuracy.holm([0.9, 0.8]).tolist() == [1, 1] and accuracy.holm([]).tolist() == []
+
+
+def test_intervals_of_shares_are_said_to_be_too_wide():
+    models = {name: {"iid 10%": entry(*each, train_share=0.1)} for name, each in (("A", (0.5, 0.7)), ("B", (0.4, 0.4)))}
+    assert "a share of the training images intervals are too wide" in accuracy.describe(accuracy.compare(models))
+
+
+def test_majority_below_chance_is_explained(tmp_path):
+    models = accuracy.read_results([results(tmp_path / "a", "TC", iid=0.5)])
+    models["TC"]["iid"]["majority"] = 0.2
+    assert "majority below chance (iid): the largest class in training is small" in accuracy.table(models)
+    models["TC"]["iid"] |= {"std": None, "hits": "01"}
+    assert "±" not in accuracy.table(models)
+    models["TC"]["iid"]["std"] = 0.1
+    assert accuracy.spread(models) == "sd over 2 seeds"
 
 
 def test_the_difference_is_that_of_the_means_when_a_split_has_several_seeds():
@@ -206,10 +228,14 @@ def test_models_are_compared_on_the_same_splits_only():
     expected = accuracy.corrected_t([0.1, 0.2, 0.3], 90, 10)
     assert (iid["low"], iid["high"], iid["p"]) == pytest.approx(expected)
     assert halves == {
-        "task": "halves", "models": ["A", "B"], "difference": 0.25, "test": "McNemar, exact", "p": 1.0
+        "task": "halves", "models": ["A", "B"], "difference": 0.25, "test": "McNemar, exact", "p": 1.0, "p_holm": 1.0,
+        "notes": [],
     }  # fmt: skip
     low, high = 100 * expected[0], 100 * expected[1]
-    text = accuracy.describe([iid, halves]).splitlines()
-    assert text[0] == f"A - B, iid: +20.0 [{low:+.1f}, {high:+.1f}], p = {expected[2]:.2g} ({iid['test']})"
-    assert text[1] == "A - B, halves: +25.0, p = 1 (McNemar, exact)"
+    assert accuracy.describe([iid, halves]).splitlines() == [
+        f"A - B, iid: +20.0 [{low:+.1f}, {high:+.1f}], p = {2 * expected[2]:.2g} ({iid['test']})",
+        "A - B, halves: +25.0, p = 1 (McNemar, exact)",
+        "p values are corrected for 2 comparisons (Holm)",
+        "the standard deviation of 3 splits is uncertain: use 5 --seeds or more",
+    ]
     assert accuracy.describe([halves] * 13) == "13 comparisons of models: see comparisons in results.json"

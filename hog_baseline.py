@@ -61,8 +61,8 @@ def all_features(frames, images, workers, cache):
 
     def compute(needed):
         paths, locations = [frames.path(i) for i in needed], [frames.location(i) for i in needed]
-        known = np.setdiff1d(images, needed)
-        size = augment.decode(frames.read(known[0])).shape if len(known) else None
+        known = (read_features(frames.location(i)) for i in np.setdiff1d(images, needed))
+        size = next((result[0] for result in known if not isinstance(result, str)), None)
         processes = min(workers, len(paths) // IMAGES_PER_WORKER)
         with WorkerPool(processes) as pool, cli.Progress(len(paths), "HOG", "images") as progress:
             for index, result in pool.as_completed(read_features, locations):

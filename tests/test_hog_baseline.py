@@ -1,6 +1,9 @@
 """The HOG baseline: features equal to golden values, and the splits of linear decoding."""
 
+import errno
 import json
+import os
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -8,7 +11,8 @@ import pytest
 
 import hog_baseline
 import linear_decoding
-from moco.analysis import report
+from moco import files
+from moco.analysis import features, report
 from moco.cli import UserError
 from moco.data.folders import FrameFolder
 from tests.support import golden
@@ -114,14 +118,27 @@ def test_sizes_are_compared_by_side_and_not_by_area(tmp_path):
 
 
 def test_an_image_read_later_has_the_size_of_those_read_before(stripes, tmp_path, monkeypatch):
-    """An image that failed for a moment is tried again, and compared with images that are in the cache."""
+    """An image that failed for a moment is tried again, and compared with images that are in the cache.
+
+    A disk that fails for long ends the run.
+    """
+    monkeypatch.setattr(features, "BATCH", 4)
+    (stripes / "across" / "0.png").write_bytes(b"")
     frames, read = FrameFolder(stripes), hog_baseline.read_features
     cv2.imwrite(str(stripes / "down" / "3.png"), np.zeros((72, 64), np.uint8))
     images, path = np.arange(20), stripes / "down" / "3.png"
+
+    def failing(path):
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
     monkeypatch.setattr(hog_baseline, "read_features", lambda each, report: "away" if each[0] == path else read(each))
     rows = hog_baseline.all_features(frames, images, 0, tmp_path)
-    assert np.isnan(rows[:, 0]).sum() == 1
+    assert np.flatnonzero(np.isnan(rows[:, 0])).tolist() == [0, 13]
     monkeypatch.undo()
+    with monkeypatch.context() as patch, pytest.raises(UserError, match="0.png: .*; check the disk, and re-run"):
+        patch.setattr(files, "WAITS", ())
+        patch.setattr(Path, "read_bytes", failing)
+        hog_baseline.all_features(frames, images, 0, tmp_path)
     with pytest.raises(UserError, match="3.png differs in size from other images .64x72 and 64x64."):
         hog_baseline.all_features(frames, images, 0, tmp_path)
 

@@ -25,9 +25,9 @@ THREADS = 16  # a network disk serves several requests at once
 def compute_rows(paths, frames, images, compute, dtype=np.float32):
     """Features of some images of frames as read-only arrays on disk, [(N, C), ...]; NaN for images that cannot be read.
 
-    A row of NaN is one that is still to be computed: a missing file is created full of them, and every batch of BATCH
-    consecutive rows with some is computed and written in place. So a run goes on where it was killed, its batches and
-    the last bits of its features are those of an undisturbed run, and what could not be read is tried again.
+    A row of NaN is one that is still to be computed: a missing or damaged file is made full of them, and every batch of
+    BATCH consecutive rows with some is computed and written in place. So a run goes on where it was killed, its batches
+    and the last bits of its features are those of an undisturbed run, and what could not be read is tried again.
 
     paths: of the files; a process that computes one of them keeps others waiting. images: (N,) increasing indices.
     compute(needed): yields (indices (n,), [rows (n, C), ...]) of those of the needed images that can be read, with rows
@@ -44,22 +44,33 @@ def compute_rows(paths, frames, images, compute, dtype=np.float32):
                 with np.errstate(over="ignore"):
                     block = block.astype(dtype)
                 check_finite(block, frames, indices)
-                if not path.exists():
+                if open_rows(path, len(images)) is None:
                     _create(path, len(images), block.shape[1], dtype)
                 # mapped anew each time: what was written through an open map would count as memory in use
-                np.load(path, mmap_mode="r+")[np.searchsorted(images, indices)] = block
-    if not all(path.exists() for path in paths):
+                open_rows(path, len(images), "r+")[np.searchsorted(images, indices)] = block
+    arrays = [open_rows(path, len(images)) for path in paths]
+    if any(array is None for array in arrays):
         raise UserError(f"none of the {len(images)} images in {frames.folder} can be read")
-    return [np.load(path, mmap_mode="r") for path in paths]
+    return arrays
+
+
+def open_rows(path, n, mode="r"):
+    """The array (n, C) in the file at path, mapped to memory; None if the file is missing, cut or of something else."""
+    try:
+        rows = files.retry_transient(path, lambda: np.load(path, mmap_mode=mode))
+    except (FileNotFoundError, EOFError, ValueError):
+        return None
+    return rows if rows.ndim == 2 and len(rows) == n else None
 
 
 def _needed_rows(paths, frames, images):
     """The rows of all batches that have a row of NaN in one of the files, unless its image still cannot be read."""
     is_missing = np.zeros(len(images), bool)
     for path in paths:
-        for start in range(0, len(images), BLOCK):
-            block = slice(start, start + BLOCK)
-            is_missing[block] |= np.isnan(np.load(path, mmap_mode="r")[block]).any(1) if path.exists() else True
+        is_missing |= open_rows(path, len(images)) is None
+        for start in range(0, 0 if is_missing.all() else len(images), BLOCK):
+            block = slice(start, start + BLOCK)  # of a new map each time, as above
+            is_missing[block] |= np.isnan(open_rows(path, len(images))[block]).any(1)
     needed = [np.array([], int)]
     for batch in np.split(np.arange(len(images)), range(BATCH, len(images), BATCH)):
         missing = batch[is_missing[batch]]
@@ -145,7 +156,7 @@ def adapt_batch_norm(network, frames, images, seed, size, workers=0, cache=None,
     if cache:
         digest = _digest(network, network.named_parameters())
         path = Path(cache) / f"{cache_key(frames, images, 'statistics', seed, size, digest)}.tar"
-        if path.exists():
+        with suppress(checkpoint.CheckpointError):  # it is missing or damaged
             statistics = checkpoint.read(path)
             for name, buffer in network.named_buffers():
                 buffer.copy_(statistics[name])

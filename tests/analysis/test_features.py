@@ -248,6 +248,42 @@ def test_a_batch_that_was_half_written_is_computed_again(frames, tmp_path, monke
     np.testing.assert_array_equal(extract(nn.Flatten(), FrameFolder(frames), tmp_path), expected)
 
 
+@pytest.mark.parametrize("damage", [b"", b"\x93NUMPY\x01\0v", b"<html>", None])
+def test_a_damaged_file_of_a_cache_is_computed_again(frames, tmp_path, damage):
+    images = FrameFolder(frames)
+    trunk = nn.Sequential(nn.BatchNorm2d(3), mean_color()).eval()
+    features.adapt_batch_norm(trunk, images, every(images), 0, 32, 0, tmp_path)
+    extract(trunk, images, tmp_path)
+    kept = {path: path.read_bytes() for path in tmp_path.glob("[!.]*.[nt]*")}
+    for path, content in kept.items():
+        path.write_bytes(content[:-4] if damage is None else damage)
+    features.adapt_batch_norm(trunk, images, every(images), 0, 32, 0, tmp_path)
+    extract(trunk, images, tmp_path)
+    assert len(kept) == 2 and {path: path.read_bytes() for path in tmp_path.glob("[!.]*.[nt]*")} == kept
+
+
+def test_a_disk_that_fails_for_long_ends_a_run_which_a_second_one_completes(frames, tmp_path, monkeypatch):
+    monkeypatch.setattr(features, "BATCH", 8)
+    monkeypatch.setattr(files, "WAITS", ())
+    images, read = FrameFolder(frames), Path.read_bytes
+    expected = extract(mean_color(), images, tmp_path).copy()
+    array(tmp_path).unlink()
+
+    def fail(path):
+        if path == images.path(9):
+            raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+        return read(path)
+
+    with (
+        monkeypatch.context() as patch,
+        pytest.raises(UserError, match="img_0001.jpeg: .*; check the disk, and re-run"),
+    ):
+        patch.setattr(Path, "read_bytes", fail)
+        extract(mean_color(), images, tmp_path)
+    assert np.isnan(np.load(array(tmp_path))).any(1).sum() == 16
+    np.testing.assert_array_equal(extract(mean_color(), images, tmp_path), expected)
+
+
 def test_a_second_process_waits_for_the_first_and_finds_its_work(frames, tmp_path, monkeypatch):
     fork, images, network = multiprocessing.get_context("fork"), FrameFolder(frames), mean_color()
     computing, waiting = fork.Event(), fork.Event()

@@ -23,6 +23,8 @@ try:
 except ImportError:  # Windows
     fcntl = resource = None
 
+import numpy as np
+
 from moco import cli
 from moco.cli import UserError
 
@@ -285,6 +287,14 @@ def check_output_dir(path, data=()):
     except OSError as error:
         advice = "choose another --save-dir or change its permissions"
         raise UserError(f"cannot write to the folder {path}: {error.strerror}; {advice}") from error
+
+
+def load_array(path):
+    """The array in the .npy file at path, mapped into memory. UserError if it is missing or damaged."""
+    try:
+        return retry_transient(path, lambda: np.load(path, mmap_mode="r"))
+    except (OSError, ValueError, EOFError) as error:
+        raise UserError(f"{path} is missing or damaged ({error}); restore it, or make it again") from error
 
 
 def make_output_dir(path, data=()):

@@ -185,7 +185,7 @@ def average_groups(paths, columns, groups, labels, save_dir):
     images = np.bincount(labels, minlength=len(groups) + 1)
     means_paths = {title: path.with_name(f"{path.stem}_groups.npy") for title, path in paths.items()}
     for title, path in paths.items():
-        means, counts = units.class_means(np.load(path, mmap_mode="r"), labels, len(groups) + 1)
+        means, counts = units.class_means(files.load_array(path), labels, len(groups) + 1)
         with files.atomic_write(means_paths[title]) as part:
             np.save(part, means[:-1].astype(np.float32))
     lines = [[*group, n, size - n] for group, n, size in zip(groups, counts, images, strict=False)]
@@ -207,7 +207,7 @@ def compare_dissimilarities(args, paths, others, labels, classes):
     """
     matrices = {}
     for title, path in paths.items():
-        matrices[title] = embeddings.dissimilarity(np.load(path, mmap_mode="r"), args.rdm)
+        matrices[title] = embeddings.dissimilarity(files.load_array(path), args.rdm)
         with files.atomic_write(path.with_name(f"{path.stem}_rdm_{args.rdm}.npy")) as part:
             np.save(part, matrices[title])
     highest = max(np.nanmax(matrix, initial=0) for matrix in matrices.values())
@@ -245,7 +245,7 @@ def draw_tsne(args, title, path, columns, rows, labels=()):
     columns, rows: what is written beside the coordinates, the last column colors the figure. labels: beside the points.
     """
     try:
-        points, perplexity = embeddings.tsne(np.load(path, mmap_mode="r"), args.seed)
+        points, perplexity = embeddings.tsne(files.load_array(path), args.seed)
     except UserError as error:
         print(f"note: no t-SNE of {title}: {error}")
         return

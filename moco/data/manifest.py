@@ -300,18 +300,7 @@ class Manifest:
 
     @cached_property
     def _times(self):
-        path = self.folder / TIMES
-        try:
-            return np.load(path, mmap_mode="r")
-        except (OSError, ValueError, EOFError) as error:
-            raise UserError(f"{path} is missing or damaged ({error}); read the videos again, or restore it") from error
-
-    def frames(self, number):
-        """The numbers of a video's frames in its slots, int64 (slots,); None if an earlier version planned it so."""
-        video = self.videos[number]
-        if "times_from" in video:
-            return self._times[video["times_from"] :][: video["slots"], 0].astype(np.int64)
-        return np.arange(video["slots"]) * video["step"] if video.get("step") else None
+        return files.load_array(self.folder / TIMES)
 
     def source(self, i):
         """The recordings.Source of image i."""

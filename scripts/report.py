@@ -18,11 +18,11 @@ from moco.analysis import accuracy  # noqa: E402
 from moco.cli import UserError  # noqa: E402
 
 TITLES = {  # of the folders of reproduce.sh
-    "decoding-labeled_S": "Labeled S, random halves (Figure 3)",
+    "decoding-labeled_S": "Labeled S, random images (Figure 3)",
     "decoding-labeled_S-subsampled": "Labeled S, a tenth of the frames (Figure 3)",
     "decoding-labeled_S-binary": "Four pairs of classes (Figure 4a)",
     "decoding-variants": "Frame rate, episode length, augmentation (Figure 5)",
-    "decoding-toybox": "Toybox, random halves and unseen exemplars (Figure 3)",
+    "decoding-toybox": "Toybox, random images and unseen exemplars (Figure 3)",
     "maps-class-only": "Class activation maps in images of the class (Figure 6)",
     "maps-others": "Class activation maps in images of other classes (Figure 6)",
     "selectivities": "Selectivity by layer, and variance explained by principal components (Figures 7a and A1)",

@@ -107,6 +107,7 @@ ADVICE = {  # words in an error's type or text: what to do; the first that are t
     "Resource temporarily unavailable": "the limit of processes is reached: use fewer --workers",
     "No space left on device": "free some space and retry; if /dev/shm is full, use fewer --workers or enlarge it",
     "Disk quota exceeded": "free some space and retry",
+    "File too large": "raise the limit of a file's size (ulimit -f), or choose another folder",
     "Read-only file system": "choose another folder",
     "Permission denied": "choose another folder or change its permissions",
     "Operation not permitted": "choose another folder or change its permissions",

@@ -334,7 +334,9 @@ def main(argv=None):
             f"{name}, {layers.title(layer)}": array_path(save_dir, name, layer)
             for name in networks for layer in records[name]["layers"]
         }  # fmt: skip
-        if record.get("unreadable") != [] or not all(path.exists() for path in paths.values()):
+        if record.get("unreadable") != [] or any(
+            features.open_rows(path, len(images)) is None for path in paths.values()
+        ):
             names = compute(args, networks, records, frames, images, spread, save_dir)
             if names:
                 print(f"{len(names)} images cannot be read and have rows of NaN: {', '.join(names[:5])}")

@@ -342,6 +342,15 @@ def test_a_finished_export_is_kept_and_analyzed_further(frames, tmp_path, monkey
     assert list(summary["settings"]["models"]["random"]["layers"]) == ["1"]
 
 
+def test_a_damaged_array_of_a_finished_export_is_computed_again(frames, tmp_path):
+    export(frames, tmp_path / "out")
+    (path,) = (tmp_path / "out").glob("*.npy")
+    content = path.read_bytes()
+    path.write_bytes(content[:-4])
+    export(frames, tmp_path / "out")
+    assert path.read_bytes() == content
+
+
 def test_models_of_equal_names_are_told_apart_by_their_folders(frames, tmp_path):
     torch.manual_seed(0)
     for child in "SA":

@@ -8,6 +8,8 @@ import pytest
 
 from moco import files
 from moco.cli import UserError
+from moco.networks import architectures, checkpoint
+from tests.support.inputs import run_small
 
 pytestmark = pytest.mark.usefixtures("empty_figures")
 
@@ -22,11 +24,9 @@ SCRIPTS = {  # flags that small networks and images need, and an output
 
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_a_published_line_writes_its_output_once_and_records_the_model(script, frames, network, tmp_path, capsys):
-    """The folder comes last, as in the published calls."""
     flags, output = SCRIPTS[script]
-    main, out = importlib.import_module(script).main, tmp_path / "new" / "out"
-    words = f"--model-path {network} --image-size 64 --device cpu --workers 0 {flags}".split()
-    main([*words, "--save-dir", str(out), str(frames)])
+    module, out = importlib.import_module(script), tmp_path / "new" / "out"
+    run_small(module, frames, out, network, *flags.split())
     record, digest = json.loads((out / "args.json").read_text()), files.sha256(network)
     assert record["data"] == str(frames) and record["checkpoints"] == {str(network): digest}
     first_line = capsys.readouterr().out.splitlines()[0]
@@ -36,8 +36,19 @@ def test_a_published_line_writes_its_output_once_and_records_the_model(script, f
             (out / name).unlink()
     before = (out / output).read_bytes()
     with pytest.raises(UserError, match=f"{output} exists; give --overwrite"):
-        main([*words, "--save-dir", str(out), str(frames)])
+        run_small(module, frames, out, network, *flags.split())
     assert (out / output).read_bytes() == before
     with pytest.raises(UserError, match="is inside the data folder"):
-        main([*words, "--save-dir", str(frames / "out"), str(frames)])
+        run_small(module, frames, frames / "out", network, *flags.split())
     assert not (frames / "out").exists()
+
+
+@pytest.mark.parametrize("script", ["linear_combination_maps", "feature_animation_class"])
+def test_classes_need_a_model_with_a_head(script, frames, network, tmp_path):
+    state = architectures.build("resnet18", 8).state_dict()
+    encoder = {f"module.encoder_q.{name}": value for name, value in state.items()}
+    checkpoint.write(tmp_path / "moco.tar", {"state_dict": encoder, "arch": "resnet18"})
+    for model, message in ((tmp_path / "moco.tar", "has no linear head; train one"), (network, "--class-idx 6: the")):
+        with pytest.raises(UserError, match=message):
+            run_small(importlib.import_module(script), frames, tmp_path / "out", model, "--class-idx", 6)
+        assert not list(tmp_path.glob("out/*"))

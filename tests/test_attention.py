@@ -16,11 +16,10 @@ from moco.analysis import film
 from moco.cli import UserError
 from moco.data import loader
 from moco.networks import architectures, opening, vit
-from tests.support.inputs import make_frames
+from tests.support.inputs import make_frames, run_small
 from tests.support.networks import timm_name
 
 ARCH = "vit_128x3x2_16"
-SMALL = ["--image-size", "64", "--workers", "0", "--device", "cpu"]
 
 
 @pytest.fixture
@@ -36,13 +35,10 @@ def dino(tmp_path):
 @pytest.mark.parametrize("flags, columns", [([], 1), (["--heads"], 2)])
 def test_attention_is_that_of_the_teachers_class_token(tmp_path, dino, monkeypatch, flags, columns):
     frames = make_frames(tmp_path / "frames", size=64)
-    drawn = []
+    drawn, shown, original = [], [], film.overlay
     monkeypatch.setattr(pictures, "image_rows", lambda rows, path, title: drawn.extend(rows))
-    shown = []
-    original = film.overlay
     monkeypatch.setattr(film, "overlay", lambda *pair: shown.append(pair) or original(*pair))
-    out = ["--save-dir", str(tmp_path / "out"), "--batch-size", "5"]
-    linear_combination_maps.main([str(frames), "--model-path", str(dino), "--attention", *SMALL, *out, *flags])
+    run_small(linear_combination_maps, frames, tmp_path / "out", dino, "--attention", "--batch-size", 5, *flags)
     assert len(drawn) == 5 and all(len(images) == 1 + columns for _, images, _ in drawn)
     teacher = opening.open_model(dino, key="teacher").network.eval()
     with torch.no_grad():
@@ -60,26 +56,21 @@ def test_a_film_shows_attention(tmp_path, dino, size):
     frames = make_frames(tmp_path / "frames", size=64)
     for path in frames.rglob("*.jpeg"):
         cv2.imwrite(str(path), cv2.imread(str(path))[:, : 64 * 64 // size])  # not a multiple of the patches
-    out = ["--save-dir", str(tmp_path), "--frames", "7"]
-    feature_animation.main([str(frames), "--model-path", str(dino), "--attention", *SMALL, *out])
-    with av.open(str(tmp_path / "intphys_feature_animation_attention.mp4")) as film:
+    run_small(feature_animation, frames, tmp_path / "out", dino, "--attention", "--frames", 7)
+    with av.open(str(tmp_path / "out" / "intphys_feature_animation_attention.mp4")) as film:
         assert len(list(film.decode(video=0))) == 7
 
 
-def test_attention_of_a_network_without_a_class_token_is_one_line(tmp_path, network):
-    frames = make_frames(tmp_path / "frames")
+def test_attention_of_a_network_without_a_class_token_is_one_line(frames, tmp_path, network):
     for script in (linear_combination_maps, feature_animation):
-        flags = [str(frames), "--model-path", str(network), "--attention", *SMALL, "--save-dir", str(tmp_path / "out")]
         with pytest.raises(UserError, match="ResNet has no class token; choose a vision transformer"):
-            script.main(flags)
+            run_small(script, frames, tmp_path / "out", network, "--attention")
 
 
 def test_units_of_blocks_by_number_and_by_name(tmp_path, dino, capsys):
     frames = make_frames(tmp_path / "frames", size=64)
-    out = ["--save-dir", str(tmp_path / "out"), "--layer", "1", "3", "encoder.layers.encoder_layer_0"]
-    selectivities.main([str(frames), "--model-path", str(dino), *SMALL, *out])
-    by_number, by_name = (
-        np.load(tmp_path / "out" / f"selectivity_{layer}.npy") for layer in ("3", "encoder.layers.encoder_layer_0")
-    )
+    chosen = (1, 3, "encoder.layers.encoder_layer_0")
+    run_small(selectivities, frames, tmp_path / "out", dino, "--layer", *chosen)
+    _, by_number, by_name = (np.load(tmp_path / "out" / f"selectivity_{layer}.npy") for layer in chosen)
     assert by_number.shape == by_name.shape == (128,)
     assert "has negative mean activations" in capsys.readouterr().out

@@ -1,7 +1,5 @@
 """Class activation maps: equal to golden values, for the images and classes of the flags."""
 
-
-import cv2
 import numpy as np
 import pytest
 import torch
@@ -13,17 +11,18 @@ from moco.analysis import film
 from moco.cli import UserError
 from moco.data import loader
 from moco.data.folders import FrameFolder
-from moco.networks import architectures, checkpoint, layers, opening
+from moco.networks import architectures, layers, opening
 from tests.support import golden
+from tests.support.inputs import run_small
 
+pytestmark = pytest.mark.usefixtures("empty_figures")
 CPU = torch.device("cpu")
 
 
-def draw(data, save_dir, *words):
-    """Run the script; the names of the figures in its folder."""
-    small = ["--image-size", 64, "--workers", 0, "--device", "cpu", "--save-dir", save_dir]
-    script.main([str(word) for word in (data, *small, *words)])
-    return {path.name for path in save_dir.iterdir()} - {"args.json"}
+def draw(*arguments):
+    """Run the script, see run_small; the names of the figures in its folder."""
+    run_small(script, *arguments)
+    return {path.name for path in arguments[1].iterdir()} - {"args.json"}
 
 
 def test_maps_and_masks_are_the_published_ones():
@@ -41,11 +40,13 @@ def test_maps_and_masks_are_the_published_ones():
 
 
 def test_captions_are_the_true_and_the_predicted_class(frames, network, tmp_path, monkeypatch):
+    """An image that cannot be read is left out."""
     drawn = []
+    (frames / "class_0000" / "img_0003.jpeg").write_bytes(b"")
     monkeypatch.setattr(pictures, "image_grid", lambda images, captions, *_: drawn.extend(captions))
     (frames / "class_0000").rename(frames / "zebra")  # a class that the model does not have
-    draw(frames, tmp_path / "out", "--model-path", network, "--class-idx", 1, "--batch-size", 24)
-    assert [true for true, _ in drawn] == ["class_0001"] * 8 + ["class_0002"] * 8 + ["zebra"] * 8
+    draw(frames, tmp_path / "out", network, "--class-idx", 1, "--batch-size", 24)
+    assert [true for true, _ in drawn] == ["class_0001"] * 8 + ["class_0002"] * 8 + ["zebra"] * 7
     images, _, _ = film.images_and_maps(lambda images: images, FrameFolder(frames), range(24), 64, CPU)
     normalized = (images / 255 - loader.MEAN) / loader.STD
     with torch.no_grad():
@@ -78,15 +79,11 @@ def test_images_are_chosen_by_seed_from_the_classes_of_the_flags(frames):
 
 def test_every_panel_has_a_file_of_its_own(frames, network, tmp_path):
     out = tmp_path / "out"
-    draw(frames, out, "--model-path", network, "--class-idx", "class_0001", "--batch-size", 13)
-    draw(frames, out, "--model-path", network, "--class-idx", 1, "--class-only", "--overlay")
+    draw(frames, out, network, "--class-idx", "class_0001", "--batch-size", 13)
+    draw(frames, out, network, "--class-idx", 1, "--class-only", "--overlay")
     stem = "linear_combination_maps_class_1"
-    found = draw(frames, out, "--model-path", network, "--class-idx", 1, "--others")
+    found = draw(frames, out, network, "--class-idx", 1, "--others")
     assert found == {f"{stem}{end}.{kind}" for end in ("", "_class_overlay", "_others") for kind in ("pdf", "png")}
-    with pytest.raises(UserError, match="class_1.pdf exists; give --overwrite"):
-        draw(frames, out, "--model-path", network, "--class-idx", 1)
-    page = cv2.imread(str(out / f"{stem}.png"))
-    assert page.shape[1] == 12 * 150  # twelve pictures a row, an inch each
 
 
 def test_classes_that_are_not_the_folders_are_not_called_wrong(frames, network, tmp_path, monkeypatch, capsys):
@@ -95,44 +92,16 @@ def test_classes_that_are_not_the_folders_are_not_called_wrong(frames, network, 
     monkeypatch.setattr(
         pictures, "image_grid", lambda images, captions, path, title, legend: drawn.append((captions, legend))
     )
-    words = ["--model-path", "random", "--model", "resnet18", "--n_out", 7]
+    words = ["random", "--model", "resnet18", "--n_out", 7]
     draw(frames, tmp_path / "a", *words, "--class-idx", 6, "--batch-size", 2)
     for label, name in enumerate(("cat", "dog", "car")):  # the model has three episodes, of these names before
         (frames / f"class_{label:04d}").rename(frames / name)
-    draw(frames, tmp_path / "a", "--model-path", network, "--class-idx", 2, "--batch-size", 2)
+    draw(frames, tmp_path / "a", network, "--class-idx", 2, "--batch-size", 2)
     printed = capsys.readouterr().out
-    assert (
-        printed.count("note: no output of the model is a class folder of ") == printed.count("linear_decoding.py") == 2
-    )
+    assert printed.count("note: no output of the model is a class folder of ") == 2
+    assert printed.count("linear_decoding.py") == 2
     for captions, legend in drawn:
-        assert [predicted for _, predicted in captions] == [None, None] and legend.endswith(
-            "Below an image: its folder"
-        )
+        assert [predicted for _, predicted in captions] == [None, None]
+        assert legend.endswith("Below an image: its folder")
     with pytest.raises(UserError, match="7 outputs .* not the 3 class folders"):
         draw(frames, tmp_path / "b", *words, "--class-idx", 6, "--class-only")
-
-
-def test_unreadable_images_are_left_out(frames, network, tmp_path):
-    (frames / "class_0000" / "img_0003.jpeg").write_bytes(b"")
-    draw(frames, tmp_path / "a", "--model-path", network, "--class-idx", 0, "--batch-size", 24)
-    for path in frames.glob("class_0000/*"):
-        path.write_bytes(b"")
-    with pytest.raises(UserError, match="none of the 8 images"):
-        draw(frames, tmp_path / "b", "--model-path", network, "--class-idx", 0, "--class-only")
-
-
-def test_mistakes_are_one_line(frames, network, tmp_path):
-    encoder = {
-        f"module.encoder_q.{name}": value for name, value in architectures.build("resnet18", 8).state_dict().items()
-    }
-    checkpoint.write(tmp_path / "moco.tar", {"state_dict": encoder, "arch": "resnet18"})
-    for words, message in [
-        (["--model-path", tmp_path / "none.tar"], "no checkpoint"),
-        (["--model-path", network], "--class-idx 6: the model has 3 outputs, 0 to 2; did you mean class_"),
-        (["--model-path", network, "--n_out", 4], "has 3 outputs, not"),
-        (["--model-path", tmp_path / "moco.tar"], "has no linear head; train one"),
-        (["--model-path", "random", "--model", "shufflenet_v2_x0_5"], "no last spatial maps"),
-    ]:
-        with pytest.raises(UserError, match=message):
-            draw(frames, tmp_path / "out", *words)
-        assert not list((tmp_path / "out").glob("*"))

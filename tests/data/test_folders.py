@@ -96,6 +96,9 @@ def test_a_folder_without_images_is_refused(tmp_path):
     for name in ("missing", "a file", "no images", "empty", "manifest"):
         with pytest.raises(UserError, match=f"/{name}(; give | has no images; | is not a folder of images; )"):
             FrameFolder(tmp_path / name)
+    touch(tmp_path, "a.mp4")
+    with pytest.raises(UserError, match="a.mp4 is not a folder of images; .*first: read_saycam.py"):
+        FrameFolder(tmp_path / "a.mp4")
 
 
 def test_time_without_a_manifest_is_the_natural_order_of_names(tmp_path):

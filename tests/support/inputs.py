@@ -27,6 +27,12 @@ def save_network(path, model, **metadata):
     checkpoint.write(path, {"model_state_dict": state, **metadata})
 
 
+def run_small(script, data, save_dir, model, *words):
+    """Run an analysis script on 64x64 images on the CPU; the folder comes last, as in the published calls."""
+    flags = ["--model-path", model, "--image-size", 64, "--device", "cpu", "--workers", 0, "--save-dir", save_dir]
+    script.main([str(word) for word in (*flags, *words, data)])
+
+
 @contextmanager
 def single_thread():
     """Torch computes in one thread: the number of threads changes the last bits of a sum."""

@@ -162,21 +162,17 @@ def test_a_film_is_read_back(tmp_path, ending, height, width):
     assert os.listdir(tmp_path) == [f"film{ending}"]
 
 
-def test_a_film_plays_in_browsers_and_starts_with_its_index(tmp_path):
-    write(tmp_path / "film.mp4", np.zeros((2, 64, 64, 3), np.uint8), fps=29.97)
+@pytest.mark.parametrize("fps", [0.01, 29.97, 1000])
+def test_a_film_plays_in_browsers_and_starts_with_its_index(tmp_path, fps, capsys):
+    write(tmp_path / "film.mp4", np.zeros((3, 64, 64, 3), np.uint8), fps=fps)
     data = (tmp_path / "film.mp4").read_bytes()
     assert data.index(b"moov") < data.index(b"mdat")
     with av.open(str(tmp_path / "film.mp4")) as container:
         stream = container.streams.video[0]
         context = stream.codec_context
         assert (context.name, context.pix_fmt, context.colorspace, context.color_range) == ("h264", "yuv420p", 1, 1)
-        assert float(stream.average_rate) == pytest.approx(29.97, abs=1e-3)
-
-
-@pytest.mark.parametrize("fps", [0.01, 1000])
-def test_the_slowest_and_the_fastest_film_can_be_written(tmp_path, fps):
-    write(tmp_path / "film.mp4", np.zeros((3, 32, 32, 3), np.uint8), fps=fps)
-    assert len(read(tmp_path / "film.mp4")[0]) == 3
+        assert float(stream.average_rate) == pytest.approx(fps, rel=1e-4) and stream.frames == 3
+    assert "the maps are constant" in capsys.readouterr().out
 
 
 def test_a_failure_leaves_no_partial_film(tmp_path):
@@ -210,13 +206,11 @@ def test_each_frame_has_its_whole_title_in_latin_letters_or_codes():
     image = np.zeros((5, 64, 64, 3), np.uint8)
     text, font = f"feature 276: S_20130417_0600_01.mp4, 6.000 s {90 * 'a'}", ImageFont.load_default(12)
     lines = film._wrap(text, font, 224)
-    assert "".join(lines).replace(" ", "") == text.replace(" ", "") and all(
-        font.getlength(line) <= 224 for line in lines
-    )
-    assert any("S_20130417_0600_01.mp4" in line for line in lines) and film._wrap("", font, 224) == [""]
-    long, code, written, same, short = film.film_frames(
-        [image], ["a" * 200, "\udcff犬", r"\udcff\u72ac", "é", "e"], 0, 1
-    )
+    assert "".join(lines).replace(" ", "") == text.replace(" ", "")
+    assert all(font.getlength(line) <= 224 for line in lines) and film._wrap("", font, 224) == [""]
+    assert any("S_20130417_0600_01.mp4" in line for line in lines)
+    titles = ["a" * 200, "\udcff犬", r"\udcff\u72ac", "é", "e"]
+    long, code, written, same, short = film.film_frames([image], titles, 0, 1)
     assert (long[:, -4:] == 255).all() and long.shape == short.shape
     assert (code == written).all() and not (same == short).all()
 

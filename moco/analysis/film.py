@@ -1,5 +1,6 @@
 """Maps of a network over images: class activation maps, attention, their colors over the images, and films of these."""
 
+import textwrap
 from concurrent.futures import ThreadPoolExecutor
 from fractions import Fraction
 from itertools import chain, pairwise
@@ -245,14 +246,12 @@ def film_frames(columns, titles, low, high):
 
 
 def _wrap(text, font, width):
-    """The lines of text that are at most width pixels long, broken at spaces, or within a word that is longer."""
-    lines = []
-    while text:
-        fitting = next(n for n in range(len(text), 0, -1) if n == 1 or font.getlength(text[:n]) <= width)
-        end = fitting if fitting == len(text) else max(text.rfind(" ", 0, fitting + 1), 0) or fitting
-        lines.append(text[:end])
-        text = text[end:].lstrip(" ")
-    return lines or [""]
+    """The lines of text, as few as fit into width pixels, broken at spaces, or within a word that is longer."""
+    for length in range(len(text), 0, -1):
+        lines = textwrap.wrap(text, length, break_on_hyphens=False)
+        if all(font.getlength(line) <= width for line in lines):
+            return lines
+    return [""]
 
 
 def write(path, images, heatmaps, titles, fps, limits=None, side_by_side=False):

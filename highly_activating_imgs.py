@@ -81,16 +81,16 @@ def describe_units(neurons, values, indices, frames, selectivity, preferred_clas
     return entries
 
 
-def image_row(entry, contents, labels, size):
+def image_row(entry, contents, size):
     """The row of a unit's entry in the figure: (lines of text, [images (size, size, 3) uint8], [their activations]).
 
-    contents: the files of its top images. labels: {class: its label in figures}.
+    contents: the files of its top images.
     """
     lines = [f"unit {entry['unit']}"]
     if "selectivity" in entry:
-        lines += [f"selectivity {entry['selectivity']:.2f}", f"prefers {labels[entry['preferred_class']]}"]
-    images = [augment.decode(content) for content in contents]
-    images = [augment.resize_center_crop(image, size) for image in images]
+        (preferred_class,) = plots.drawable([entry["preferred_class"]], plots.CAPTION_LENGTH)
+        lines += [f"selectivity {entry['selectivity']:.2f}", f"prefers {preferred_class}"]
+    images = [augment.resize_center_crop(augment.decode(content), size) for content in contents]
     return lines, images, [f"{activation:.3g}" for activation in entry["activations"]]
 
 
@@ -124,10 +124,10 @@ def main(argv=None):
     entries = describe_units(neurons, values, images[best], frames, selectivity, preferred_class)
     files.write_args(path.parent, cli.flags(args), opened.checkpoints)
     files.write_json(path.with_suffix(".json"), entries)
-    labels = dict(zip(frames.classes, plots.drawable(frames.classes, plots.CAPTION_LENGTH), strict=True))
-    shown = []
-    for entry, of_unit in zip(entries, images[best].T, strict=True):
-        shown.append(image_row(entry, [frames.read(index) for index in of_unit], labels, args.image_size))
+    shown = [
+        image_row(entry, map(frames.read, of_unit), args.image_size)
+        for entry, of_unit in zip(entries, images[best].T, strict=True)
+    ]
     pictures.image_rows(shown, path, f"{opened.title}, {layers.title(args.layer)}: highest activations")
     print(f"top {len(best)} of {counts.sum()} images for {len(entries)} units: {path.with_suffix('.pdf')}")
     if len(best) < args.top:

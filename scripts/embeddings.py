@@ -272,11 +272,8 @@ def analyze(args, paths, grouped, others, frames, images, save_dir):
     else:
         labels, classes, beside = np.array([frames.label(i) for i in images]), frames.classes, ()
         names, *rows = embeddings.table(frames, images)
-        color = names.index(args.color_by)
-        columns, rows = (
-            ("file", args.color_by),
-            [(row[0], "" if row[color] is None else str(row[color])) for row in rows],
-        )
+        columns, color = ("file", args.color_by), names.index(args.color_by)
+        rows = [(row[0], "" if row[color] is None else str(row[color])) for row in rows]
     if args.rdm:
         compare_dissimilarities(args, paths, others, labels, classes)
     if args.tsne:

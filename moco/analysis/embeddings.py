@@ -138,23 +138,17 @@ def _group_column(text, names):
     except ArgumentTypeError as error:
         raise UserError(f"--group-by {text}: {error}") from error
 
-    def number(row):
+    def cell(row):
+        number = np.nan
         with suppress(ValueError, TypeError):
-            return float(row[i])
-        return np.nan
-
-    def in_range(row):
-        return next((each for each, (low, high) in bins.items() if low <= number(row) < high), None)
-
-    def in_months(row):
-        return f"{number(row) // 1:.0f}".removeprefix("nan")
-
-    def as_it_is(row):
+            number = float(row[i])
+        if bins:
+            return next((each for each, (low, high) in bins.items() if low <= number < high), None)
+        if name == AGE:
+            return f"{number // 1:.0f}".removeprefix("nan")
         return "" if row[i] is None else str(row[i])
 
-    if bins:
-        return in_range, list(bins).index
-    return in_months if name == AGE else as_it_is, recordings.natural_key
+    return cell, list(bins).index if bins else recordings.natural_key
 
 
 # --- similarity; rows of NaN are left out

@@ -16,7 +16,7 @@ import moco_utils
 from moco import cli, distributed, files
 from moco.data import recordings
 from moco.data.folders import FrameFolder
-from moco_utils import EpochPairs, TemporalPairs
+from moco_utils import TemporalPairs
 
 
 def parse_args(argv=None):
@@ -42,8 +42,8 @@ def train(args, context):
     """The training, in one of its processes."""
     files.check_output_dir(args.save_dir, args.data)
     frames = FrameFolder(args.data, recordings.selection(args))
-    pairs = TemporalPairs(frames, args.batch_size, args.seed, args.pos_window, args.published_sampling)
-    moco_utils.train(args, context, "moco_temp", frames, source=partial(EpochPairs, pairs), pairs=pairs.per_batch)
+    pairs = partial(TemporalPairs, frames, args.batch_size, args.seed, args.pos_window, args.published_sampling)
+    moco_utils.train(args, context, "moco_temp", frames, source=pairs, pairs=args.batch_size // 2)
 
 
 def main(argv=None):

@@ -86,27 +86,31 @@ def resolve_bn_splits(bn_splits, pairs, world_size):
 
 
 class TemporalPairs:
-    """Pairs of a frame and a neighbor in time, drawn with replacement: half as many as a batch has frames.
+    """The pairs of an epoch, of a frame and a neighbor in time, drawn with replacement: half as many as it has frames.
 
-    A neighbor is another frame of the same video (of the same class, without a manifest) at most window steps away.
-    published draws as the published sampler did: window 1 takes the frame before or the frame itself, of whatever
+    A sequence whose slices, int64 (n, 2), are drawn when asked for, so that every process draws the pairs of its own
+    share. A neighbor is another frame of the same video (of the same class, without a manifest) at most window steps
+    away. published draws as the published sampler did: window 1 takes the frame before or the frame itself, of whatever
     video. A pair depends on (seed, epoch, its position in the epoch) alone.
     """
 
-    def __init__(self, frames, batch_size, seed, window=1, published=False):
-        self.frames, self.seed = frames, seed
+    def __init__(self, frames, batch_size, seed, window, published, epoch):
+        self.frames, self.seed, self.epoch = frames, seed, epoch
         self.window, self.published = window, published
-        self.batches, self.per_batch = len(frames) // batch_size, batch_size // 2
+        self.pairs = len(frames) // batch_size * (batch_size // 2)
         if published and len(frames) < 2 * window:
             raise UserError(f"--pos-window {window} is too large for the {len(frames)} frames of {frames.folder}")
 
     def __len__(self):
-        """The number of pairs of an epoch."""
-        return self.batches * self.per_batch
+        return self.pairs
 
-    def pair(self, epoch, position):
-        """Indices of the two frames at a position of an epoch; UserError if hardly any frame has a neighbor."""
-        random, window = loader.generator(self.seed, PAIRS, epoch, position), self.window
+    def __getitem__(self, share):
+        positions = range(*share.indices(len(self)))
+        return np.array([self.pair(position) for position in positions], np.int64).reshape(-1, 2)
+
+    def pair(self, position):
+        """Indices of the two frames at a position of the epoch; UserError if hardly any frame has a neighbor."""
+        random, window = loader.generator(self.seed, PAIRS, self.epoch, position), self.window
         if self.published:
             frame = random.integers(window, len(self.frames) - window + 1)
             return frame, frame + random.integers(-window, window)
@@ -115,23 +119,6 @@ class TemporalPairs:
             if neighbors := self.frames.neighbors(frame, window):
                 return frame, neighbors[random.integers(len(neighbors))]
         raise UserError(f"the frames of {self.frames.folder} have no neighbors in time; use videos of several frames")
-
-
-class EpochPairs:
-    """An epoch of TemporalPairs as a sequence whose slices, int64 (n, 2), are drawn when asked for.
-
-    So that every process draws the pairs of its own share, and nobody keeps a list.
-    """
-
-    def __init__(self, pairs, epoch):
-        self.pairs, self.epoch = pairs, epoch
-
-    def __len__(self):
-        return len(self.pairs)
-
-    def __getitem__(self, share):
-        positions = range(*share.indices(len(self)))
-        return np.array([self.pairs.pair(self.epoch, position) for position in positions], np.int64).reshape(-1, 2)
 
 
 def objective(model, images, _):

@@ -10,7 +10,6 @@ per second and of the ratio to the first; for training also the share of time sp
 """
 
 import importlib
-import importlib.util
 import itertools
 import json
 import multiprocessing
@@ -69,43 +68,26 @@ def parse_args(argv=None):
 
 def reader(args):
     """read_saycam.py with the start of Python, and the same work in one process without."""
-    implementations = {"OpenCV, one process": partial(plain_reader, args.data, opencv_frames)}
-    if importlib.util.find_spec("torchcodec"):  # no requirement of this project
-        implementations["torchcodec, one process"] = partial(plain_reader, args.data, torchcodec_frames)
-    return implementations | {f"ours, {n} workers": partial(read_saycam, args.data, n) for n in args.workers}
+    ours = {f"ours, {n} workers": partial(read_saycam, args.data, n) for n in args.workers}
+    return {"OpenCV, one process": partial(plain_reader, args.data)} | ours
 
 
-def opencv_frames(path):
-    """The sampled frames of a video, all of whose frames are decoded, as published."""
-    video = cv2.VideoCapture(path)
-    step = max(1, round(video.get(cv2.CAP_PROP_FPS) / FPS))
-    for number in itertools.count():
-        is_read, frame = video.read()
-        if not is_read:
-            return
-        if number % step == 0:
-            yield frame
-
-
-def torchcodec_frames(path):
-    """The same frames by torchcodec."""
-    from torchcodec.decoders import VideoDecoder
-
-    video = VideoDecoder(path, num_ffmpeg_threads=0, dimension_order="NHWC")
-    for number in range(0, video.metadata.num_frames, max(1, round(video.metadata.average_fps / FPS))):
-        yield video.get_frame_at(number).data.numpy()[:, :, ::-1]
-
-
-def plain_reader(videos, sampled_frames):
-    """Scale, crop, rotate and write the sampled frames of all videos; returns their number."""
+def plain_reader(videos):
+    """Decode all frames of all videos, and scale, crop, rotate and write those sampled; returns their number."""
     count = itertools.count()
     with tempfile.TemporaryDirectory() as folder:
         for path in sorted(videos.iterdir()):
-            for frame in sampled_frames(str(path)):
-                width = frame.shape[1] * 256 // frame.shape[0]
-                left = (width - 224) // 2
-                frame = cv2.resize(frame, (width, 256), interpolation=cv2.INTER_CUBIC)[:224, left : left + 224]
-                cv2.imwrite(f"{folder}/img_{next(count):07d}.jpeg", frame[::-1, ::-1])
+            video = cv2.VideoCapture(str(path))
+            step = max(1, round(video.get(cv2.CAP_PROP_FPS) / FPS))
+            for number in itertools.count():
+                is_read, frame = video.read()
+                if not is_read:
+                    break
+                if number % step == 0:
+                    width = frame.shape[1] * 256 // frame.shape[0]
+                    left = (width - 224) // 2
+                    frame = cv2.resize(frame, (width, 256), interpolation=cv2.INTER_CUBIC)[:224, left : left + 224]
+                    cv2.imwrite(f"{folder}/img_{next(count):07d}.jpeg", frame[::-1, ::-1])
     return next(count)
 
 

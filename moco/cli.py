@@ -101,9 +101,8 @@ ADVICE = {  # words in an error's type or text: what to do; the first that are t
     "shared memory": "/dev/shm is too small: use fewer --workers or enlarge it (docker run --shm-size=8g)",
     "DataLoader worker": "a worker process was killed (out of memory?): use fewer --workers",
     "out of memory": "lower --batch-size or --image-size, or use --precision bf16",
-    "can't allocate memory": "lower --batch-size, --image-size or --workers",
+    "allocate memory": "lower --batch-size, --image-size or --workers",  # "cannot", "can't"
     "MemoryError": "lower --batch-size, --image-size or --workers",
-    "Cannot allocate memory": "lower --batch-size, --image-size or --workers",
     "Resource temporarily unavailable": "the limit of processes is reached: use fewer --workers",
     "No space left on device": "free some space and retry; if /dev/shm is full, use fewer --workers or enlarge it",
     "Disk quota exceeded": "free some space and retry",
@@ -300,11 +299,7 @@ SHARED_FLAGS = {
         flags=["--lr", "--learning-rate"], default=5e-4, type=number(float, 0), metavar="LR", help="learning rate"
     ),
     "--print-freq": dict(
-        flags=["-p", "--print-freq"],
-        default=100,
-        type=number(int, 1),
-        metavar="N",
-        help="log every N steps",
+        flags=["-p", "--print-freq"], default=100, type=number(int, 1), metavar="N", help="log every N steps"
     ),
     "--overwrite": dict(action="store_true", help="replace existing results in --save-dir"),
 }

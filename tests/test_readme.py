@@ -18,6 +18,7 @@ import read_saycam
 from moco.networks import architectures
 from tests.support import ROOT
 from tests.support.inputs import make_frames, save_network
+from tests.support.shell import write_program
 from tests.support.videos import write_video
 
 pytestmark = pytest.mark.usefixtures("empty_figures")
@@ -199,12 +200,6 @@ def project(tmp_path, monkeypatch, inputs):
     monkeypatch.setenv("PATH", f"{project}/.venv/bin:{Path(sys.executable).parent}:{os.environ['PATH']}")
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     return project
-
-
-def write_program(path, text):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(f"#!/bin/sh\n{text}\n")
-    path.chmod(0o755)
 
 
 def run_in_shell(line):

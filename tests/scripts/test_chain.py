@@ -1,12 +1,11 @@
 """The chain of steps without SLURM, with a fake Python that records its calls and writes empty results."""
 
-import os
 import re
-import subprocess
 
 import pytest
 
 from tests.support import ROOT
+from tests.support.shell import run_bash, write_program
 
 STEPS = ["frames", "TC", "hog", "decoding", "maps", "selectivities", "top_images", "film", "class_film", "report"]
 RESULTS = {
@@ -20,7 +19,7 @@ RESULTS = {
     "feature_animation.py": "intphys_feature_animation_1.mp4",
     "feature_animation_class.py": "computers_feature_animation_0.mp4",
 }
-PYTHON = """#!/usr/bin/env bash
+PYTHON = """
 script=$(basename "$1")
 (IFS='|' && echo "$script|${*:2}" >> "$CALLS")
 [ "$script" != "${FAILS:-}" ] || exit "${STATUS:-2}"
@@ -36,20 +35,14 @@ def pipeline(tmp_path):
     """A function that runs pipeline.sh on videos and labeled images; returns its result and the calls of Python."""
     for name in ("my videos", "labeled"):
         (tmp_path / name).mkdir()
-    (tmp_path / "python").write_text(PYTHON)
-    (tmp_path / "python").chmod(0o755)
+    python = write_program(tmp_path / "python", PYTHON)
     (tmp_path / "results").write_text("".join(f"{script} {name}\n" for script, name in RESULTS.items()))
 
     def run(*arguments, **variables):
         calls = tmp_path / "calls"
         calls.write_text("")
-        names = {"PYTHON": tmp_path / "python", "CALLS": calls, "RESULTS": tmp_path / "results"}
-        environment = {name: value for name, value in os.environ.items() if not name.startswith("SLURM")}
-        environment |= {name: str(value) for name, value in names.items()} | {"MODEL": "tiny", "EPOCHS": "2"}
-        done = subprocess.run(
-            ["bash", str(ROOT / "scripts" / "pipeline.sh"), *arguments],
-            env=environment | variables, cwd=tmp_path, capture_output=True, text=True, timeout=60,
-        )  # fmt: skip
+        own = {"PYTHON": python, "CALLS": calls, "RESULTS": tmp_path / "results", "MODEL": "tiny", "EPOCHS": 2}
+        done = run_bash("pipeline.sh", *arguments, cwd=tmp_path, **own | variables)
         return done, calls.read_text().splitlines()
 
     return run
@@ -107,11 +100,9 @@ def test_a_folder_of_frames_is_done_only_when_it_is_complete(pipeline, tmp_path)
 
 @pytest.mark.parametrize("chain", ["pipeline", "reproduce", "curriculum", "demo"])
 def test_help_is_the_comment_at_the_head_of_a_chain(chain, tmp_path):
-    script = ROOT / "scripts" / f"{chain}.sh"
-    command = ["bash", str(script), *(["--local"] if chain != "demo" else []), "--help"]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    done = run_bash(f"{chain}.sh", *(["--local"] if chain != "demo" else []), "--help", cwd=tmp_path)
     assert done.returncode == 0 and not done.stderr and not list(tmp_path.iterdir())
-    head = script.read_text().split("\nset -euo")[0].splitlines()[1:]
+    head = (ROOT / "scripts" / f"{chain}.sh").read_text().split("\nset -euo")[0].splitlines()[1:]
     assert done.stdout.splitlines() == [line[2:] for line in head]
 
 

@@ -1,18 +1,15 @@
 """The stages of curriculum.sh: their order, and that each starts from the network of the stage before."""
 
-import os
 import re
-import subprocess
 
-from tests.support import ROOT
+from tests.support.shell import run_bash
 
 
 def plan(tmp_path, **variables):
     """curriculum.sh --dry-run."""
     (tmp_path / "labeled").mkdir(exist_ok=True)
-    command = ["bash", str(ROOT / "scripts" / "curriculum.sh"), "frames_S:frames_A", "labeled", "--dry-run"]
-    environment = {**os.environ, "STAGES": "6-12 12-18 18-33 33-", "MODEL": "tiny", "EPOCHS": "2", **variables}
-    return subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    variables |= {"STAGES": "6-12 12-18 18-33 33-", "MODEL": "tiny", "EPOCHS": 2}
+    return run_bash("curriculum.sh", "frames_S:frames_A", "labeled", "--dry-run", cwd=tmp_path, **variables)
 
 
 def planned(tmp_path, **variables):

@@ -9,11 +9,12 @@ import subprocess
 import pytest
 
 from tests.support import ROOT
+from tests.support.shell import run_bash, write_program
 
 SHELL = sorted([*(ROOT / "scripts").glob("*.sh"), ROOT / "tests" / "scripts" / "slurm.sh", ROOT / ".ci" / "run"])
 
 # A Python that records its calls in calls.txt and creates virtual environments of itself.
-FAKE_PYTHON = """#!/bin/sh
+FAKE_PYTHON = """
 echo "$*" >> "$CALLS"
 case "$*" in
     "-m venv .venv") [ -z "$NO_VENV" ] && mkdir -p .venv/bin && cp "$0" .venv/bin/python ;;
@@ -31,9 +32,7 @@ def project(tmp_path):
     for name in ("scripts/setup.sh", "requirements.txt", "tests/requirements.txt"):
         (project / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(ROOT / name, project / name)
-    python = tmp_path / "python"
-    python.write_text(FAKE_PYTHON)
-    python.chmod(0o755)
+    write_program(tmp_path / "python", FAKE_PYTHON)
     return project
 
 
@@ -41,11 +40,8 @@ def setup(project, *arguments, **environment):
     """Run setup.sh from another folder; returns its result and the calls of pip."""
     calls = project.parent / "calls.txt"
     calls.write_text("")
-    environment = os.environ | {"PYTHON": str(project.parent / "python"), "CALLS": str(calls)} | environment
-    done = subprocess.run(
-        ["bash", str(project / "scripts" / "setup.sh"), *arguments],
-        env=environment, cwd=project.parent, capture_output=True, text=True, timeout=60,
-    )  # fmt: skip
+    environment = {"PYTHON": project.parent / "python", "CALLS": calls} | environment
+    done = run_bash(project / "scripts" / "setup.sh", *arguments, cwd=project.parent, **environment)
     return done, [line for line in calls.read_text().splitlines() if " pip " in line]
 
 
@@ -84,9 +80,7 @@ def test_an_unsuitable_python_is_one_line(project, environment, message):
 
 
 def test_a_broken_environment_is_named(project):
-    (project / ".venv" / "bin").mkdir(parents=True)
-    (project / ".venv" / "bin" / "python").write_text("#!/bin/sh\nexit 1\n")
-    (project / ".venv" / "bin" / "python").chmod(0o755)
+    write_program(project / ".venv" / "bin" / "python", "exit 1")
     done, _ = setup(project)
     assert done.returncode == 2 and ".venv has no working Python" in done.stderr
 
@@ -116,8 +110,7 @@ def test_ci_ends_with_the_tests():
 
 
 def test_the_demo_names_a_missing_folder_before_any_work(tmp_path):
-    command = ["bash", str(ROOT / "scripts" / "demo.sh"), "no/videos"]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60)
+    done = run_bash("demo.sh", "no/videos", cwd=tmp_path)
     assert done.returncode == 2 and not done.stdout
     assert done.stderr.splitlines() == ["demo.sh: error: there is no folder no/videos; give a folder of videos"]
 

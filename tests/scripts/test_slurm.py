@@ -14,6 +14,7 @@ import read_saycam
 from moco.networks import checkpoint
 from scripts import make_demo_videos
 from tests.support import ROOT
+from tests.support.shell import write_program
 from tests.support.training import SMALL, everything, same
 from tests.support.videos import write_video
 from tests.test_read_saycam import tree
@@ -200,9 +201,8 @@ def test_the_pipeline_runs_each_step_once(world, tmp_path):
 
 
 def test_a_failed_step_cancels_its_dependents_with_a_message(world, tmp_path):
-    python = tmp_path / "python"  # which reads no videos, and does the rest at once
-    python.write_text("#!/usr/bin/env bash\ncase $1 in *read_saycam.py) exit 2 ;; esac\n")
-    python.chmod(0o755)
+    # which reads no videos, and does the rest at once
+    python = write_program(tmp_path / "python", "case $1 in *read_saycam.py) exit 2 ;; esac")
     jobs, _ = pipeline(world, tmp_path / "out", PYTHON=python)
     states = dict(zip(jobs, [final_states(job)[-1] for job in jobs.values()], strict=True))
     assert states.pop("hog") == states.pop("report") == "COMPLETED" and states.pop("frames") == "FAILED"
@@ -212,10 +212,7 @@ def test_a_failed_step_cancels_its_dependents_with_a_message(world, tmp_path):
 
 
 def test_a_step_that_waits_with_other_flags_is_named(world, tmp_path):
-    python = tmp_path / "python"
-    python.write_text("#!/usr/bin/env bash\nsleep 600\n")
-    python.chmod(0o755)
-    jobs, _ = pipeline(world, tmp_path / "out", PYTHON=python)
+    jobs, _ = pipeline(world, tmp_path / "out", PYTHON=write_program(tmp_path / "python", "sleep 600"))
     done = subprocess.run(
         ["bash", "scripts/pipeline.sh", world / "videos", world / "labeled"],
         env={**os.environ, "OUT": str(tmp_path / "out"), "MODEL": "resnet18"}, cwd=ROOT, capture_output=True, text=True,

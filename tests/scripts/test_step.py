@@ -6,25 +6,18 @@ import subprocess
 import pytest
 
 from tests.support import ROOT
+from tests.support.shell import run_bash, write_program
 
-PYTHON = """#!/usr/bin/env bash
-(IFS='|' && echo "$(basename "$1")|${*:2}" >> calls)
-"""
+PYTHON = """(IFS='|' && echo "$(basename "$1")|${*:2}" >> calls)"""
 
 
 @pytest.fixture
 def step(tmp_path):
     """A function that runs a step with some variables in tmp_path; returns its result, and the calls of Python."""
 
-    def run(name, *arguments, python=PYTHON, script=None, **variables):
-        (tmp_path / "python").write_text(python)
-        (tmp_path / "python").chmod(0o755)
-        environment = {name: value for name, value in os.environ.items() if not name.startswith("SLURM")}
-        environment |= {"PYTHON": str(tmp_path / "python"), **{name: str(value) for name, value in variables.items()}}
-        script = script or ROOT / "scripts" / f"{name}.sh"
-        done = subprocess.run(
-            ["bash", str(script), *arguments], env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=60
-        )
+    def run(name, *arguments, python=PYTHON, **variables):
+        program = write_program(tmp_path / "python", python)
+        done = run_bash(f"{name}.sh", *arguments, cwd=tmp_path, PYTHON=program, **variables)
         calls = tmp_path / "calls"
         return done, calls.read_text().splitlines() if calls.exists() else []
 
@@ -71,12 +64,11 @@ def test_an_array_task_decodes_the_model_with_its_index(step):
 def test_a_step_finds_the_project(step, tmp_path):
     """Under SLURM a step is a copy elsewhere, submitted from the project's folder or from another."""
     copy = tmp_path / "spool" / "slurm_script"
-    copy.parent.mkdir()
-    copy.write_bytes((ROOT / "scripts" / "hog_baseline.sh").read_bytes())
+    write_program(copy.with_suffix(".sh"), (ROOT / "scripts" / "hog_baseline.sh").read_text())
     for variables in ({"SLURM_SUBMIT_DIR": ROOT}, {"SLURM_SUBMIT_DIR": tmp_path, "PROJECT_DIR": ROOT}):
-        assert not step("", script=copy, **variables)[0].returncode
+        assert not step(copy, **variables)[0].returncode
     assert len(step("hog_baseline", SLURM_SUBMIT_DIR=tmp_path)[1]) == 3  # by bash in a job
-    done, calls = step("", script=copy, SLURM_SUBMIT_DIR=tmp_path)
+    done, calls = step(copy, SLURM_SUBMIT_DIR=tmp_path)
     assert done.returncode and len(calls) == 3 and done.stderr.count("\n") == 1
     assert "set PROJECT_DIR to the folder of this project" in done.stderr
 
@@ -107,12 +99,12 @@ def test_a_task_has_a_rank_or_starts_a_process_per_gpu(tasks, nodes, gpus, rank,
     assert " ".join(output.split()) == expected
 
 
-SRUN = """#!/usr/bin/env bash
+SRUN = """
 trap 'exit 75' USR2
 kill -%s $PPID
 while :; do sleep 0.1; done
 """
-SCONTROL = """#!/usr/bin/env bash
+SCONTROL = """
 case $* in
 "show hostnames n1") echo n1 ;;
 "show node n1") echo "NodeName=n1 NodeAddr=127.0.0.1 Port=1" ;;
@@ -126,8 +118,7 @@ esac
 def test_a_job_says_that_it_is_requeued_only_if_it_is(step, tmp_path, stop):
     """After the warning of the time limit, where SLURM refuses; and it does not ask after a cancellation."""
     for name, text in {"srun": SRUN % stop, "scontrol": SCONTROL}.items():
-        (tmp_path / name).write_text(text)
-        (tmp_path / name).chmod(0o755)
+        write_program(tmp_path / name, text)
     path = f"{tmp_path}:{os.environ['PATH']}"
     done, _ = step("temporal_classification", PATH=path, SLURM_JOB_ID=7, SLURM_JOB_NODELIST="n1")
     assert done.returncode == 75
@@ -136,7 +127,7 @@ def test_a_job_says_that_it_is_requeued_only_if_it_is(step, tmp_path, stop):
     assert (done.stdout, done.stderr.splitlines()) == ((asks, refused) if stop == "USR2" else ("", []))
 
 
-TRAINER = """#!/usr/bin/env bash
+TRAINER = """
 folder=.
 for word; do
     case $word in --save-dir=*) folder=${word#*=} ;; *) [ "${previous:-}" != --save-dir ] || folder=$word ;; esac

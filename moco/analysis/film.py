@@ -203,9 +203,7 @@ def frame_rate(frames, indices):
 
 def titles(frames, indices, title):
     """A title for each of some images of a FrameFolder: with where it is from, if a manifest records it."""
-    if frames.source(0) is None:
-        return [title] * len(indices)
-    return [f"{title}: {frames.source(i)}" for i in indices]
+    return [f"{title}: {source}" if (source := frames.source(i)) else title for i in indices]
 
 
 def film_frames(columns, titles, low, high):

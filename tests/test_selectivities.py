@@ -1,9 +1,7 @@
 """Selectivity: the published values of six layers, undefined cases of the published code, and the script."""
 
-import hashlib
 import json
 import os
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,7 +12,7 @@ from moco.analysis import features, units
 from moco.cli import UserError
 from moco.data import loader
 from moco.data.folders import FrameFolder
-from moco.networks import architectures, layers
+from moco.networks import layers
 from tests.support import golden
 from tests.support.inputs import make_frames, run_small
 
@@ -56,13 +54,21 @@ def test_six_layers_in_one_pass_are_the_published_ones(tmp_path):
     assert silent == [13, 13, 4, 9, 8, 0]
 
 
-@pytest.mark.parametrize("n_classes", [2, 3, 40])
-def test_selectivity_is_the_equation(n_classes):
-    draws = np.random.default_rng(n_classes)
-    labels = draws.permutation(np.arange(200) % n_classes)
-    features = draws.random((200, 30), np.float32) * draws.random((n_classes, 30), np.float32)[labels]
+@pytest.mark.parametrize("classes", [[0, 1], [1, 4], range(40)])
+def test_selectivity_is_the_equation_over_classes_with_images(classes, monkeypatch):
+    monkeypatch.setattr(units, "BLOCK", 37)
+    draws = np.random.default_rng(0)
+    labels = draws.permutation(np.resize(classes, 200))
+    features = draws.random((200, 30), np.float32) * draws.random((41, 30), np.float32)[labels]
     features[:, 3] = 0
-    np.testing.assert_allclose(selectivity(features, labels), plain(features, labels), atol=1e-6)
+    features[20], labels[20] = np.nan, 2  # an image that cannot be read
+    means, counts = units.class_means(features, labels, 41)
+    features, labels = np.delete(features, 20, 0), np.delete(labels, 20)
+    assert counts.tolist() == np.bincount(labels, minlength=41).tolist()
+    found, preferred_class = units.selectivity(means)
+    np.testing.assert_allclose(found, plain(features, labels), atol=1e-6)
+    highest = np.argmax([features[labels == label].mean(0) for label in classes], 0)
+    np.testing.assert_array_equal(preferred_class, np.array(classes)[highest])
 
 
 def test_extreme_selectivities():
@@ -72,20 +78,6 @@ def test_extreme_selectivities():
     assert selectivity(features, labels).tolist() == [1, 0, 0, 0]
     with pytest.raises(ValueError, match="at least two classes"):
         selectivity(features, np.full(6, 3))
-
-
-def test_classes_without_images_do_not_count(monkeypatch):
-    draws = np.random.default_rng(0)
-    features, labels = draws.random((21, 5), np.float32), np.append(np.repeat([1, 4], 10), 2)
-    features[20] = np.nan  # an image that cannot be read
-    monkeypatch.setattr(units, "BLOCK", 7)
-    means, counts = units.class_means(features, labels, 6)
-    assert counts.tolist() == [0, 10, 0, 0, 10, 0]
-    found, preferred_class = units.selectivity(means)
-    features, labels = features[:20], labels[:20]
-    np.testing.assert_allclose(found, plain(features, labels))
-    assert set(preferred_class) <= {1, 4}
-    np.testing.assert_array_equal(preferred_class == 4, features[labels == 4].mean(0) > features[labels == 1].mean(0))
 
 
 def test_the_script_writes_every_layer_and_the_figure(frames, tmp_path, network):
@@ -147,22 +139,6 @@ def test_dimensionality_of_several_folders(frames, tmp_path, network, capsys, mo
     for name in (f"{folder}, layer {layer}: " for folder in (frames, frames / "class_0001") for layer in (1, 10)):
         (line,) = [line for line in lines if line.startswith(name)]
         assert 1 <= int(line.removeprefix(name).split()[0]) <= 24
-
-
-def test_the_default_model_is_named_in_the_first_line(frames, tmp_path, monkeypatch, capsys):
-    build, weights = architectures.build, tmp_path / "mobilenet_v2-b0353104.pth"
-    monkeypatch.setattr(
-        architectures, "build", lambda arch, n_out=None, weights=None: build(arch, n_out)
-    )  # no download
-    monkeypatch.setattr(architectures, "cached_file", lambda weights: tmp_path / Path(weights.url).name)
-    weights.write_bytes(b"")
-    script.main([str(word) for word in (frames, "--image-size", 32, "--workers", 0, "--save-dir", tmp_path / "out")])
-    assert capsys.readouterr().out.startswith(
-        f"model: mobilenet_v2 with torchvision's IMAGENET1K_V1 from {weights} (SHA-256 e3b0c44298fc), "
-        "32 pixels (trained at 224)\n"
-    )
-    record = json.loads((tmp_path / "out" / "args.json").read_text())
-    assert record["checkpoints"] == {str(weights): hashlib.sha256().hexdigest()} and record["image_size"] == 32
 
 
 def test_numbers_are_on_disk_before_the_first_figure(frames, tmp_path, network, monkeypatch):

@@ -125,9 +125,8 @@ def test_imagenet_is_compared_with_the_published_protocols_only(results, change,
     assert (row["network"], row["published top-1 (%)"]) == (network, published)
 
 
-@pytest.mark.parametrize("flags", ["--epochs 3", "--epochs=3"])
-def test_results_follow_the_epochs_that_the_flags_ask_for(tmp_path, flags):
-    done = dry_run(S=str(tmp_path), LABELED_S=str(tmp_path), TC_FLAGS=flags, MOCO_FLAGS=flags)
+def test_results_follow_the_epochs_that_the_flags_ask_for(tmp_path):
+    done = dry_run(S=str(tmp_path), LABELED_S=str(tmp_path), TC_FLAGS="--epochs 3", MOCO_FLAGS="--epochs=3")
     assert done.returncode == 0, done.stderr
     assert "TC-S/resnext50_32x4d_epoch_2.tar" in done.stdout and "_epoch_15" not in done.stdout
     assert "moco_img_checkpoint_0002.pth.tar" in done.stdout and "_0011" not in done.stdout

@@ -19,47 +19,41 @@ UNSUPPORTED = {  # beside the blocks of a network, and changes the features
 }
 IGNORED = r"(embeddings\.)?mask_token|rope_embed\.periods|pooler\..*|.*\.bias_mask"  # not used for features
 
-_OUTER = [  # of a vision transformer: (name in a file, name here)
+_OUTER = [  # of a vision transformer: (name in a file, name here), see _rename
     (r"(embeddings\.)?(cls_token|class_embedding)", "class_token"),
     (r"pos_embed|embeddings\.position_embeddings?(\.weight)?|positional_embedding", vit.POSITIONS),
     (r"(embeddings\.)?(reg_token|register_tokens|storage_tokens)", "registers"),
-    (r"(patch_embed\.proj|embeddings\.patch_embeddings?(\.projection)?)\.(?P<kind>\w+)", r"conv_proj.\g<kind>"),
-    (r"(norm_pre|pre_layrnorm|ln_pre)\.(?P<kind>\w+)", r"encoder.ln_pre.\g<kind>"),
-    (r"(norm|layernorm|post_layernorm|ln_post)\.(?P<kind>\w+)", r"encoder.ln.\g<kind>"),
-    (r"head\.(?P<kind>\w+)", r"heads.head.\g<kind>"),
+    (r"(patch_embed\.proj|embeddings\.patch_embeddings?(\.projection)?)\.", "conv_proj."),
+    (r"(norm_pre|pre_layrnorm|ln_pre)\.", "encoder.ln_pre."),
+    (r"(norm|layernorm|post_layernorm|ln_post)\.", "encoder.ln."),
+    (r"head\.", "heads.head."),
 ]
 _BLOCKS = (
     r"(?:blocks\.(?:\d+\.(?=\d))?|(?:encoder\.|model\.)?layers?\.|transformer\.resblocks\.|"
     r"encoder\.layers\.encoder_layer_)(\d+)\.(.+)"
 )
 _INNER = [  # of a block
-    (r"(norm|layer_norm|ln_)(?P<n>[12])\.(?P<kind>\w+)", r"ln_\g<n>.\g<kind>"),
-    (r"layernorm_before\.(?P<kind>\w+)", r"ln_1.\g<kind>"),
-    (r"layernorm_after\.(?P<kind>\w+)", r"ln_2.\g<kind>"),
-    (r"attn\.(qkv\.|in_proj_)(?P<kind>\w+)", r"self_attention.in_proj_\g<kind>"),
-    (
-        r"(attention\.attention|attention|self_attn)\.(?P<part>[qkv])(uery|ey|alue|_proj)\.(?P<kind>\w+)",
-        r"\g<part>.\g<kind>",
-    ),
+    (r"(norm|layer_norm|ln_)(?P<n>[12])\.", r"ln_\g<n>."),
+    (r"layernorm_before\.", "ln_1."),
+    (r"layernorm_after\.", "ln_2."),
+    (r"attn\.(qkv\.|in_proj_)", "self_attention.in_proj_"),
+    (r"(attention\.attention|attention|self_attn)\.(?P<part>[qkv])(uery|ey|alue|_proj)\.", r"\g<part>."),
     (r"attn\.(?P<part>[qkv])_bias", r"\g<part>.bias"),
-    (
-        r"(attn\.proj|attn\.out_proj|self_attn\.out_proj|attention\.output\.dense|attention\.o_proj)\.(?P<kind>\w+)",
-        r"self_attention.out_proj.\g<kind>",
-    ),
-    (r"mlp\.(w1|gate_proj|fc1_g)\.(?P<kind>\w+)", r"mlp.gate.\g<kind>"),
-    (
-        r"(mlp\.(fc1|linear_1|up_proj|c_fc|w12|weights_in|w2|fc1_x)|intermediate\.dense)\.(?P<kind>\w+)",
-        r"mlp.0.\g<kind>",
-    ),
-    (r"(mlp\.(fc2|linear_2|down_proj|c_proj|w3|weights_out)|output\.dense)\.(?P<kind>\w+)", r"mlp.3.\g<kind>"),
+    (r"(attn\.proj|attn\.out_proj|self_attn\.out_proj|attention\.output\.dense|attention\.o_proj)\.",
+     "self_attention.out_proj."),
+    (r"mlp\.(w1|gate_proj|fc1_g)\.", "mlp.gate."),
+    (r"(mlp\.(fc1|linear_1|up_proj|c_fc|w12|weights_in|w2|fc1_x)|intermediate\.dense)\.", "mlp.0."),
+    (r"(mlp\.(fc2|linear_2|down_proj|c_proj|w3|weights_out)|output\.dense)\.", "mlp.3."),
     (r"(ls|layer_scale|gamma_)(?P<n>[12])(\.gamma|\.lambda1)?", r"scale\g<n>"),
-]
+]  # fmt: skip
 
 
 def _rename(name, table):
+    """name by the first entry of table whose pattern it matches; one ending in . or _ also leaves the last word."""
     for pattern, replacement in table:
-        if match := re.fullmatch(pattern, name):
-            return replacement(match) if callable(replacement) else match.expand(replacement)
+        last = r"\w+" if replacement.endswith((".", "_")) else ""
+        if match := re.fullmatch(f"(?:{pattern})(?P<last>{last})", name):
+            return match.expand(replacement) + match["last"]
     return name
 
 
@@ -84,30 +78,27 @@ def torchvision(children):
 
 
 _CONVNEXT = [  # Meta's, timm's and transformers' names
-    (r"(downsample_layers\.0|stem)\.(?P<n>[01])\.(?P<kind>\w+)", lambda m: f"features.0.{m['n']}.{m['kind']}"),
-    (
-        r"(downsample_layers\.(?P<stage>[123])|stages\.(?P<timm>[123])\.downsample)\.(?P<n>[01])\.(?P<kind>\w+)",
-        lambda m: f"features.{2 * int(m['stage'] or m['timm'])}.{m['n']}.{m['kind']}",
-    ),
-    (
-        r"stages\.(?P<stage>\d)\.(blocks\.)?(?P<block>\d+)\.(?P<rest>.+)",
-        lambda m: f"features.{2 * int(m['stage']) + 1}.{m['block']}.{_rename(m['rest'], _CONVNEXT_BLOCK)}",
-    ),
-    (r"(norm|head\.norm)\.(?P<kind>\w+)", lambda m: f"classifier.0.{m['kind']}"),
-    (r"head\.(fc\.)?(?P<kind>weight|bias)", lambda m: f"classifier.2.{m['kind']}"),
-]
+    (r"(downsample_layers\.0|stem)\.(?P<n>[01])\.", r"features.0.\g<n>."),
+    *((rf"(downsample_layers\.{stage}|stages\.{stage}\.downsample)\.(?P<n>[01])\.", rf"features.{2 * stage}.\g<n>.")
+      for stage in (1, 2, 3)),
+    (r"(norm|head\.norm)\.", "classifier.0."),
+    (r"head\.(fc\.)?(?P<kind>weight|bias)", r"classifier.2.\g<kind>"),
+]  # fmt: skip
 _CONVNEXT_BLOCK = [
-    (r"(dwconv|conv_dw)\.(?P<kind>\w+)", r"block.0.\g<kind>"),
-    (r"norm\.(?P<kind>\w+)", r"block.2.\g<kind>"),
-    (r"(pwconv1|mlp\.fc1)\.(?P<kind>\w+)", r"block.3.\g<kind>"),
-    (r"(pwconv2|mlp\.fc2)\.(?P<kind>\w+)", r"block.5.\g<kind>"),
+    (r"(dwconv|conv_dw)\.", "block.0."),
+    (r"norm\.", "block.2."),
+    (r"(pwconv1|mlp\.fc1)\.", "block.3."),
+    (r"(pwconv2|mlp\.fc2)\.", "block.5."),
     (r"gamma", "layer_scale"),
 ]
 
 
 def convnext(name):
     """The layout of Meta's and timm's ConvNeXt."""
-    return _rename(name, _CONVNEXT)
+    match = re.fullmatch(r"stages\.(\d)\.(?:blocks\.)?(\d+)\.(.+)", name)
+    if not match:
+        return _rename(name, _CONVNEXT)
+    return f"features.{2 * int(match[1]) + 1}.{match[2]}.{_rename(match[3], _CONVNEXT_BLOCK)}"
 
 
 def normalized(state):

@@ -8,6 +8,8 @@ import warnings
 import zipfile
 from collections import OrderedDict
 from difflib import get_close_matches
+from functools import reduce
+from operator import or_
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -33,10 +35,7 @@ def read(path):
     that are neither torch's nor NumPy's are not created; a line names what they would have been. CheckpointError
     for a file that is missing, damaged (zip files are checked byte for byte) or refused.
     """
-    content = {}
-    for part in (parts := _parts(Path(path))):
-        content = _read_file(part) if len(parts) == 1 else content | _read_file(part)
-    return content
+    return reduce(or_, map(_read_file, _parts(Path(path))))
 
 
 def sha256(path):
@@ -107,7 +106,7 @@ def _read_pickle(path):
         content = torch.load(path, map_location="cpu", weights_only=False, pickle_module=_pickle_module(ignored))
     if names := sorted(ignored):
         print(f"{path}: ignored objects that are not data: {', '.join(names[:5])}{', ...' if names[5:] else ''}")
-    return _plain(content)
+    return _map(_plain, content)
 
 
 # --- pickles, of which nothing is run: an unpickler calls nothing but what find_class returns
@@ -164,11 +163,6 @@ class _Array:
         self.value = np.ndarray(shape, dtype.code, data, order="F" if is_fortran else "C").copy(order="K")
 
 
-def _scalar(dtype, data):
-    """A pickled NumPy scalar."""
-    return np.ndarray((), dtype.code, data)[()]
-
-
 _DATA = {  # names in pickles, and what builds the data
     "collections.OrderedDict": OrderedDict,
     "builtins.set": set,
@@ -178,7 +172,8 @@ _DATA = {  # names in pickles, and what builds the data
     "numpy.dtype": _Dtype,
     "numpy.ndarray": _Array,  # an argument of _reconstruct
     **{f"numpy.{core}.multiarray._reconstruct": _Array for core in ("core", "_core")},  # NumPy 1's and 2's names
-    **{f"numpy.{core}.multiarray.scalar": _scalar for core in ("core", "_core")},
+    **{f"numpy.{core}.multiarray.scalar": lambda dtype, data: np.ndarray((), dtype.code, data)[()]
+       for core in ("core", "_core")},
     "torch.Size": torch.Size,
     "torch.device": torch.device,
     **{f"torch._utils.{name}": getattr(torch._utils, name) for name in
@@ -209,16 +204,19 @@ def _pickle_module(ignored):
 
 
 def _plain(value):
-    """value with NumPy arrays in place of _Arrays, and contents or None in place of stand-ins."""
-    if isinstance(value, dict):
-        for key in value:
-            value[key] = _plain(value[key])
-        return value
-    if type(value) in (list, tuple):
-        return type(value)(map(_plain, value))
+    """value, no container, as a NumPy array if it is an _Array, as its content or None if it is a stand-in."""
     if isinstance(value, _StandIn):
-        return _plain(value.content)
+        return _map(_plain, value.content)
     return value.value if isinstance(value, _Array) else None if isinstance(value, _Dtype) else value
+
+
+def _map(function, value):
+    """value with function(item) in place of each item of its dictionaries, lists and tuples, at any depth."""
+    if isinstance(value, dict):
+        return {key: _map(function, item) for key, item in value.items()}
+    if type(value) in (list, tuple):
+        return type(value)(_map(function, item) for item in value)
+    return function(value)
 
 
 # --- writing
@@ -231,19 +229,9 @@ def write(path, content):
     """
     with files.atomic_write(path) as part, open(part, "wb") as file:
         try:
-            torch.save(_to_cpu(content), file)
+            torch.save(_map(lambda item: item.cpu() if isinstance(item, torch.Tensor) else item, content), file)
         except RuntimeError as error:  # torch hides the disk's own error, or Ctrl-C, behind one about positions
             raise error.__context__ if isinstance(error.__context__, OSError | KeyboardInterrupt) else error from None
-
-
-def _to_cpu(value):
-    if isinstance(value, torch.Tensor):
-        return value.cpu()
-    if isinstance(value, dict):
-        return {key: _to_cpu(item) for key, item in value.items()}
-    if type(value) in (list, tuple):
-        return type(value)(map(_to_cpu, value))
-    return value
 
 
 def past_records(content):

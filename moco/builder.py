@@ -124,12 +124,11 @@ class SplitBatchNorm(nn.BatchNorm2d):
     def forward(self, x):
         if not self.training:
             return super().forward(x)
-        sizes = [len(range(part, len(x), self.splits)) for part in range(self.splits)]
         means = self.running_mean.repeat(self.splits, 1)
         variances = self.running_var.repeat(self.splits, 1)
         parts = [
             functional.batch_norm(part, mean, variance, self.weight, self.bias, True, self.momentum, self.eps)
-            for part, mean, variance in zip(x.split(sizes), means, variances, strict=True)
+            for part, mean, variance in zip(x.tensor_split(self.splits), means, variances, strict=True)
         ]
         self.running_mean.copy_(means.mean(0))
         self.running_var.copy_(variances.mean(0))

@@ -44,8 +44,9 @@ def build(arch, n_out=None, weights=None):
     model = _pretrained(arch_name(arch), weights) if weights else _untrained(arch_name(arch))
     if isinstance(model, torchvision.models.VisionTransformer):
         model.__class__ = vit.VisionTransformer
-    if isinstance(getattr(model, "classifier", None), nn.Sequential) and _is_dropout_and_linear(model.classifier):
-        model.classifier = model.classifier[-1]
+    classifier = getattr(model, "classifier", None)
+    if isinstance(classifier, nn.Sequential) and [type(layer) for layer in classifier] == [nn.Dropout, nn.Linear]:
+        model.classifier = classifier[-1]
     disable_dropout(model)
     if n_out is not None:
         name = head_name(model)
@@ -92,10 +93,6 @@ def _pretrained(arch, weights):
     if arch == "inception_v3":  # GoogLeNet's auxiliary heads are removed by torchvision
         model.aux_logits, model.AuxLogits = False, None
     return model
-
-
-def _is_dropout_and_linear(layers):
-    return len(layers) == 2 and isinstance(layers[0], nn.Dropout) and isinstance(layers[1], nn.Linear)
 
 
 def disable_dropout(model):

@@ -9,6 +9,7 @@ from collections import Counter
 from dataclasses import dataclass
 from functools import cache
 from itertools import chain
+from os.path import commonprefix
 from pathlib import Path
 
 import torch
@@ -286,8 +287,7 @@ def _count(names, prefix):
     counts, own = Counter(), prefix.split(".")
     for name in names:
         parts = name.split(".")
-        common = next((i for i, (a, b) in enumerate(zip(own, parts, strict=False)) if a != b), len(own))
-        counts[".".join(parts[: common + 1])] += 1
+        counts[".".join(parts[: len(commonprefix([own, parts])) + 1])] += 1
     return ", ".join(f"{name} ({count})" for name, count in sorted(counts.items()))
 
 

@@ -125,12 +125,7 @@ def spatial_trunk(model):
         return nn.Sequential(model.stem, model.trunk_output)
     if isinstance(model, torchvision.models.DenseNet):
         return nn.Sequential(model.features, nn.ReLU())
+    advice = "; choose a ResNet, ResNeXt, RegNet, DenseNet, MobileNetV2 or EfficientNet"
     if isinstance(model, torchvision.models.VisionTransformer):
-        raise UserError(
-            f"{type(model).__name__} has no last spatial maps that its head averages, the head sees one token; "
-            "linear_combination_maps.py --attention shows what this token attends to"
-        )
-    raise UserError(
-        f"{type(model).__name__} has no last spatial maps that its head averages; "
-        "choose a ResNet, ResNeXt, RegNet, DenseNet, MobileNetV2 or EfficientNet"
-    )
+        advice = ", the head sees one token; linear_combination_maps.py --attention shows what this token attends to"
+    raise UserError(f"{type(model).__name__} has no last spatial maps that its head averages{advice}")

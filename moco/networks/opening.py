@@ -145,7 +145,8 @@ def load(model, state, path, drop_head=False):
             del own[name]
     own.update(state)  # in place: it holds the versions of modules, which MNASNet needs
     if vit.POSITIONS in state:
-        vit.resize_positions(model, state[vit.POSITIONS].shape)
+        positions = model.encoder.pos_embedding  # which an optimizer may hold already
+        positions.data = positions.new_empty(state[vit.POSITIONS].shape)
     try:
         model.load_state_dict(own)
     except RuntimeError as error:

@@ -88,5 +88,5 @@ def _instructions(name, folder):
 def stem(path):
     """The file name of a checkpoint without its ending, which names it in results."""
     file_name = Path(path).name
-    endings = sorted((ending for ending in ENDINGS if file_name.endswith(ending)), key=len)
-    return file_name.removesuffix(endings[-1]) if endings else file_name
+    endings = [ending for ending in ENDINGS if file_name.endswith(ending)]
+    return file_name.removesuffix(max(endings, key=len, default=""))

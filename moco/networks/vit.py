@@ -239,12 +239,6 @@ def check(model):
         )
 
 
-def resize_positions(model, shape):
-    """Give model position embeddings of another shape (1, 1 + n * n, width); their values are undefined."""
-    positions = model.encoder.pos_embedding
-    positions.data = positions.new_empty(shape)  # the same parameter, which an optimizer may hold already
-
-
 def is_square_grid(shape, like):
     """Whether position embeddings of this shape belong to a square grid and have the width of the shape like."""
     return len(shape) == 3 and shape[::2] == like[::2] and shape[1] > 1 and isqrt(shape[1] - 1) ** 2 == shape[1] - 1

@@ -95,7 +95,7 @@ def test_blocks_of_a_transformer_are_means_over_patch_tokens(kind):
     torch.testing.assert_close(architectures.head(model)(token), model(x))
 
 
-@pytest.mark.parametrize("arch", ["swin_t", "convnext_tiny", "vgg11"])
+@pytest.mark.parametrize("arch", ["swin_t", "convnext_tiny"])
 @torch.no_grad()
 def test_layer_1_of_any_network_is_what_its_head_sees(arch):
     torch.manual_seed(0)

@@ -45,3 +45,9 @@ def weights(shapes):
 def images(size):
     """Two images of size x size pixels, the same on every machine."""
     return torch.from_numpy(np.resize(BLOCK, (2, 3, size, size)))
+
+
+def saved(path, content, legacy=False, **options):
+    """path, to which torch.save writes content; legacy: in the format before zip files."""
+    torch.save(content, path, _use_new_zipfile_serialization=not legacy, **options)
+    return path

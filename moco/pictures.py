@@ -6,13 +6,13 @@ import textwrap
 from moco import plots
 
 
-def image_grid(images, captions, path, title, legend, columns=12):
+def image_grid(images, captions, path, title, legend):
     """Images (N, H, W, 3), 12 a row, to path + '.pdf' and '.png'.
 
     images: uint8, or floats from 0 to 1. captions: (true, predicted) class of each, written below it; if they differ,
     the predicted class has an arrow and another color. A predicted class of None is not written. legend: below title.
     """
-    columns = min(columns, len(images))
+    columns = min(12, len(images))
     rows = -(-len(images) // columns)
     width = max(columns, 3)
     legend = textwrap.wrap(legend, 20 * width)

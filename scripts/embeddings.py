@@ -298,8 +298,11 @@ def check_analyses(args, frames, images, columns):
         n = len(grouped[0])
         if not n:
             raise UserError("--group-by: no image is in any of these ranges")
-    if args.rdm:
-        embeddings.check_rdm_size(n, "groups" if args.group_by else "images")
+    if args.rdm and n > embeddings.RDM_ITEMS:
+        raise UserError(
+            f"--rdm: the matrix of {n} {'groups' if args.group_by else 'images'} would have {4 * n * n / 1e9:.1f} GB; "
+            f"at most {embeddings.RDM_ITEMS} are compared, choose fewer with --every or --group-by"
+        )
     names = [Path(path).stem for path in args.rdm_with]
     titles = [name if names.count(name) == 1 else path for name, path in zip(names, args.rdm_with, strict=True)]
     return grouped, {title: embeddings.read_matrix(path, n) for title, path in zip(titles, args.rdm_with, strict=True)}

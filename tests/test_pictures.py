@@ -32,10 +32,9 @@ def test_many_images_take_time_in_proportion(tmp_path, monkeypatch):
     assert max(picture(tmp_path / "grid").shape) <= plots.MAX_PIXELS
 
 
-@pytest.mark.parametrize(("n_rows", "n_columns"), [(64, 2), (1, 250)])
-def test_rows_of_images_have_a_largest_size(tmp_path, n_rows, n_columns):
+def test_rows_of_images_have_a_largest_size(tmp_path):
     image = np.full((2, 2, 3), (255, 0, 0), np.uint8)
-    pictures.image_rows([(["unit 3"], [image] * n_columns, ())] * n_rows, tmp_path / "rows", "title")
+    pictures.image_rows([(["unit 3"], [image] * 250, ())], tmp_path / "rows", "title")
     assert max(inches(tmp_path / "rows")) <= plots.MAX_INCHES + 0.01
     page = picture(tmp_path / "rows")
     assert max(page.shape) <= plots.MAX_PIXELS and share(page, "#ff0000") > 0.5

@@ -13,9 +13,8 @@ from moco.cli import UserError
 from moco.data import folders, manifest, recordings
 
 SOURCE = ("recording", "video", "frame", "second", "child", "date", "age_months")
-AGE = "age_months"
 METRICS = {"correlation": "1 - correlation", "cosine": "1 - cosine", "euclidean": "Euclidean distance"}
-RDM_IMAGES = 20_000
+RDM_ITEMS = 20_000  # images or groups in a dissimilarity matrix, which then has 1.6 GB
 COMPONENTS = 50  # principal components that t-SNE starts from
 PERPLEXITY = 30  # of t-SNE, or a third of the other rows
 VARIES = 1e-6  # smallest deviation of what varies, as a share of its size; float32 rounds at 1e-7
@@ -144,7 +143,7 @@ def _group_column(text, names):
             number = float(row[i])
         if bins:
             return next((each for each, (low, high) in bins.items() if low <= number < high), None)
-        if name == AGE:
+        if name == "age_months":
             return f"{number // 1:.0f}".removeprefix("nan")
         return "" if row[i] is None else str(row[i])
 
@@ -152,15 +151,6 @@ def _group_column(text, names):
 
 
 # --- similarity; rows of NaN are left out
-
-
-def check_rdm_size(n, items):
-    """UserError if a dissimilarity matrix of n items, images or groups, is too large."""
-    if n > RDM_IMAGES:
-        raise UserError(
-            f"--rdm: the matrix of {n} {items} would have {4 * n * n / 1e9:.1f} GB; "
-            f"at most {RDM_IMAGES} are compared, choose fewer with --every or --group-by"
-        )
 
 
 def dissimilarity(embeddings, metric):

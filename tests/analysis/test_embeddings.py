@@ -99,12 +99,6 @@ def test_the_correlation_of_a_row_that_does_not_vary_is_nan(rows, metric, row, i
     assert np.isnan(embeddings.dissimilarity(rows, metric)).all() == is_nan
 
 
-def test_a_large_matrix_is_refused_with_its_size():
-    embeddings.check_rdm_size(20_000, "images")
-    with pytest.raises(UserError, match="the matrix of 100000 groups would have 40.0 GB; at most 20000"):
-        embeddings.check_rdm_size(100_000, "groups")
-
-
 @pytest.mark.parametrize("content, message", [
     (np.zeros((3, 4)), "it is 3 x 4; the matrices here are 4 x 4"),
     (np.zeros(4), "it is 4; the matrices here"),

@@ -303,12 +303,12 @@ def test_models_of_equal_names_are_told_apart_by_their_folders():
 
 def test_mistakes_are_one_line_before_any_work(frames, tmp_path, monkeypatch):
     monkeypatch.setattr(features, "write_features", None)  # computing anything is an error
-    monkeypatch.setattr(embeddings, "RDM_IMAGES", 20)
+    monkeypatch.setattr(embeddings, "RDM_ITEMS", 20)
     (tmp_path / "gone.csv").write_text("file\nx.png\ny.png")
     np.save(tmp_path / "own.npy", np.eye(4))
     own = ["--rdm", "cosine", "--group-by", "class", "--rdm-with", tmp_path / "own.npy"]
     for data, words, message in [
-        (frames, ["--rdm", "cosine"], "the matrix of 24 images would have 0.0 GB"),
+        (frames, ["--rdm", "cosine"], "the matrix of 24 images would have 0.0 GB; at most 20 are compared"),
         (frames, ["--tsne", "--color-by", "age"], "--color-by age: images.csv has the columns file, class"),
         (frames, ["--group-by", "age_months:6-12"], "--group-by age_months:6-12: images.csv has the columns file, cl"),
         (frames, own, "the matrices here are 3 x 3"),

@@ -6,7 +6,7 @@ import os
 import shlex
 from bisect import bisect_right
 from functools import cached_property
-from itertools import accumulate, pairwise
+from itertools import accumulate
 from pathlib import Path, PurePosixPath
 
 import numpy as np
@@ -209,7 +209,9 @@ class Manifest:
         per_class, self._class_names = plan["per_class"], class_names(plan)
         starts = [*range(0, self.slots, per_class)] if per_class else [each["first_slot"] for each in plan["classes"]]
         for rising in (self._video_starts, starts, [edge for first, end in runs for edge in (first, end)]):
-            _check_rising([0, *rising, self.slots])
+            edges = [0, *rising, self.slots]
+            if not all(isinstance(slot, int) for slot in edges) or edges != sorted(edges):
+                raise ValueError("its slots do not follow one another")
         self._class_starts = [*starts, self.slots]
         has_image = np.ones(self.slots, bool)
         for first, end in runs:
@@ -343,8 +345,3 @@ def slot_path(plan, video, slot):
 
 def _class_name(plan, number):
     return f"class_{number:0{plan['class_digits']}d}"
-
-
-def _check_rising(numbers):
-    if any(not isinstance(n, int) for n in numbers) or any(b < a for a, b in pairwise(numbers)):
-        raise ValueError("its slots do not follow one another")

@@ -49,10 +49,9 @@ def pack(data, folder):
         raise UserError(f"{folder} has folders or images; choose a new --save-dir")
     if others := sorted(set(tars.list_tars(folder)) - own.keys()):
         raise UserError(f"{folder} has {others[0]}, which is none of the tars of {data}; choose a new --save-dir")
-    if plan is not None:
-        if (manifest.read(folder) or plan) != plan:
-            raise UserError(f"{folder} has the {manifest.NAME} of other frames; choose a new --save-dir")
-        copy_plan(data, folder, plan)
+    if plan is not None and (manifest.read(folder) or plan) != plan:
+        raise UserError(f"{folder} has the {manifest.NAME} of other frames; choose a new --save-dir")
+    copy_plan(data, folder)
     tars.mark_incomplete(folder, shlex.join(["python", "scripts/pack_frames.py", str(data), "--save-dir", str(folder)]))
     with cli.Progress(len(frames), "pack", "images") as progress:
         for name, numbers in own.items():
@@ -68,13 +67,12 @@ def pack(data, folder):
         print(f"note: {dots} names have several dots; WebDataset takes what follows the first one for the file type")
 
 
-def copy_plan(data, folder, plan):
-    """Write the plan of the folder data and the tables beside it to folder."""
-    for name in (manifest.TIMES, recordings.VIDEOS_TABLE):
-        if (data / name).exists():
+def copy_plan(data, folder):
+    """Copy the plan of the folder data, if it has one, and the tables beside it to folder."""
+    for name in (manifest.TIMES, recordings.VIDEOS_TABLE, manifest.NAME):
+        if (data / manifest.NAME).exists() and (data / name).exists():
             with files.atomic_write(folder / name) as part:
                 shutil.copyfile(data / name, part)
-    manifest.write(folder, plan)
 
 
 def groups(frames):
@@ -146,7 +144,7 @@ def unpack(data, folder):
     """
     if not tars.is_packed(data):
         raise UserError(f"{data} has no tars to unpack")
-    frames, plan = FrameFolder(data), manifest.read(data)
+    frames = FrameFolder(data)
     with cli.Progress(len(frames), "unpack", "images") as progress:
         for i in range(len(frames)):
             name, content = _content(frames, i)
@@ -163,8 +161,7 @@ def unpack(data, folder):
                 path.parent.mkdir(parents=True, exist_ok=True)
                 path.write_bytes(content)
             progress.update()
-    if plan is not None:
-        copy_plan(data, folder, plan)
+    copy_plan(data, folder)
 
 
 def main(argv=None):

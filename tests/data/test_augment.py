@@ -17,7 +17,7 @@ from torchvision import transforms
 from torchvision.transforms import functional
 
 from moco.data import augment
-from moco.data.augment import RECIPES, ColorParams
+from moco.data.augment import RECIPES
 from tests import support
 
 FILES = sorted((support.GOLDEN / "images").glob("*/*.jpeg"))[::4]
@@ -32,17 +32,13 @@ def difference(ours, theirs):
     return max(np.abs(np.asarray(a, np.float32) - np.asarray(b, np.float32)).mean() for a, b in pairs)
 
 
-@pytest.mark.parametrize("factor", [0, 0.1, 0.55, 0.9, 1.1, 1.4, 1.9])
-@pytest.mark.parametrize("name", ["brightness", "contrast", "saturation"])
-def test_blends_equal_those_of_torchvision(name, factor):
+@pytest.mark.parametrize("name, factor, tolerance", [
+    *itertools.product(("brightness", "contrast", "saturation"), (0, 0.1, 0.55, 0.9, 1.1, 1.4, 1.9), (0.1,)),
+    *itertools.product(("hue",), (-0.5, -0.21, -0.02, 0.07, 0.3, 0.5), (GRAY_LEVELS,)),
+])  # fmt: skip
+def test_each_part_of_the_jitter_equals_that_of_torchvision(name, factor, tolerance):
     theirs = [getattr(functional, f"adjust_{name}")(photo, factor) for photo in PHOTOS]
-    assert difference([getattr(augment, name)(frame, factor) for frame in FRAMES], theirs) < 0.1
-
-
-@pytest.mark.parametrize("turn", [-0.5, -0.21, -0.02, 0.07, 0.3, 0.5])
-def test_hue_equals_that_of_torchvision(turn):
-    theirs = [functional.adjust_hue(photo, turn) for photo in PHOTOS]
-    assert difference([augment.hue(frame, turn) for frame in FRAMES], theirs) < GRAY_LEVELS
+    assert difference([getattr(augment, name)(frame, factor) for frame in FRAMES], theirs) < tolerance
 
 
 def test_gray_equals_that_of_torchvision():
@@ -80,8 +76,9 @@ def test_evaluation_takes_the_center(shape, size):
         assert difference(ours, map(transforms.Compose(plain), photos)) < GRAY_LEVELS
 
 
-def test_frames_of_the_right_size_are_not_changed():
-    assert all(np.array_equal(RECIPES["none"](frame, 224, None), frame) for frame in FRAMES)
+@pytest.mark.parametrize("name", ["none", "paper"])
+def test_frames_of_the_right_size_are_not_cropped(name):
+    assert all(np.array_equal(RECIPES[name].crop(frame, 224, None), frame) for frame in FRAMES)
 
 
 def reference(photo, params, gray_first):
@@ -105,15 +102,6 @@ def test_a_recipe_equals_that_of_torchvision(name):
     theirs = [reference(photo, each, recipe.gray_first) for photo, each in zip(PHOTOS, params, strict=True)]
     ours = [augment.color(frame, each, recipe.gray_first) for frame, each in zip(FRAMES, params, strict=True)]
     assert difference(ours, theirs) < 2
-
-
-@pytest.mark.parametrize("order", list(itertools.permutations(range(4)))[::5])
-def test_an_image_is_jittered_in_its_own_order(order):
-    """The factors are so large that another order gives another image."""
-    frame, factors = FRAMES[5], (1.7, 0.4, 1.8, 0.3)
-    ours, other = (augment.color(frame, ColorParams(factors, each, False, 0)) for each in (order, order[::-1]))
-    assert difference([ours], [reference(PHOTOS[5], ColorParams(factors, order, False, 0), False)]) < 2
-    assert difference([ours], [other]) > 4
 
 
 # The parameters in torchvision: jitter strengths and probability, gray, blur.
@@ -166,17 +154,13 @@ def test_crops_have_the_distributions_of_torchvision(shape, scale):
     assert (boxes[:, 0] + boxes[:, 2] <= width).all() and (boxes[:, 1] + boxes[:, 3] <= height).all()
 
 
-@pytest.mark.parametrize("name, p", [("released", 0.5), ("moco_v1", 0.5), ("moco_v2", 0.5), ("imagenet", 0.5)])
-def test_half_of_the_images_are_flipped(name, p):
+@pytest.mark.parametrize("name", ["released", "moco_v1", "moco_v2", "imagenet"])
+def test_half_of_the_images_are_flipped(name):
     ramp = np.tile(np.arange(100, 200, dtype=np.uint8)[None, :, None], (100, 1, 3))
     generator = np.random.default_rng(3)
     crops = [RECIPES[name].crop(ramp, 32, generator) for _ in range(600)]
     flipped = sum(int(crop[0, 0, 0]) > int(crop[0, -1, 0]) for crop in crops)
-    assert stats.binomtest(flipped, 600, p).pvalue > UNLIKELY
-
-
-def test_the_papers_recipe_does_not_crop():
-    assert all(np.array_equal(RECIPES["paper"].crop(frame, 224, None), frame) for frame in FRAMES)
+    assert stats.binomtest(flipped, 600, 0.5).pvalue > UNLIKELY
 
 
 @pytest.mark.parametrize("name", RECIPES)

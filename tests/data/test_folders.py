@@ -14,7 +14,6 @@ from hypothesis import strategies as st
 from torchvision.datasets import ImageFolder
 
 import moco_temp
-import temporal_classification
 from moco.cli import UserError
 from moco.data import manifest, tars
 from moco.data.folders import FrameFolder
@@ -23,7 +22,7 @@ from moco.networks import checkpoint
 from scripts import pack_frames
 from tests import support
 from tests.data.test_manifest import make
-from tests.support.training import SMALL, SMALL_MOCO, everything, same
+from tests.support.training import SMALL_MOCO, train
 
 NAMES = ["A_20130814_0507_02.mp4", "S_20130417_0600_01.mp4", "S_20130421_0604_01.mp4", "S_20131101_1200_01.mp4"]
 
@@ -280,24 +279,16 @@ def test_mistakes_are_one_line(tmp_path):
 
 
 @pytest.mark.usefixtures("handlers", "one_thread")
-def test_a_training_on_ages_sees_these_and_resumes_bitwise(tmp_path, capsys):
-    make_folder(tmp_path / "frames", [7, 15, 8, 12])
-
-    def train(save_dir, *flags):
-        temporal_classification.main(
-            [str(tmp_path / "frames"), "--save-dir", str(tmp_path / save_dir), *SMALL, "--ages", "6-12", *flags]
-        )
-
-    train("uninterrupted")
+def test_a_training_on_ages_sees_these_and_resumes_with_the_same_selection(tmp_path, capsys):
+    data = make_folder(tmp_path / "frames", [7, 15, 8, 12])
+    train(data, tmp_path / "run", "--ages", "6-12", "--epochs", 1)
     assert "2 of 4 recordings" in capsys.readouterr().out
-    content = checkpoint.read(tmp_path / "uninterrupted" / "last.tar")
+    content = checkpoint.read(tmp_path / "run" / "last.tar")
     assert content["images"] == 23 and content["n_out"] == 3
-    train("interrupted", "--epochs", "1")
-    train("interrupted", "--resume")
-    assert same(everything(tmp_path / "uninterrupted"), everything(tmp_path / "interrupted"))
+    train(data, tmp_path / "run", "--ages", "6-12", "--resume")
     with pytest.raises(UserError, match="children was None and is "):
-        train("interrupted", "--resume", "--children", "S")
-    assert json.loads((tmp_path / "interrupted" / "args.json").read_text())["ages"] == [6, 12]
+        train(data, tmp_path / "run", "--ages", "6-12", "--resume", "--children", "S")
+    assert json.loads((tmp_path / "run" / "args.json").read_text())["ages"] == [6, 12]
 
 
 @pytest.mark.usefixtures("handlers", "one_thread")

@@ -86,10 +86,14 @@ def test_a_film_of_a_class_has_its_name_as_title(frames, tmp_path, network, monk
     ("--name film", "--name film: give a plain file name that ends in .mp4"),
     ("--name film.gif", "--name film.gif: give a plain file name"),
     ("--name films/a.mp4", "--name films/a.mp4: give a plain file name"),
+    ("", "none of the 24 images of .*frames can be read"),
 ])  # fmt: skip
-def test_mistakes_are_one_line_before_any_work(frames, tmp_path, network, words, message):
+def test_mistakes_are_one_line_before_any_work_and_leave_nothing(frames, tmp_path, network, words, message):
+    for path in frames.rglob("*.jpeg"):
+        path.write_bytes(b"no image")
     with pytest.raises(UserError, match=message):
         animate(frames, tmp_path / "out", network, *words.split())
+    assert not list(tmp_path.glob("out/*"))
 
 
 @pytest.mark.parametrize("fps", ["inf", "nan", "0", "1e9"])

@@ -245,11 +245,8 @@ def film_frames(columns, titles, low, high):
 
 def _wrap(text, font, width):
     """The lines of text, as few as fit into width pixels, broken at spaces, or within a word that is longer."""
-    for length in range(len(text), 0, -1):
-        lines = textwrap.wrap(text, length, break_on_hyphens=False)
-        if all(font.getlength(line) <= width for line in lines):
-            return lines
-    return [""]
+    wrapped = (textwrap.wrap(text, length, break_on_hyphens=False) for length in range(len(text), 0, -1))
+    return next((lines for lines in wrapped if all(font.getlength(line) <= width for line in lines)), [])
 
 
 def write(path, images, heatmaps, titles, fps, limits=None, side_by_side=False):

@@ -117,10 +117,6 @@ class SplitBatchNorm(nn.BatchNorm2d):
     The running statistics are updated by the mean over the parts.
     """
 
-    def __init__(self, splits, features, **options):
-        super().__init__(features, **options)
-        self.splits = splits
-
     def forward(self, x):
         if not self.training:
             return super().forward(x)
@@ -137,9 +133,7 @@ class SplitBatchNorm(nn.BatchNorm2d):
 
 
 def split_batch_norm(network, splits):
-    """Replace every BatchNorm2d of network by a SplitBatchNorm."""
-    norms = [(name, module) for name, module in network.named_modules() if isinstance(module, nn.BatchNorm2d)]
-    for name, norm in norms:
-        split = SplitBatchNorm(splits, norm.num_features, eps=norm.eps, momentum=norm.momentum)
-        split.load_state_dict(norm.state_dict())
-        network.set_submodule(name, split)
+    """Make every BatchNorm2d of network a SplitBatchNorm."""
+    for module in network.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.__class__, module.splits = SplitBatchNorm, splits

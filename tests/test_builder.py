@@ -13,7 +13,7 @@ from torch import nn
 from torch.nn import functional
 
 from moco import distributed
-from moco.builder import MoCo, SplitBatchNorm
+from moco.builder import MoCo, SplitBatchNorm, split_batch_norm
 from moco.networks import architectures
 from tests.support import forked
 from tests.support.golden import DATA
@@ -166,9 +166,7 @@ def test_the_key_encoder_follows_and_keeps_its_batch_norm_in_training():
     model = golden_moco(0)
     with torch.no_grad():
         model.encoder_q.fc.weight += 1
-    architectures.train_mode_keep_frozen_bn(
-        model
-    )  # as before every epoch; it puts parts without gradients in evaluation mode
+    architectures.train_mode_keep_frozen_bn(model)  # as before every epoch; it puts frozen parts in evaluation mode
     before = model.encoder_k.fc.weight.clone()
     model(*views())
     torch.testing.assert_close(model.encoder_k.fc.weight, before + 0.1)
@@ -188,9 +186,7 @@ def test_accuracy_is_high_against_a_random_queue_then_low_then_rises_by_learning
         functional.cross_entropy(logits, targets).backward()
         optimizer.step()
         hits.append((logits.argmax(1) == targets).float().mean().item())
-    first = hits[0]
-    filled = np.mean(hits[10:30])
-    end = np.mean(hits[-50:])
+    first, filled, end = hits[0], np.mean(hits[10:30]), np.mean(hits[-50:])
     assert first > 0.6 and filled < 0.2 and end > 0.4, (first, filled, end)
 
 
@@ -207,8 +203,8 @@ def test_any_architecture_gets_its_head(arch):
 
 def test_split_batch_norm_normalizes_parts_separately():
     torch.manual_seed(0)
-    plain, split = nn.BatchNorm2d(6), SplitBatchNorm(3, 6)
-    split.load_state_dict(plain.state_dict())
+    plain, split = nn.BatchNorm2d(6), nn.BatchNorm2d(6)
+    split_batch_norm(split, 3)
     images = torch.randn(8, 6, 5, 5)  # parts of 3, 3 and 2
     statistics = []
     for part, normalized in zip(images.tensor_split(3), split(images).tensor_split(3), strict=True):

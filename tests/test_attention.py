@@ -51,11 +51,10 @@ def test_attention_is_that_of_the_teachers_class_token(tmp_path, dino, monkeypat
     assert json.loads((tmp_path / "out" / "args.json").read_text())["checkpoints"]
 
 
-@pytest.mark.parametrize("size", [64, 75])
-def test_a_film_shows_attention(tmp_path, dino, size):
+def test_a_film_shows_attention(tmp_path, dino):
     frames = make_frames(tmp_path / "frames", size=64)
     for path in frames.rglob("*.jpeg"):
-        cv2.imwrite(str(path), cv2.imread(str(path))[:, : 64 * 64 // size])  # not a multiple of the patches
+        cv2.imwrite(str(path), cv2.imread(str(path))[:, :54])  # not a multiple of the patches
     run_small(feature_animation, frames, tmp_path / "out", dino, "--attention", "--frames", 7)
     with av.open(str(tmp_path / "out" / "intphys_feature_animation_attention.mp4")) as film:
         assert len(list(film.decode(video=0))) == 7

@@ -117,8 +117,7 @@ def spatial_trunk(model):
     architecture whose head has another input.
     """
     if isinstance(model, torchvision.models.ResNet):
-        stages = ("conv1", "bn1", "relu", "maxpool", "layer1", "layer2", "layer3", "layer4")
-        return nn.Sequential(*(getattr(model, stage) for stage in stages))
+        return nn.Sequential(*[*model.children()][:-2])  # without avgpool and fc
     if isinstance(model, (torchvision.models.MobileNetV2, torchvision.models.EfficientNet)):
         return model.features
     if isinstance(model, torchvision.models.RegNet):

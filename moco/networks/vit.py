@@ -218,9 +218,8 @@ def attention_maps(model, images):
     """How the class token attends to the patches in the last block: (N, heads, h, w), of images (N, 3, H, W).
 
     The values of a head and the class token's attention to itself and to registers sum to 1. What does not fill a patch
-    at the right and at the bottom of an image is left out. UserError for another kind of network.
+    at the right and at the bottom of an image is left out. model: see check.
     """
-    check(model)
     h, w = (side // model.patch_size for side in images.shape[2:])
     *blocks, last = model.encoder.layers
     tokens, rotary = model.tokens(images[:, :, : h * model.patch_size, : w * model.patch_size])

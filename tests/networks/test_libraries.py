@@ -137,17 +137,15 @@ def test_a_folder_without_such_files_lists_its_checkpoints(tmp_path):
         opening.open_model(tmp_path)
 
 
-@pytest.mark.parametrize("layout", ["ViT", "convnext_tiny"])
-def test_images_are_normalized_by_the_networks_own_mean_and_std(tmp_path, layout):
-    path = write(tmp_path, layout)
+def test_images_are_normalized_by_the_networks_own_mean_and_std(tmp_path):
+    path = write(tmp_path, "ViT")
     beside = {"image_mean": [0.5, 0.4, 0.3], "image_std": [0.5, 0.25, 0.2]}
     (tmp_path / "preprocessor_config.json").write_text(json.dumps(beside))
     assert "mean 0.5 0.4 0.3 and std 0.5 0.25 0.2" in opening.open_model(path).description
-    size = sizes(layout)[0]
-    own = features(path, size)
+    own = features(path, 32)
     (tmp_path / "preprocessor_config.json").unlink()
     plain = architectures.remove_head(opening.open_model(path).network).eval()
-    pixels = images(size) * torch.tensor(opening.STD)[:, None, None] + torch.tensor(opening.MEAN)[:, None, None]
+    pixels = images(32) * torch.tensor(opening.STD)[:, None, None] + torch.tensor(opening.MEAN)[:, None, None]
     mean, std = (torch.tensor(beside[key])[:, None, None] for key in ("image_mean", "image_std"))
     with torch.inference_mode():
         assert_equal(own, plain((pixels - mean) / std).numpy())

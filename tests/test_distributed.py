@@ -22,6 +22,7 @@ from moco.cli import UserError
 from moco.distributed import ProcessContext
 from tests import support
 from tests.support.job import ENDS
+from tests.support.training import running
 
 pytestmark = pytest.mark.usefixtures("handlers")
 TWO_PROCESSES = Namespace(
@@ -129,7 +130,7 @@ def test_a_process_that_ends_with_a_status_is_named(forked_launch, capsys):
 def wait_until_gone(pids):
     """Wait for processes to end: the workers of a killed one check for it every five seconds."""
     end = time.monotonic() + 60
-    while alive := [pid for pid in pids if Path(f"/proc/{pid}").exists()]:
+    while alive := running(pids):
         assert time.monotonic() < end, alive
         time.sleep(0.1)
 

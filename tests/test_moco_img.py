@@ -8,16 +8,15 @@ import torch
 
 import linear_decoding
 import moco_img
+import moco_utils
 from moco.cli import UserError
 from moco.networks import checkpoint, opening
 from tests.conftest import make_frames, single_thread
 from tests.support import training
-from tests.support.training import everything, kill_at_step, same
+from tests.support.training import at_step, die, everything, same
 
 pytestmark = pytest.mark.usefixtures("handlers", "one_thread")
 LAST = "moco_img_checkpoint_0001.pth.tar"
-
-
 train = partial(training.train, script=moco_img)
 
 
@@ -45,10 +44,11 @@ def test_files_are_those_of_the_published_code(whole):
     assert records[-1]["images"] == 24 and records[-1]["lr"] == 0.03
 
 
-def test_a_killed_run_continues_bitwise(frames, tmp_path, whole):
-    flags = ("--save-minutes", 0, "--print-freq", 1)
-    kill_at_step(frames, tmp_path / "cut", 2, *flags, "--workers", 2, script=moco_img)
-    train(frames, tmp_path / "cut", "--resume", *flags)
+def test_a_run_that_dies_continues_bitwise(frames, tmp_path, monkeypatch, whole):
+    with monkeypatch.context() as patch, pytest.raises(InterruptedError):
+        at_step(patch, 3, die, moco_utils, "objective")
+        train(frames, tmp_path / "cut", "--save-minutes", 0, "--workers", 2)
+    train(frames, tmp_path / "cut", "--resume")
     assert same(everything(whole), everything(tmp_path / "cut"))
     assert same(checkpoint.read(whole / LAST)["state_dict"], checkpoint.read(tmp_path / "cut" / LAST)["state_dict"])
 

@@ -13,10 +13,9 @@ from torch import nn
 import temporal_classification
 from moco.cli import UserError
 from moco.networks import checkpoint
-from moco.training import engine
-from moco.training.run import EXIT_RESUBMIT, Run
+from moco.training.run import EXIT_RESUBMIT
 from tests.conftest import make_frames, single_thread
-from tests.support.training import everything, kill_at_step, same, train
+from tests.support.training import at_step, die, everything, kill_at_step, same, train
 
 pytestmark = pytest.mark.usefixtures("handlers", "one_thread", "empty_figures")
 
@@ -50,26 +49,11 @@ def test_it_learns(frames, tmp_path):
     assert max(checkpoint.read(tmp_path / "run" / "last.tar")["acc1_list"]) > 70
 
 
-def stop_after(monkeypatch, steps):
-    """Let a run die after so many steps, its last save being that of the step before the last."""
-    taken = []
-
-    def save_if_due(run):
-        taken.append(1)
-        if len(taken) == steps:
-            raise InterruptedError
-        original(run)
-
-    original = Run.save_if_due
-    monkeypatch.setattr(Run, "save_if_due", save_if_due)
-
-
 @pytest.mark.parametrize("steps", [2, 3, 5])
 def test_a_resumed_run_is_bitwise_the_undisturbed_one(frames, tmp_path, monkeypatch, whole, steps):
-    with monkeypatch.context() as patch:
-        stop_after(patch, steps)
-        with pytest.raises(InterruptedError):
-            train(frames, tmp_path / "cut", "--save-minutes", 0)
+    with monkeypatch.context() as patch, pytest.raises(InterruptedError):
+        at_step(patch, steps, die)
+        train(frames, tmp_path / "cut", "--save-minutes", 0)
     train(frames, tmp_path / "cut", "--save-minutes", 0, "--resume", "--workers", 2)
     assert same(everything(whole), everything(tmp_path / "cut"))
 
@@ -79,7 +63,7 @@ def cut(tmp_path_factory):
     """A run that dies in the last step, its last save being that of the step before."""
     folder = tmp_path_factory.mktemp("cut")
     with single_thread(), pytest.MonkeyPatch.context() as patch, pytest.raises(InterruptedError):
-        stop_after(patch, 6)
+        at_step(patch, 6, die)
         train(make_frames(folder / "frames"), folder / "run", "--save-minutes", 0)
     return folder / "run"
 
@@ -125,18 +109,10 @@ def test_a_killed_process_loses_nothing(frames, tmp_path, whole):
 
 @pytest.mark.parametrize("stop", [signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2])
 def test_a_stop_signal_saves_after_the_step_and_ends_with_75(frames, tmp_path, monkeypatch, stop):
-    def objective(model, images, targets):
-        steps.append(1)
-        if len(steps) == 2:
-            os.kill(os.getpid(), stop)
-        return original(model, images, targets)
-
-    steps = []
-    original = engine.classification_objective
-    monkeypatch.setattr(engine, "classification_objective", objective)
+    at_step(monkeypatch, 2, lambda loss: os.kill(os.getpid(), stop) or loss)
     assert train(frames, tmp_path / "run") == EXIT_RESUBMIT
     content = checkpoint.read(tmp_path / "run" / "last.tar")
-    assert (content["epoch"], content["step"], len(steps)) == (0, 2, 2)
+    assert (content["epoch"], content["step"]) == (0, 2)
 
 
 def test_a_finished_run_resumes_to_nothing_and_its_epochs_may_grow(frames, tmp_path, capsys, whole):
@@ -173,14 +149,7 @@ def test_a_published_file_continues_with_the_flags_given_and_says_what_is_lost(f
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_good_checkpoint(frames, tmp_path, monkeypatch):
-    def objective(model, images, targets):
-        steps.append(1)
-        loss, metrics = original(model, images, targets)
-        return loss * (float("nan") if len(steps) == 5 else 1), metrics
-
-    steps = []
-    original = engine.classification_objective
-    monkeypatch.setattr(engine, "classification_objective", objective)
+    at_step(monkeypatch, 5, lambda loss: loss * float("nan"))
     with pytest.raises(UserError, match="loss is not finite from step 2 of epoch 1: try a lower --lr"):
         train(frames, tmp_path / "run")
     content = checkpoint.read(tmp_path / "run" / "last.tar")

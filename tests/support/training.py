@@ -4,14 +4,13 @@ import os
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import torch
 
 import temporal_classification
 from moco.networks import checkpoint
+from moco.training import engine
 
-SCRIPT = Path(temporal_classification.__file__)
 SMALL = ["--model", "shufflenet_v2_x0_5", "--image-size", "32", "--device", "cpu", "--batch-size", "8"]
 SMALL += ["--precision", "fp32", "--epochs", "2", "--workers", "0"]
 SMALL_MOCO = ["-a", "shufflenet_v2_x0_5", "--image-size", "64", "--moco-k", "16", "--moco-dim", "8", "--mlp"]
@@ -26,12 +25,12 @@ def train(frames, save_dir, *flags, script=temporal_classification):
         return end.code
 
 
-def train_elsewhere(frames, save_dir, *flags, script=temporal_classification):
-    """Start training in another process."""
+def train_elsewhere(frames, save_dir, *flags, script=temporal_classification, launcher=()):
+    """Start training in another process; launcher: options of Python that run another module, which runs the script."""
     words = [str(frames), "--save-dir", str(save_dir), *_small(script), *map(str, flags)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     pipes = dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    return subprocess.Popen([sys.executable, script.__file__, *words], env=environment, **pipes)
+    return subprocess.Popen([sys.executable, *launcher, script.__file__, *words], env=environment, **pipes)
 
 
 def _small(script):
@@ -53,6 +52,30 @@ def kill_at_step(frames, save_dir, lines, *flags, script=temporal_classification
     time.sleep(delay)
     process.kill()
     process.communicate()
+
+
+def at_step(patch, number, change, module=engine, objective="classification_objective"):
+    """Let the trainings in this process pass their loss in the step of a number, counted from 1, through change."""
+    original, steps = getattr(module, objective), []
+
+    def changed(*arguments):
+        steps.append(1)
+        loss, metrics = original(*arguments)
+        return change(loss) if len(steps) == number else loss, metrics
+
+    patch.setattr(module, objective, changed)
+
+
+def die(loss):
+    """A change for at_step that ends a training: its last save is that of the step before."""
+    raise InterruptedError
+
+
+def running(pids):
+    """The states of those of the processes that run; one that has ended may not be collected yet."""
+    command = ["ps", "-o", "stat=", "-p", ",".join(map(str, pids))]
+    states = subprocess.run(command, capture_output=True, text=True).stdout.split()
+    return [state for state in states if not state.startswith("Z")]
 
 
 def everything(save_dir):

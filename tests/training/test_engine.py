@@ -6,7 +6,6 @@ import math
 import os
 import re
 import shutil
-import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -21,7 +20,7 @@ from moco.distributed import ProcessContext
 from moco.networks import checkpoint
 from moco.training import engine
 from moco.training.engine import MetricSums, topk_accuracy
-from moco.training.run import EXIT_RESUBMIT, Run
+from moco.training.run import Run
 from tests.support import GOLDEN, ROOT, forked, simsiam
 from tests.support.training import everything, same
 
@@ -124,30 +123,6 @@ def test_the_average_of_a_metric_is_over_the_images_of_all_processes(two_process
     content = checkpoint.read(two_processes / "last.tar")
     assert [record["images"] for record in content["records"]] == [48, 48]
     assert set(content["records"][0]) == {"epoch", "loss", "std", "images", "images_per_second", "waiting"}
-
-
-def stop_after(step, monkeypatch):
-    """Send SIGTERM to this process once so many steps of a run have been taken."""
-
-    def end_step(run, *arguments):
-        original(run, *arguments)
-        if run.step == step:
-            os.kill(os.getpid(), signal.SIGTERM)
-
-    original = Run.end_step
-    monkeypatch.setattr(Run, "end_step", end_step)
-
-
-def test_an_unknown_objective_resumes_bitwise(tmp_path, monkeypatch):
-    launch(["--save-dir", tmp_path / "uninterrupted"])
-    with monkeypatch.context() as patch:
-        stop_after(2, patch)
-        with pytest.raises(SystemExit) as exit_:
-            launch(["--save-dir", tmp_path / "interrupted"])
-        assert exit_.value.code == EXIT_RESUBMIT
-    assert checkpoint.read(tmp_path / "interrupted" / "last.tar")["step"] == 2
-    launch(["--save-dir", tmp_path / "interrupted", "--resume"])
-    assert same(everything(tmp_path / "uninterrupted"), everything(tmp_path / "interrupted"))
 
 
 def test_an_unknown_objective_resumes_bitwise_in_two_processes(two_processes, tmp_path, capfd, forked_launch):

@@ -1,7 +1,6 @@
 """A run is never lost: kills at any moment, stop signals through every launcher, full disks."""
 
 import itertools
-import os
 import random
 import signal
 import subprocess
@@ -17,13 +16,13 @@ from moco.cli import UserError
 from moco.networks import checkpoint
 from moco.training import run
 from moco.training.run import EXIT_RESUBMIT
-from tests.support.training import SCRIPT, SMALL, everything, kill_at_step, same, train, train_elsewhere, wait_for_step
+from tests.support import ROOT
+from tests.support.training import SMALL, everything, kill_at_step, running, same, train, train_elsewhere, wait_for_step
 
 pytestmark = pytest.mark.usefixtures("handlers", "one_thread", "empty_figures")
 EACH_STEP = ("--print-freq", 1, "--save-minutes", 0)
 SAVES_FOR_EVER = """
 import sys, torch
-from moco import plots
 from moco.networks import checkpoint
 from pathlib import Path
 last = Path(sys.argv[1]) / "last.tar"
@@ -34,28 +33,18 @@ for number in range(10**6):
 """
 
 
-def kill_while_saving(folder, seconds):
-    """Kill a process that saves without a pause, and read what it has saved."""
-    command = [sys.executable, "-c", SAVES_FOR_EVER, str(folder)]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, cwd=SCRIPT.parent)
+@pytest.mark.parametrize(
+    "seconds", [0.3, *(pytest.param(0.05 + 0.03 * i, marks=pytest.mark.thorough) for i in range(25))]
+)
+def test_a_kill_while_saving_leaves_no_unreadable_file(tmp_path, seconds):
+    command = [sys.executable, "-c", SAVES_FOR_EVER, str(tmp_path)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, cwd=ROOT)
     process.stdout.readline()
     time.sleep(seconds)
     process.kill()
     process.communicate()
-    content = checkpoint.read(folder / "last.tar")
+    content = checkpoint.read(tmp_path / "last.tar")
     assert (content["weights"] == content["number"]).all()
-
-
-def test_a_kill_while_saving_leaves_no_unreadable_file(tmp_path):
-    kill_while_saving(tmp_path, 0.3)
-
-
-@pytest.mark.thorough
-def test_25_kills_while_saving(tmp_path):
-    draws = random.Random(0)
-    for i in range(25):
-        (tmp_path / str(i)).mkdir()
-        kill_while_saving(tmp_path / str(i), draws.uniform(0.05, 0.8))
 
 
 @pytest.mark.thorough
@@ -94,15 +83,13 @@ def children_of(pid):
 ])  # fmt: skip
 def test_a_stop_signal_to_the_launcher_saves_on_all_processes(frames, tmp_path, launcher, stop, workers):
     """Only rank 0 prints, and no process or loader worker is left."""
-    flags = [str(frames), "--save-dir", str(tmp_path / "run"), *SMALL, "--epochs", "1000", "--print-freq", "1"]
-    flags += ["--workers", str(workers)]
+    flags, options = ["--epochs", 1000, "--print-freq", 1, "--workers", workers], []
     if launcher == "own":
-        command = [sys.executable, str(SCRIPT), *flags, "--multiprocessing-distributed", "--processes-per-node", "2"]
+        flags += ["--multiprocessing-distributed", "--processes-per-node", 2]
     else:
-        torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-        command = [*torchrun, "--signals-to-handle", "SIGTERM,SIGINT,SIGUSR1,SIGUSR2", str(SCRIPT), *flags]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        options = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+        options += ["--signals-to-handle", "SIGTERM,SIGINT,SIGUSR1,SIGUSR2"]
+    process = train_elsewhere(frames, tmp_path / "run", *flags, launcher=options)
     wait_for_step(tmp_path / "run", process, 3)
     family = children_of(process.pid)
     process.send_signal(stop)
@@ -113,12 +100,7 @@ def test_a_stop_signal_to_the_launcher_saves_on_all_processes(frames, tmp_path, 
     content = checkpoint.read(tmp_path / "run" / "last.tar")
     assert f"after step {content['step']} of epoch {content['epoch']}" in output
     assert len(family) >= (4 if workers else 2)
-    assert not [pid for pid in family if os.path.exists(f"/proc/{pid}") and _is_running(pid)]
-
-
-def _is_running(pid):
-    with open(f"/proc/{pid}/stat", encoding="utf-8") as file:
-        return file.read().rsplit(")", 1)[1].split()[0] != "Z"
+    assert not running(family)
 
 
 HANGS = """
@@ -142,7 +124,7 @@ def test_a_stop_signal_does_not_wait_for_a_batch_of_a_disk_that_hangs(frames, tm
     hanging, run = tmp_path / "hanging", tmp_path / "run"
     flags = [str(frames), "--save-dir", str(run), *SMALL, "--print-freq", "1", "--workers", str(workers)]
     command = [sys.executable, "-c", HANGS, *flags, "--epochs", "1000", str(hanging)]
-    process = subprocess.Popen(command, cwd=SCRIPT.parent, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     wait_for_step(run, process, 2)
     hanging.touch()
     time.sleep(2)
@@ -152,7 +134,7 @@ def test_a_stop_signal_does_not_wait_for_a_batch_of_a_disk_that_hangs(frames, tm
     assert process.returncode == EXIT_RESUBMIT and not errors.count("Traceback"), errors
     content = checkpoint.read(run / "last.tar")
     assert f"stopped by SIGUSR2 after step {content['step']} of epoch {content['epoch']}: saved" in output
-    assert len(family) == workers and not [pid for pid in family if os.path.exists(f"/proc/{pid}") and _is_running(pid)]
+    assert len(family) == workers and not running(family)
     epochs = ("--epochs", content["epoch"] + 1)
     train(frames, run, "--resume", *epochs)
     train(frames, tmp_path / "whole", *epochs)

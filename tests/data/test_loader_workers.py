@@ -84,11 +84,17 @@ def send_signals():
                 os.kill(pid, stop)
 
 def main():
-    batches = make(8, 4)
+    received, before = [], signal.getsignal(signal.SIGCHLD)
+    signal.signal(signal.SIGTERM, lambda number, _: received.append(number))
+    epoch = make(8, 4).epoch(0)
     sender = threading.Thread(target=send_signals)
     sender.start()
     try:
-        print(len(list(batches.epoch(0))))
+        next(epoch)
+        os.kill(os.getpid(), signal.SIGTERM)
+        print(1 + len(list(epoch)))
+        assert received == [signal.SIGTERM] and not signal.pthread_sigmask(signal.SIG_BLOCK, [])
+        assert signal.getsignal(signal.SIGCHLD) == before
     finally:
         done.append(True)
         sender.join()
@@ -98,25 +104,10 @@ cli.run(main)
 """
 
 
-def test_signals_do_not_reach_workers_that_are_starting():
-    """They are sent from before the first worker exists until the epoch ends."""
+def test_signals_do_not_reach_workers_that_are_starting_and_the_main_process_keeps_its_handlers():
+    """Workers get signals from before the first one exists until the epoch ends."""
     done = run(STARTING)
     assert (done.returncode, done.stdout) == (0, "6\n"), done.stderr
-
-
-def test_the_main_process_keeps_its_signal_handlers():
-    program = """
-signal.signal(signal.SIGTERM, lambda *_: print("SIGTERM"))
-before = signal.getsignal(signal.SIGCHLD)
-batches = make()
-epoch = batches.epoch(0)
-next(epoch)
-os.kill(os.getpid(), signal.SIGTERM)
-assert signal.getsignal(signal.SIGCHLD) == before and not signal.pthread_sigmask(signal.SIG_BLOCK, [])
-print(len(list(epoch)))
-"""
-    done = run(program)
-    assert (done.returncode, done.stdout) == (0, "SIGTERM\n11\n"), done.stderr
 
 
 KILLED = """

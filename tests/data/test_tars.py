@@ -50,11 +50,6 @@ def contents(frames):
     return [(frames.name(i), frames.label(i), frames.read(i)) for i in range(len(frames))]
 
 
-def names_in(tar):
-    with tarfile.open(tar) as file:
-        return file.getnames()
-
-
 def make_tar(path, members, form=tarfile.PAX_FORMAT):
     """Write a tar of {name: bytes}; of a name with a str, a hard link to it or, after "->", a symbolic one."""
     with tarfile.open(path, "w", format=form) as tar:
@@ -88,15 +83,13 @@ def test_selections_and_several_folders(pairs):
 
 
 @KINDS
-def test_tar_tarfile_and_webdataset_read_the_tars(pairs, kind, tmp_path):
+def test_tar_and_webdataset_read_the_tars(pairs, kind, tmp_path):
     files, folder = pairs[kind]
     expected = {path.relative_to(files).as_posix(): path.read_bytes() for path in files.rglob("*.jpeg")}
     for tar in tars.list_tars(folder):
         subprocess.run(["tar", "xf", folder / tar, "-C", tmp_path], check=True)
     assert {path.relative_to(tmp_path).as_posix(): path.read_bytes() for path in tmp_path.rglob("*.jpeg")} == expected
-    paths = [str(folder / tar) for tar in tars.list_tars(folder)]
-    assert {name for path in paths for name in names_in(path)} == expected.keys()
-    assert webdataset_images(paths) == expected
+    assert webdataset_images([str(folder / tar) for tar in tars.list_tars(folder)]) == expected
 
 
 def webdataset_images(paths):
@@ -161,7 +154,7 @@ def test_folders_that_an_earlier_version_packed_open(tmp_path):
 
 
 TOPS = st.sampled_from(["", "a", "a-", "a.b", "Z", "é"])
-INSIDE = st.sampled_from(["", "in/", "in-2/", "in/d/", "long/" * 40])
+INSIDE = st.sampled_from(["", "in/", "in-2/", "in/d/", "long/" * 60])
 STEMS = st.text("ab-_.Z0é", min_size=1, max_size=3)
 
 
@@ -316,7 +309,7 @@ def unreadable(frames):
 def test_images_behind_the_cut_of_a_tar_are_unreadable(pairs, tmp_path, capsys):
     folder, intact = shutil.copytree(pairs["videos"][1], tmp_path / "tars"), FrameFolder(pairs["videos"][1])
     tar, before = folder / VIDEOS[1].replace("mp4", "tar"), FrameFolder(folder)
-    inside = names_in(tar)
+    inside = list(tars.scan(tar)[0])
     os.truncate(tar, tar.stat().st_size // 2)
     for frames, reason in ((before, f"{tar.name} has been cut"), (FrameFolder(folder), "No such file or directory")):
         failed = unreadable(frames)

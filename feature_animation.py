@@ -27,18 +27,14 @@ def feature_map(trunk, feature):
     return lambda images: trunk(images)[:, feature]
 
 
-def attention_map(network):
-    """A function from images (N, 3, H, W) to the attention (N, h, w) of the class token, the mean over heads."""
-    return lambda images: vit.attention_maps(network, images).mean(1)
-
-
 def main(argv=None):
     args = parse_args(argv)
     frames, opened = film.open_inputs(args)
     network = opened.network
     if args.attention:
         vit.check(network)
-        function, name, title, stride = attention_map(network), "attention", "attention", network.patch_size
+        name = title = "attention"
+        function, stride = lambda images: vit.attention_maps(network, images).mean(1), network.patch_size
     else:
         n = architectures.head(network).in_features
         if not 0 <= args.feature_idx < n:

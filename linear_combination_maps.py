@@ -41,8 +41,7 @@ def parse_args(argv=None):
     add("--attention", action="store_true", help="show the attention of a vision transformer's class token instead")
     add("--heads", action="store_true", help="with --attention: one column per head, not their mean")
     cli.shared_flags(parser, "--batch-size", default=36, help="number of images, chosen at random")
-    cli.shared_flags(parser, "--image-size", "--workers")
-    cli.shared_flags(parser, "--save-dir", "--seed", "--device", "--overwrite")
+    cli.shared_flags(parser, "--image-size", "--workers", "--save-dir", "--seed", "--device", "--overwrite")
     return parser.parse_args(argv)
 
 

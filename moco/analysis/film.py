@@ -48,8 +48,7 @@ def add_flags(parser, frames, batch_size):
     add("--name", type=_file_name, metavar="FILE.mp4", help="name of the film in --save-dir")
     help_text = f"images per forward pass; more than {features.BATCH} are computed in parts"
     cli.shared_flags(parser, "--batch-size", default=batch_size, help=help_text)
-    cli.shared_flags(parser, "--image-size", "--workers")
-    cli.shared_flags(parser, "--save-dir", "--seed", "--device", "--overwrite")
+    cli.shared_flags(parser, "--image-size", "--workers", "--save-dir", "--seed", "--device", "--overwrite")
 
 
 def _file_name(text):

@@ -5,8 +5,9 @@ import signal
 import subprocess
 from pathlib import Path
 
-# Before torch is loaded: a second thread gains nothing on small inputs, and waits for the first one in a busy loop.
-os.environ.setdefault("OMP_NUM_THREADS", "1")
+# Before torch is loaded, also by the processes that tests start: a second thread gains nothing on small inputs, waits
+# for the first one in a busy loop, and changes the last bits of a sum.
+os.environ["OMP_NUM_THREADS"] = "1"
 
 import pytest
 import torch
@@ -15,8 +16,9 @@ from matplotlib.figure import Figure
 from moco.distributed import STOP_SIGNALS
 from moco.networks import architectures
 from tests.support import forked
-from tests.support.inputs import make_frames, save_network, single_thread
+from tests.support.inputs import make_frames, save_network
 
+torch.set_num_threads(1)
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell starts background jobs with Ctrl-C ignored
 LONGEST = ("test_slurm.py", "test_readme.py", "test_distributed.py", "test_loader_workers.py")
 
@@ -39,12 +41,6 @@ def handlers():
     yield
     for stop, handler in before.items():
         signal.signal(stop, handler)
-
-
-@pytest.fixture
-def one_thread():
-    with single_thread():
-        yield
 
 
 @pytest.fixture

@@ -19,7 +19,7 @@ from tests.support import forked
 from tests.support.golden import DATA
 from tests.test_distributed import TWO_PROCESSES
 
-pytestmark = pytest.mark.usefixtures("handlers", "one_thread")
+pytestmark = pytest.mark.usefixtures("handlers")
 
 
 class Encoder(nn.Module):

@@ -95,7 +95,7 @@ TORCHRUN += ["tests.support.job"]
 
 
 @pytest.mark.parametrize("command, end, workers", [
-    (SPAWN, "mistake", 1), (SPAWN, "killed", 2), (TORCHRUN, "mistake", 2),
+    (SPAWN, "mistake", 1), (SPAWN, "killed", 2),
     *(pytest.param(command, end, workers, marks=THOROUGH)
       for command in (SPAWN, TORCHRUN) for end in ENDS for workers in (0, 1, 2)),
 ])  # fmt: skip

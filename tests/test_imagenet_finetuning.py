@@ -11,10 +11,10 @@ import imagenet_finetuning
 from moco.cli import UserError
 from moco.networks import architectures, checkpoint, opening
 from moco.training import engine
-from tests.conftest import make_frames
+from tests.support.inputs import make_frames
 from tests.support.training import everything, same
 
-pytestmark = pytest.mark.usefixtures("handlers", "one_thread", "forked_launch")
+pytestmark = pytest.mark.usefixtures("handlers", "forked_launch")
 START = "start.tar"
 
 

@@ -11,11 +11,11 @@ import moco_img
 import moco_utils
 from moco.cli import UserError
 from moco.networks import checkpoint, opening
-from tests.conftest import make_frames, single_thread
 from tests.support import training
+from tests.support.inputs import make_frames
 from tests.support.training import at_step, die, everything, same
 
-pytestmark = pytest.mark.usefixtures("handlers", "one_thread")
+pytestmark = pytest.mark.usefixtures("handlers")
 LAST = "moco_img_checkpoint_0001.pth.tar"
 train = partial(training.train, script=moco_img)
 
@@ -24,8 +24,7 @@ train = partial(training.train, script=moco_img)
 def whole(tmp_path_factory):
     """An undisturbed run of two epochs of three steps over the frames of the fixture of that name."""
     folder = tmp_path_factory.mktemp("whole")
-    with single_thread():
-        train(make_frames(folder / "frames"), folder / "run", "--print-freq", 1)
+    train(make_frames(folder / "frames"), folder / "run", "--print-freq", 1)
     return folder / "run"
 
 

@@ -12,7 +12,7 @@ from moco.networks import checkpoint
 from tests.support import training
 from tests.support.training import everything, same
 
-pytestmark = pytest.mark.usefixtures("handlers", "one_thread")
+pytestmark = pytest.mark.usefixtures("handlers")
 train = partial(training.train, script=moco_temp)
 
 

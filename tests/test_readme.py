@@ -19,7 +19,7 @@ from moco.networks import architectures
 from tests.support import ROOT
 from tests.support.inputs import make_frames, save_network
 from tests.support.shell import write_program
-from tests.support.videos import write_video
+from tests.support.videos import write_video, write_videos
 
 pytestmark = pytest.mark.usefixtures("empty_figures")
 
@@ -70,20 +70,15 @@ def name(line):
     return re.sub(r" --save-dir \S+|^python ", "", line)[:90]
 
 
-def make_videos(folder, names=("1.mp4", "2.mp4")):
-    folder.mkdir(parents=True)
-    for name in names:
-        write_video(folder / name, 120)  # two of them make more than one episode of the demo
-
-
 @pytest.fixture(scope="module")
 def inputs(tmp_path_factory):
     """A folder with all inputs that the page names, those included that other commands of the page write."""
     folder = tmp_path_factory.mktemp("inputs")
     for name in ("videos_S", "saycam/S", "saycam/A", "saycam/Y", "my_videos"):
-        make_videos(folder / name, ("S_20130417_0600_01.mp4", "S_20131101_1200_01.mp4"))
+        # Two of them make more than one episode of the demo.
+        write_videos(folder / name, {"S_20130417_0600_01.mp4": 120, "S_20131101_1200_01.mp4": 120})
     toys = [f"{category}_{exemplar:02}" for category in ("airplane", "truck") for exemplar in range(1, 5)]
-    make_videos(folder / "toybox_videos", [f"{toy}_pivothead_rxplus.mp4" for toy in toys])
+    write_videos(folder / "toybox_videos", {f"{toy}_pivothead_rxplus.mp4": 120 for toy in toys})
     write_video(folder / "room.mp4", 60)
     read_saycam.main([str(folder / "videos_S"), "--save-dir", str(folder / "frames_S"), "--seg-len=1", "--workers=0"])
     for name in ("frames_A", "frames_Y"):
@@ -140,7 +135,7 @@ def link_inputs(words, inputs, folder):
 
 
 @pytest.mark.parametrize("line", PYTHON, ids=name)
-def test_a_python_command_runs(line, inputs, tmp_path, monkeypatch, handlers, one_thread, request):
+def test_a_python_command_runs(line, inputs, tmp_path, monkeypatch, handlers, request):
     words = shlex.split(line)
     script = next(word for word in words if word.endswith(".py"))
     if "results.json" in line or "report.py" in line:
@@ -158,9 +153,7 @@ def test_a_python_command_runs(line, inputs, tmp_path, monkeypatch, handlers, on
         words += ["--seg-len", "1"]
     if words[0] == "torchrun":
         words[words.index(script)] = str(ROOT / script)
-        environment = os.environ | {"OMP_NUM_THREADS": "1"}
-        torchrun = [sys.executable, "-m", "torch.distributed.run"]
-        subprocess.run([*torchrun, *words[1:]], check=True, env=environment)
+        subprocess.run([sys.executable, "-m", "torch.distributed.run", *words[1:]], check=True)
     else:
         run_in_process(script, words[2:])
     if "--save-dir" in words and not {"--dry-run", "--locate"} & set(words):
@@ -198,7 +191,6 @@ def project(tmp_path, monkeypatch, inputs):
     write_program(project / ".venv" / "bin" / "python", f'exec "{sys.executable}" "$@"')
     monkeypatch.chdir(project)
     monkeypatch.setenv("PATH", f"{project}/.venv/bin:{Path(sys.executable).parent}:{os.environ['PATH']}")
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
     return project
 
 

@@ -14,18 +14,17 @@ import temporal_classification
 from moco.cli import UserError
 from moco.networks import checkpoint
 from moco.training.run import EXIT_RESUBMIT
-from tests.conftest import make_frames, single_thread
+from tests.support.inputs import make_frames
 from tests.support.training import at_step, die, everything, kill_at_step, same, train
 
-pytestmark = pytest.mark.usefixtures("handlers", "one_thread", "empty_figures")
+pytestmark = pytest.mark.usefixtures("handlers", "empty_figures")
 
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
     """An undisturbed run over the frames of the fixture of that name; also its save directory's log has every step."""
     folder = tmp_path_factory.mktemp("whole")
-    with single_thread():
-        train(make_frames(folder / "frames"), folder / "run", "--print-freq", 1)
+    train(make_frames(folder / "frames"), folder / "run", "--print-freq", 1)
     return folder / "run"
 
 
@@ -62,7 +61,7 @@ def test_a_resumed_run_is_bitwise_the_undisturbed_one(frames, tmp_path, monkeypa
 def cut(tmp_path_factory):
     """A run that dies in the last step, its last save being that of the step before."""
     folder = tmp_path_factory.mktemp("cut")
-    with single_thread(), pytest.MonkeyPatch.context() as patch, pytest.raises(InterruptedError):
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(InterruptedError):
         at_step(patch, 6, die)
         train(make_frames(folder / "frames"), folder / "run", "--save-minutes", 0)
     return folder / "run"

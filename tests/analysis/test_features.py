@@ -214,7 +214,7 @@ def array(cache):
     return path
 
 
-def test_a_killed_run_is_completed_to_the_same_bytes(tmp_path, monkeypatch, one_thread):
+def test_a_killed_run_is_completed_to_the_same_bytes(tmp_path, monkeypatch):
     monkeypatch.setattr(features, "BATCH", 4)
     monkeypatch.setattr(features, "BLOCK", 8)
     images = FrameFolder(make_frames(tmp_path / "frames", ["a"], 101))

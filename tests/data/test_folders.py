@@ -278,7 +278,7 @@ def test_mistakes_are_one_line(tmp_path):
         FrameFolder(tmp_path / "S", Selection(children=("S",)))
 
 
-@pytest.mark.usefixtures("handlers", "one_thread")
+@pytest.mark.usefixtures("handlers")
 def test_a_training_on_ages_sees_these_and_resumes_with_the_same_selection(tmp_path, capsys):
     data = make_folder(tmp_path / "frames", [7, 15, 8, 12])
     train(data, tmp_path / "run", "--ages", "6-12", "--epochs", 1)
@@ -291,7 +291,7 @@ def test_a_training_on_ages_sees_these_and_resumes_with_the_same_selection(tmp_p
     assert json.loads((tmp_path / "run" / "args.json").read_text())["ages"] == [6, 12]
 
 
-@pytest.mark.usefixtures("handlers", "one_thread")
+@pytest.mark.usefixtures("handlers")
 def test_moco_over_time_takes_several_folders(tmp_path):
     for name, slots in {"S": [12, 12], "A": [12]}.items():
         make_folder(tmp_path / name, slots, size=64)

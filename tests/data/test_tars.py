@@ -430,7 +430,7 @@ def test_a_copy_in_another_process_maps_the_same_index(pairs):
 # --- the same training
 
 
-@pytest.mark.usefixtures("handlers", "one_thread")
+@pytest.mark.usefixtures("handlers")
 def test_a_training_on_tars_that_is_interrupted_is_bitwise_an_undisturbed_one_on_files(pairs, tmp_path):
     files, folder = pairs["videos"]
     train(files, tmp_path / "files")

@@ -10,7 +10,7 @@ from scripts import benchmark
 from tests.support import GOLDEN
 from tests.support.videos import write_video
 
-pytestmark = pytest.mark.usefixtures("handlers", "empty_figures", "one_thread")
+pytestmark = pytest.mark.usefixtures("handlers", "empty_figures")
 IMAGES = GOLDEN / "images"
 
 

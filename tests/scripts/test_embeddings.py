@@ -29,7 +29,7 @@ ARCH = "shufflenet_v2_x0_5"
 
 
 @pytest.fixture(autouse=True)
-def small_batches(monkeypatch, one_thread):
+def small_batches(monkeypatch):
     monkeypatch.setattr(features, "BATCH", 4)
 
 

@@ -35,7 +35,6 @@ def cluster(tmp_path_factory):
     subprocess.run([*script, "start", folder, "3"], check=True)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("SLURM_CONF", str(folder / "slurm.conf"))
-        patch.setenv("OMP_NUM_THREADS", "1")
         patch.setenv("PYTHON", sys.executable)
         yield
         subprocess.run(["scancel", "--user=root"], check=True)

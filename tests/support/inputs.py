@@ -1,10 +1,7 @@
 """Small folders of frames and small networks for the tests."""
 
-from contextlib import contextmanager
-
 import cv2
 import numpy as np
-import torch
 
 from moco.networks import checkpoint
 
@@ -31,14 +28,3 @@ def run_small(script, data, save_dir, model, *words):
     """Run an analysis script on 64x64 images on the CPU; the folder comes last, as in the published calls."""
     flags = ["--model-path", model, "--image-size", 64, "--device", "cpu", "--workers", 0, "--save-dir", save_dir]
     script.main([str(word) for word in (*flags, *words, data)])
-
-
-@contextmanager
-def single_thread():
-    """Torch computes in one thread: the number of threads changes the last bits of a sum."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)

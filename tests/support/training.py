@@ -1,6 +1,5 @@
 """Small trainings, in this process or another one, and comparisons of their final states."""
 
-import os
 import subprocess
 import sys
 import time
@@ -28,9 +27,8 @@ def train(frames, save_dir, *flags, script=temporal_classification):
 def train_elsewhere(frames, save_dir, *flags, script=temporal_classification, launcher=()):
     """Start training in another process; launcher: options of Python that run another module, which runs the script."""
     words = [str(frames), "--save-dir", str(save_dir), *_small(script), *map(str, flags)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     pipes = dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    return subprocess.Popen([sys.executable, *launcher, script.__file__, *words], env=environment, **pipes)
+    return subprocess.Popen([sys.executable, *launcher, script.__file__, *words], **pipes)
 
 
 def _small(script):

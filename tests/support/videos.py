@@ -64,7 +64,7 @@ def write_video(
 
 def write_videos(folder, counts):
     """A folder of videos of {name: number of frames}, which is made; returns it."""
-    folder.mkdir(exist_ok=True)
+    folder.mkdir(parents=True, exist_ok=True)
     for name, count in counts.items():
         write_video(folder / (name if "." in name else f"{name}.mp4"), count)
     return folder

@@ -24,7 +24,7 @@ from moco.training.run import Run
 from tests.support import GOLDEN, ROOT, forked, simsiam
 from tests.support.training import everything, same
 
-pytestmark = pytest.mark.usefixtures("handlers", "one_thread")
+pytestmark = pytest.mark.usefixtures("handlers")
 TWO_PROCESSES = ("--multiprocessing-distributed", "--processes-per-node", "2")
 
 

@@ -19,7 +19,7 @@ from moco.training.run import EXIT_RESUBMIT
 from tests.support import ROOT
 from tests.support.training import SMALL, everything, kill_at_step, running, same, train, train_elsewhere, wait_for_step
 
-pytestmark = pytest.mark.usefixtures("handlers", "one_thread", "empty_figures")
+pytestmark = pytest.mark.usefixtures("handlers", "empty_figures")
 EACH_STEP = ("--print-freq", 1, "--save-minutes", 0)
 SAVES_FOR_EVER = """
 import sys, torch

@@ -16,11 +16,11 @@ import temporal_classification
 from moco.cli import UserError
 from moco.networks import architectures, checkpoint
 from moco.training.run import Run
-from tests.conftest import make_frames, single_thread
 from tests.support import ROOT
+from tests.support.inputs import make_frames
 from tests.support.training import everything, same, train
 
-pytestmark = pytest.mark.usefixtures("handlers", "one_thread", "empty_figures")
+pytestmark = pytest.mark.usefixtures("handlers", "empty_figures")
 EPOCH_0 = "shufflenet_v2_x0_5_epoch_0.tar"
 
 
@@ -34,7 +34,7 @@ def finished(tmp_path_factory):
             shutil.copy(run.folder / "last.tar", folder / "within.tar")
 
     folder, original = tmp_path_factory.mktemp("finished"), Run.save_if_due
-    with single_thread(), pytest.MonkeyPatch.context() as patch:
+    with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Run, "save_if_due", save_if_due)
         train(make_frames(folder / "frames"), folder / "run", "--save-minutes", 0, "--print-freq", 1)
     return folder / "run"
@@ -102,9 +102,7 @@ def test_more_epochs_of_a_cosine_schedule_need_override(frames, tmp_path):
     with pytest.raises(UserError, match="epochs was 1 and is 2; --override continues"):
         moco(frames, tmp_path / "cosine", "--cos", "--resume")
     moco(frames, tmp_path / "cosine", "--cos", "--resume", "--override")
-    moco(frames, tmp_path / "steps", "--epochs", 1)
-    moco(frames, tmp_path / "steps", "--resume")
-    assert all(len(checkpoint.read(tmp_path / name / "last.tar")["records"]) == 2 for name in ("cosine", "steps"))
+    assert len(checkpoint.read(tmp_path / "cosine" / "last.tar")["records"]) == 2
 
 
 def test_a_run_of_another_script_is_named(frames, finished, tmp_path):
@@ -173,8 +171,8 @@ def test_files_of_a_user_are_left_alone(frames, tmp_path, flags):
     assert (folder / ".folder.part").is_dir() and (folder / ".last.999999.part.tar").is_dir()
 
 
-@pytest.mark.parametrize("name", ["a{0}b 50%d [ab]*?.tar", "start"])
-def test_a_start_checkpoint_may_have_any_name(tmp_path, name):
+def test_a_start_checkpoint_may_have_any_name(tmp_path):
+    name = "a{0}b 50%d [ab]*?"
     for side in ("train", "val"):
         make_frames(tmp_path / "imagenet" / side)
     model = architectures.build("shufflenet_v2_x0_5", 7)

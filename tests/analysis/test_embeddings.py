@@ -157,6 +157,15 @@ def test_many_items_have_no_interval(monkeypatch):
     assert rho == pytest.approx(1) and np.isnan((low, high)).all() and pairs == 6
 
 
+@pytest.mark.thorough
+def test_correlations_are_those_of_rsatoolbox(rows):
+    rsatoolbox = pytest.importorskip("rsatoolbox", reason="rsatoolbox is not installed")
+    matrices = [embeddings.dissimilarity(part, "correlation") for part in (rows[:, :20], rows[:, 10:])]
+    theirs = [rsatoolbox.rdm.RDMs(matrix[None].astype(float)) for matrix in matrices]
+    expected = rsatoolbox.rdm.compare(*theirs, method="spearman").item()
+    assert embeddings.compare(*matrices, 0)[0] == pytest.approx(expected, abs=1e-9)
+
+
 # --- t-SNE
 
 

@@ -24,14 +24,7 @@ def parser(doc):
     parser = cli.parser(doc)
     add = parser.add_argument
     add("data", nargs="+", metavar="FOLDER", help="folder of frames, one folder per class; several are joined")
-    add(
-        "-a",
-        "--arch",
-        type=architectures.arch_name,
-        default="resnet50",
-        metavar="ARCH",
-        help=f"architecture; published: {', '.join(architectures.PUBLISHED)}; or any other torchvision classifier",
-    )
+    architectures.add_flag(parser, "-a", "--arch")
     add("--epochs", type=cli.number(int, 1), default=12, help="number of epochs")
     add(
         "--schedule",

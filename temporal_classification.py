@@ -26,13 +26,7 @@ def parse_args(argv=None):
     parser = cli.parser(__doc__)
     add = parser.add_argument
     add("data", nargs="+", metavar="FOLDER", help="folder of frames, one folder per class; several are joined")
-    add(
-        "--model",
-        type=architectures.arch_name,
-        default="resnet50",
-        metavar="ARCH",
-        help=f"architecture; published: {', '.join(architectures.PUBLISHED)}; or any other torchvision classifier",
-    )
+    architectures.add_flag(parser, "--model")
     add(
         "--recipe",
         choices=["released", "paper"],

@@ -35,6 +35,12 @@ def arch_name(arch):
     return arch
 
 
+def add_flag(parser, *names):
+    """Add the flag called names, for the architecture to train, to parser."""
+    text = f"architecture; published: {', '.join(PUBLISHED)}; or any other torchvision classifier"
+    parser.add_argument(*names, type=arch_name, default="resnet50", metavar="ARCH", help=text)
+
+
 def build(arch, n_out=None, weights=None):
     """An architecture whose head is one linear layer with n_out outputs, without dropout anywhere.
 

@@ -40,9 +40,9 @@ class Run:
     and UserError says why it cannot be.
 
     flags: all flags of the script by name, recorded in args.json and in every checkpoint; among them those of
-    add_flags, and epochs. name: of an epoch's checkpoint, as a format string of
-    epoch; without a field, each epoch replaces the file of the one before. metadata: {"arch", "classes", "images",
-    ...}: stored in every checkpoint, and must not differ on resume. dtype: of the forward pass. layout: of LAYOUTS.
+    add_flags, and epochs. name: of an epoch's checkpoint, as a format string of epoch; without a field, each epoch
+    replaces the file of the one before. metadata: {"arch", "classes", "images", ...}: stored in every checkpoint, and
+    must not differ on resume. dtype: of the forward pass. layout: of LAYOUTS.
     epoch, step: the position, the next step to take. records: one dict per finished epoch. metrics: MetricSums of the
     current epoch; after a resume rank 0 has those of all processes.
     """

@@ -304,6 +304,13 @@ class Manifest:
     def _times(self):
         return files.load_array(self.folder / TIMES)
 
+    def frames(self, number):
+        """The numbers of a video's frames in its slots, int64 (slots,); None if an earlier version planned it so."""
+        video = self.videos[number]
+        if "times_from" in video:
+            return self._times[video["times_from"] :][: video["slots"], 0].astype(np.int64)
+        return np.arange(video["slots"]) * video["step"] if video.get("step") else None
+
     def source(self, i):
         """The recordings.Source of image i."""
         number = self.video(i)

@@ -43,7 +43,7 @@ directly in this folder may be imported from anywhere, those of a sub-package by
 
     analysis/
         features            features of images, in arrays on disk
-        embeddings          embeddings of many images: which, dissimilarity, t-SNE
+        embeddings          embeddings of many images: groups, dissimilarities and how they correlate, t-SNE
         units               statistics of single units
         splits              training and test images
         accuracy            accuracies, published values, differences between models
